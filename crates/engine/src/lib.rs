@@ -1,0 +1,1 @@
+//! The one place that names backends: a model on a device, behind one object-safe trait.

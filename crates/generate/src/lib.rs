@@ -1,0 +1,1 @@
+//! From logits to token ids: greedy search, beam search, sampling. Knows ids, not strings, and no tensor library.

@@ -1,0 +1,1 @@
+//! Opens a model folder: config, weights, tokenizer and preprocessing, ready to run.
