@@ -1,1 +1,36 @@
 //! The mathematics of OpenFlamingo, generic over the backend: no files, no strings, no threads.
+//!
+//! [`Flamingo::forward`] is the architecture in one loop; every other file is one of its parts. Module
+//! paths are the tensor names of a model folder (`decoder.blocks.0.attention.qkv.weight`), and linear
+//! weights are kept `[d_out, d_in]` as PyTorch keeps them.
+//!
+//! Numbers that decide what a token may look at (padding, positions, which image) are small and known
+//! on the host: they arrive as plain vectors in [`Text`] and become masks here, once a forward pass.
+
+mod activation;
+mod attention;
+mod cache;
+mod cross_attention;
+mod decoder;
+mod embedding;
+mod flamingo;
+mod linear;
+mod loss;
+mod media;
+mod norm;
+mod resampler;
+mod text;
+mod vision;
+
+pub use cache::Cache;
+pub use cross_attention::{GatedCrossAttention, MaskedCrossAttention};
+pub use decoder::{Block, Decoder};
+pub use embedding::TokenEmbedding;
+pub use flamingo::{Flamingo, Observe, Point, ignore};
+pub use linear::{FeedForward, Linear};
+pub use loss::{IGNORE, next_token_loss};
+pub use media::{Media, Sight};
+pub use norm::Norm;
+pub use resampler::Resampler;
+pub use text::Text;
+pub use vision::VisionTransformer;

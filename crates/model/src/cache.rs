@@ -1,0 +1,112 @@
+//! The decoder's key-value cache. The caller owns it: the model stays a value.
+
+use burn::tensor::{Int, Tensor, backend::Backend};
+
+/// Keys and values of all tokens so far, for each layer.
+///
+/// Buffers are `[rows, heads, capacity, head_dim]`; they are written in place while nobody else holds
+/// them, and grow by doubling.
+#[derive(Clone, Debug)]
+pub struct Cache<B: Backend> {
+    layers: Vec<Option<[Tensor<B, 4>; 2]>>,
+    len: usize,
+    /// For each row, which of the cached tokens are text rather than padding.
+    keep: Vec<Vec<bool>>,
+    reserve: usize,
+}
+
+impl<B: Backend> Cache<B> {
+    /// An empty cache of `layers` layers and `rows` rows. `reserve` tokens fit without growing.
+    pub fn new(layers: usize, rows: usize, reserve: usize) -> Self {
+        Self { layers: vec![None; layers], len: 0, keep: vec![Vec::with_capacity(reserve); rows], reserve }
+    }
+
+    /// Tokens cached, padding included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is cached yet.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Number of sequences.
+    pub fn rows(&self) -> usize {
+        self.keep.len()
+    }
+
+    /// For each row, the number of cached tokens that are not padding.
+    pub fn kept(&self) -> Vec<usize> {
+        self.keep.iter().map(|row| row.iter().filter(|&&k| k).count()).collect()
+    }
+
+    /// For each row, which cached tokens are not padding.
+    pub(crate) fn keep(&self) -> &[Vec<bool>] {
+        &self.keep
+    }
+
+    /// Notes the tokens that the layers are about to append.
+    pub(crate) fn announce(&mut self, keep: &[bool], width: usize) {
+        for (row, kept) in self.keep.iter_mut().zip(keep.chunks(width)) {
+            row.extend_from_slice(kept);
+        }
+        self.len += width;
+    }
+
+    /// Appends the announced tokens' keys and values (`[rows, heads, width, dim]`) to one layer and
+    /// returns all of that layer's.
+    pub(crate) fn append(&mut self, layer: usize, k: Tensor<B, 4>, v: Tensor<B, 4>) -> [Tensor<B, 4>; 2] {
+        let end = self.len;
+        let [_, _, width, _] = k.dims();
+        let start = end - width;
+        let buffers = match self.layers[layer].take() {
+            Some(buffers) if buffers[0].dims()[2] >= end => buffers,
+            Some(buffers) => buffers.map(|buffer| grown(buffer, start, (2 * start).max(end))),
+            None => {
+                let capacity = end.max(self.reserve);
+                [&k, &v].map(|x| {
+                    let [rows, heads, _, dim] = x.dims();
+                    Tensor::zeros([rows, heads, capacity, dim], (&x.device(), x.dtype()))
+                })
+            }
+        };
+        let mut new = [Some(k), Some(v)];
+        let mut slot = 0;
+        // The buffer is moved through, never cloned: a backend can then write into it.
+        let buffers = buffers.map(|buffer| {
+            let x = new[slot].take().expect("two buffers, two tensors");
+            slot += 1;
+            let [rows, heads, _, dim] = x.dims();
+            buffer.slice_assign([0..rows, 0..heads, start..end, 0..dim], x)
+        });
+        let all = [&buffers[0], &buffers[1]].map(|buffer| buffer.clone().narrow(2, 0, end));
+        self.layers[layer] = Some(buffers);
+        all
+    }
+
+    /// Row `i` becomes a copy of what was row `rows[i]`; the number of rows may change. Beam search
+    /// expands, reorders and shrinks its batch this way.
+    pub fn select(&mut self, rows: &[usize]) {
+        self.keep = rows.iter().map(|&row| self.keep[row].clone()).collect();
+        for layer in self.layers.iter_mut() {
+            *layer = layer.take().map(|buffers| buffers.map(|buffer| select_rows(buffer, rows)));
+        }
+    }
+}
+
+/// Rows of a tensor by index, in the given order; nothing is copied where that is all rows as they are.
+pub(crate) fn select_rows<B: Backend, const D: usize>(x: Tensor<B, D>, rows: &[usize]) -> Tensor<B, D> {
+    if rows.len() == x.dims()[0] && rows.iter().enumerate().all(|(i, &row)| i == row) {
+        return x;
+    }
+    let index: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+    let index = Tensor::<B, 1, Int>::from_ints(index.as_slice(), &x.device());
+    x.select(0, index)
+}
+
+fn grown<B: Backend>(buffer: Tensor<B, 4>, used: usize, capacity: usize) -> Tensor<B, 4> {
+    let [rows, heads, _, dim] = buffer.dims();
+    let bigger = Tensor::zeros([rows, heads, capacity, dim], (&buffer.device(), buffer.dtype()));
+    bigger.slice_assign([0..rows, 0..heads, 0..used, 0..dim], buffer.narrow(2, 0, used))
+}

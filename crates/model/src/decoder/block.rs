@@ -1,0 +1,163 @@
+//! One block of the decoder: self-attention and a feed-forward network.
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+use flamingo_config::{Activation, Architecture, Norm as NormKind, NormPlacement, Position, Residual};
+
+use super::position::Context;
+use crate::activation::activate;
+use crate::attention::{attend, merge_heads, split_heads, split_last};
+use crate::cache::Cache;
+use crate::linear::Linear;
+use crate::norm::Norm;
+
+/// A decoder block.
+#[derive(Module, Debug)]
+pub struct Block<B: Backend> {
+    /// Norm of the attention.
+    pub norm_1: Norm<B>,
+    /// Causal self-attention.
+    pub attention: SelfAttention<B>,
+    /// Norm of the feed-forward network; absent where both share the first.
+    pub norm_2: Option<Norm<B>>,
+    /// Feed-forward network.
+    pub mlp: Mlp<B>,
+    #[module(skip)]
+    residual: Residual,
+    #[module(skip)]
+    norm_placement: NormPlacement,
+}
+
+/// Causal self-attention.
+#[derive(Module, Debug)]
+pub struct SelfAttention<B: Backend> {
+    /// `[3 * d_model, d_model]`: queries, keys, values, each head after head.
+    pub qkv: Linear<B>,
+    /// Norm of the queries over the whole width (MPT-1B).
+    pub q_norm: Option<Norm<B>>,
+    /// Norm of the keys over the whole width (MPT-1B).
+    pub k_norm: Option<Norm<B>>,
+    /// `[d_model, d_model]`.
+    pub out: Linear<B>,
+    heads: usize,
+    scale: f64,
+    #[module(skip)]
+    clip_qkv: Option<f64>,
+    #[module(skip)]
+    position: Position,
+    #[module(skip)]
+    window: Option<usize>,
+    layer: usize,
+}
+
+/// `down(act(up x))`, or `down(act(gate x) * up x)`.
+#[derive(Module, Debug)]
+pub struct Mlp<B: Backend> {
+    /// `[d_ff, d_model]`.
+    pub up: Linear<B>,
+    /// `[d_ff, d_model]` (LLaMA).
+    pub gate: Option<Linear<B>>,
+    /// `[d_model, d_ff]`.
+    pub down: Linear<B>,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl<B: Backend> Block<B> {
+    /// Block number `layer` with random weights.
+    pub fn new(a: &Architecture, layer: usize, device: &B::Device) -> Self {
+        let d = a.d_model;
+        let norm = || Norm::new(a.norm, d, a.norm_eps, device);
+        let qk_norm = || a.qk_norm.then(|| Norm::new(NormKind::Layer { bias: false }, d, a.norm_eps, device));
+        Self {
+            norm_1: norm(),
+            attention: SelfAttention {
+                qkv: Linear::new(d, 3 * d, a.biases.qkv, device),
+                q_norm: qk_norm(),
+                k_norm: qk_norm(),
+                out: Linear::new(d, d, a.biases.out, device),
+                heads: a.n_heads,
+                scale: a.attention_scale,
+                clip_qkv: a.clip_qkv,
+                position: a.position,
+                window: a.windows[layer],
+                layer,
+            },
+            norm_2: (a.residual != Residual::ParallelSharedNorm).then(norm),
+            mlp: Mlp {
+                up: Linear::new(d, a.d_ff, a.biases.mlp, device),
+                gate: a.gated_mlp.then(|| Linear::new(d, a.d_ff, a.biases.mlp, device)),
+                down: Linear::new(a.d_ff, d, a.biases.mlp, device),
+                activation: a.activation,
+            },
+            residual: a.residual,
+            norm_placement: a.norm_placement,
+        }
+    }
+
+    /// `[rows, tokens, d_model]` to the same shape.
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, context: &Context<B>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+        let norm_2 = |x: Tensor<B, 3>| match &self.norm_2 {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        match (self.norm_placement, self.residual) {
+            (NormPlacement::Pre, Residual::Sequential) => {
+                let x = x.clone() + self.attention.forward(self.norm_1.forward(x), context, cache);
+                x.clone() + self.mlp.forward(norm_2(x))
+            }
+            (NormPlacement::Pre, Residual::Parallel) => {
+                let attention = self.attention.forward(self.norm_1.forward(x.clone()), context, cache);
+                x.clone() + attention + self.mlp.forward(norm_2(x))
+            }
+            (NormPlacement::Pre, Residual::ParallelSharedNorm) => {
+                let normed = self.norm_1.forward(x.clone());
+                x + self.attention.forward(normed.clone(), context, cache) + self.mlp.forward(normed)
+            }
+            // Only OPT-350M is post-norm, and it is sequential.
+            (NormPlacement::Post, _) => {
+                let x = self.norm_1.forward(x.clone() + self.attention.forward(x, context, cache));
+                norm_2(x.clone() + self.mlp.forward(x))
+            }
+        }
+    }
+}
+
+impl<B: Backend> SelfAttention<B> {
+    fn forward(&self, x: Tensor<B, 3>, context: &Context<B>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+        let mut qkv = self.qkv.forward(x);
+        if let Some(clip) = self.clip_qkv {
+            qkv = qkv.clamp(-clip, clip);
+        }
+        let [q, k, v] = split_last(qkv);
+        let normed = |norm: &Option<Norm<B>>, x| match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
+        };
+        let q = split_heads(normed(&self.q_norm, q), self.heads);
+        let k = split_heads(normed(&self.k_norm, k), self.heads);
+        let v = split_heads(v, self.heads);
+        let (q, k) = match self.position {
+            Position::Rotary { dims, pairing, .. } => {
+                (context.rotate(q, dims, pairing), context.rotate(k, dims, pairing))
+            }
+            _ => (q, k),
+        };
+        let [k, v] = match cache {
+            Some(cache) => cache.append(self.layer, k, v),
+            None => [k, v],
+        };
+        let out = attend(q, k, v, self.scale, context.hidden(self.window), context.bias.clone());
+        self.out.forward(merge_heads(out))
+    }
+}
+
+impl<B: Backend> Mlp<B> {
+    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let hidden = match &self.gate {
+            Some(gate) => activate(self.activation, gate.forward(x.clone())) * self.up.forward(x),
+            None => activate(self.activation, self.up.forward(x)),
+        };
+        self.down.forward(hidden)
+    }
+}

@@ -1,0 +1,147 @@
+//! Where tokens stand and whom they see: causal masks, ALiBi, rotary embedding.
+//!
+//! Everything here depends only on lengths and padding, so it is made once a forward pass and shared by
+//! all blocks.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
+use flamingo_config::{Alibi, Architecture, Pairing, Position};
+
+/// What the blocks of one forward pass share.
+pub(crate) struct Context<B: Backend> {
+    /// Mask of each window in use, `[rows, 1, queries, keys]`, true = not seen; absent where all is seen.
+    hidden: BTreeMap<Option<usize>, Tensor<B, 4, Bool>>,
+    /// ALiBi, `[1, heads, 1 or queries, keys]`.
+    pub(crate) bias: Option<Tensor<B, 4>>,
+    /// Cosines and sines of the rotary angles, `[1, 1, queries, dims]` each, laid out for the pairing.
+    rotary: Option<[Tensor<B, 4>; 2]>,
+}
+
+impl<B: Backend> Context<B> {
+    /// For `width` new tokens after `start` cached ones; `keep[row]` covers all of them. `like` gives device
+    /// and dtype.
+    pub(crate) fn new(a: &Architecture, keep: &[Vec<bool>], start: usize, width: usize, like: &Tensor<B, 3>) -> Self {
+        let device = like.device();
+        let options = (&device, like.dtype());
+        let (rows, keys) = (keep.len(), start + width);
+
+        let mut hidden = BTreeMap::new();
+        for &window in &a.windows {
+            hidden.entry(window).or_insert_with(|| {
+                let mut mask = Vec::with_capacity(rows * width * keys);
+                for row in keep {
+                    for query in start..keys {
+                        for (key, &kept) in row.iter().enumerate() {
+                            let near = window.is_none_or(|window| query < key + window);
+                            // A token always sees itself, padding too: no row is ever empty.
+                            mask.push(!(key == query || (kept && key < query && near)));
+                        }
+                    }
+                }
+                mask
+            });
+        }
+        let hidden = hidden
+            .into_iter()
+            .filter(|(_, mask)| mask.contains(&true))
+            .map(|(window, mask)| {
+                let data = TensorData::new(mask, [rows, 1, width, keys]);
+                (window, Tensor::<B, 4, Bool>::from_bool(data, &device))
+            })
+            .collect();
+
+        let bias = match a.position {
+            Position::Alibi { bias_max, slopes } => {
+                let slopes = alibi_slopes(a.n_heads, bias_max, slopes);
+                let values: Vec<f32> = slopes
+                    .iter()
+                    .flat_map(|slope| (0..keys).map(move |key| (slope * (key as f64 + 1.0 - keys as f64)) as f32))
+                    .collect();
+                let bias = Tensor::<B, 4>::from_data(TensorData::new(values, [1, a.n_heads, 1, keys]), options);
+                Some(bias.repeat_dim(2, width))
+            }
+            _ => None,
+        };
+
+        let rotary = match a.position {
+            Position::Rotary { dims, base, pairing } => {
+                let (mut cos, mut sin) = (Vec::new(), Vec::new());
+                for position in start..keys {
+                    for i in 0..dims {
+                        let pair = match pairing {
+                            Pairing::Halves => i % (dims / 2),
+                            Pairing::Neighbours => i / 2,
+                        };
+                        // Rounded where upstream rounds: far positions turn by thousands of radians.
+                        let frequency = base.powf(-2.0 * pair as f64 / dims as f64) as f32;
+                        let angle = f64::from(position as f32 * frequency);
+                        cos.push(angle.cos() as f32);
+                        sin.push(angle.sin() as f32);
+                    }
+                }
+                Some([cos, sin].map(|x| Tensor::from_data(TensorData::new(x, [1, 1, width, dims]), options)))
+            }
+            _ => None,
+        };
+        Self { hidden, bias, rotary }
+    }
+
+    /// The mask of blocks with this window.
+    pub(crate) fn hidden(&self, window: Option<usize>) -> Option<Tensor<B, 4, Bool>> {
+        self.hidden.get(&window).cloned()
+    }
+
+    /// Rotates the first `dims` coordinates of each head of `[rows, heads, tokens, head_dim]`.
+    pub(crate) fn rotate(&self, x: Tensor<B, 4>, dims: usize, pairing: Pairing) -> Tensor<B, 4> {
+        let Some([cos, sin]) = &self.rotary else { return x };
+        let [rows, heads, tokens, head_dim] = x.dims();
+        let turned = x.clone().narrow(3, 0, dims);
+        // (x1, x2) -> (-x2, x1) within each pair.
+        let quarter = match pairing {
+            Pairing::Halves => {
+                let (x1, x2) = (turned.clone().narrow(3, 0, dims / 2), turned.clone().narrow(3, dims / 2, dims / 2));
+                Tensor::cat(vec![x2.neg(), x1], 3)
+            }
+            Pairing::Neighbours => {
+                let pairs = turned.clone().reshape([rows, heads, tokens, dims / 2, 2]);
+                let (x1, x2) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
+                Tensor::cat(vec![x2.neg(), x1], 4).reshape([rows, heads, tokens, dims])
+            }
+        };
+        let turned = turned * cos.clone() + quarter * sin.clone();
+        if dims == head_dim {
+            return turned;
+        }
+        Tensor::cat(vec![turned, x.narrow(3, dims, head_dim - dims)], 3)
+    }
+}
+
+/// ALiBi's slope of each head: `2^(-max k / n)` for `k = 1..=n`. Where `n` is no power of two, llm-foundry
+/// takes the slopes of the next power of two, first every second one from the second, then the others.
+fn alibi_slopes(heads: usize, bias_max: f64, rule: Alibi) -> Vec<f64> {
+    let slopes = |n: usize| (1..=n).map(|k| 2f64.powf(-bias_max * k as f64 / n as f64)).collect::<Vec<_>>();
+    match rule {
+        Alibi::Interleaved if !heads.is_power_of_two() => {
+            let all = slopes(heads.next_power_of_two());
+            let mut picked: Vec<f64> = all.iter().skip(1).step_by(2).chain(all.iter().step_by(2)).copied().collect();
+            picked.truncate(heads);
+            picked
+        }
+        _ => slopes(heads),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn alibi_slopes_follow_their_rules() {
+        assert_eq!(alibi_slopes(4, 8.0, Alibi::Plain), [0.25, 0.0625, 0.015625, 0.00390625]);
+        assert_eq!(alibi_slopes(4, 8.0, Alibi::Interleaved), alibi_slopes(4, 8.0, Alibi::Plain));
+        // llm-foundry's gen_slopes(3): of 2^-2, 2^-4, 2^-6, 2^-8 the second and fourth, then the first.
+        assert_eq!(alibi_slopes(3, 8.0, Alibi::Interleaved), [0.0625, 0.00390625, 0.25]);
+        assert_eq!(alibi_slopes(3, 9.0, Alibi::Plain), [0.125, 0.015625, 0.001953125]);
+    }
+}

@@ -1,0 +1,133 @@
+//! The composition: vision, resampler, cross-attention and decoder.
+
+use burn::module::Module;
+use burn::tensor::{Tensor, backend::Backend};
+use flamingo_config::ModelConfig;
+
+use crate::cache::Cache;
+use crate::cross_attention::GatedCrossAttention;
+use crate::decoder::{Context, Decoder};
+use crate::media::{Media, Sight, text_time};
+use crate::resampler::Resampler;
+use crate::text::Text;
+use crate::vision::VisionTransformer;
+
+/// A place whose output can be observed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Point {
+    /// The vision tower's tokens before its blocks, `[images, 1 + patches, width]`.
+    VisionNormPre,
+    /// After a block of the vision tower, same shape.
+    VisionBlock(usize),
+    /// After the cross-attention block before a decoder layer, `[rows, tokens, d_model]`.
+    CrossAttention(usize),
+    /// After a decoder layer, same shape.
+    DecoderLayer(usize),
+}
+
+/// Sees intermediate outputs as they are made.
+pub type Observe<'a, B> = &'a mut dyn FnMut(Point, &Tensor<B, 3>);
+
+/// An observer that looks away.
+pub fn ignore<B: Backend>(_: Point, _: &Tensor<B, 3>) {}
+
+/// OpenFlamingo (arXiv 2308.01390).
+#[derive(Module, Debug)]
+pub struct Flamingo<B: Backend> {
+    /// CLIP's vision tower, frozen.
+    pub vision: VisionTransformer<B>,
+    /// The Perceiver resampler.
+    pub resampler: Resampler<B>,
+    /// For each decoder layer, the gated cross-attention block before it, where there is one.
+    pub cross_attention: Vec<Option<GatedCrossAttention<B>>>,
+    /// The language model, frozen but for its added embeddings.
+    pub decoder: Decoder<B>,
+    image_id: usize,
+    only_attend_immediate_media: bool,
+}
+
+impl<B: Backend> Flamingo<B> {
+    /// A model with random weights, initialised at first use.
+    pub fn new(config: &ModelConfig, device: &B::Device) -> Self {
+        let a = config.decoder.architecture();
+        let x = &config.cross_attention;
+        let block = |layer| {
+            x.has_block(layer).then(|| GatedCrossAttention::new(x, a.d_model, config.vision.width, device))
+        };
+        Self {
+            vision: VisionTransformer::new(&config.vision, device),
+            resampler: Resampler::new(&config.resampler, config.vision.width, device),
+            cross_attention: (0..a.n_layers).map(block).collect(),
+            decoder: Decoder::new(&a, &config.tokens, device),
+            image_id: config.tokens.image as usize,
+            only_attend_immediate_media: x.only_attend_immediate_media,
+        }
+    }
+
+    /// Patch tokens of images: `[batch, images, frames, 3, side, side]` to
+    /// `[batch, images, frames, patches, width]`.
+    pub fn see(&self, pixels: Tensor<B, 6>, observe: Observe<B>) -> Tensor<B, 5> {
+        let [batch, images, frames, channels, height, width] = pixels.dims();
+        let tokens = self.vision.forward(pixels.reshape([batch * images * frames, channels, height, width]), observe);
+        let [_, patches, dim] = tokens.dims();
+        tokens.reshape([batch, images, frames, patches, dim])
+    }
+
+    /// What the text may look at: latents `[batch, images, num_latents, width]` as each block's keys and
+    /// values.
+    pub fn media(&self, latents: Tensor<B, 4>) -> Media<B> {
+        let [batch, images, num_latents, width] = latents.dims();
+        let latents = latents.reshape([batch, images * num_latents, width]);
+        let keys_values = |block: &Option<GatedCrossAttention<B>>| block.as_ref().map(|b| b.keys_values(latents.clone()));
+        Media { layers: self.cross_attention.iter().map(keys_values).collect(), images, num_latents }
+    }
+
+    /// Hidden states of a batch of text: `[rows, width, d_model]`; [`Decoder::logits`] of
+    /// [`Flamingo::decoder`] turns any of them into logits.
+    ///
+    /// `marks[row]` is the number of `<image>` marks before this text: 0 at the start of a sequence. With a
+    /// `cache` the text continues what is cached there.
+    ///
+    /// # Panics
+    /// If `text`, `marks`, `media` and `cache` disagree on the number of rows.
+    pub fn forward(
+        &self,
+        text: &Text,
+        marks: &[usize],
+        media: Option<&Media<B>>,
+        mut cache: Option<&mut Cache<B>>,
+        observe: Observe<B>,
+    ) -> Tensor<B, 3> {
+        assert_eq!(text.rows, marks.len(), "one count of marks a row");
+        let mut x = self.decoder.embed(text);
+        let start = cache.as_ref().map_or(0, |cache| cache.len());
+        let context = match &mut cache {
+            Some(cache) => {
+                cache.announce(&text.keep, text.width);
+                Context::new(self.decoder.architecture(), cache.keep(), start, text.width, &x)
+            }
+            None => {
+                let keep: Vec<Vec<bool>> = text.keep.chunks(text.width).map(<[bool]>::to_vec).collect();
+                Context::new(self.decoder.architecture(), &keep, 0, text.width, &x)
+            }
+        };
+        let sight = media.map(|media| {
+            let time = text_time(&text.ids, text.width, self.image_id as u32, marks);
+            Sight::new(&time, text.rows, media.images, media.num_latents, self.only_attend_immediate_media, &x)
+        });
+
+        for (i, block) in self.decoder.blocks.iter().enumerate() {
+            if let Some(cross_attention) = &self.cross_attention[i] {
+                let seen = match (media, &sight) {
+                    (Some(media), Some(sight)) => media.layers[i].as_ref().map(|kv| (kv, sight)),
+                    _ => None,
+                };
+                x = cross_attention.forward(x, seen);
+                observe(Point::CrossAttention(i), &x);
+            }
+            x = block.forward(x, &context, cache.as_deref_mut());
+            observe(Point::DecoderLayer(i), &x);
+        }
+        x
+    }
+}

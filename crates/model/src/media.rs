@@ -1,0 +1,113 @@
+//! What the text may look at, as values: the images' keys and values, and who sees which image.
+//!
+//! Upstream stores this inside every layer (`condition_vis_x`) and guesses from the absence of an image
+//! token that decoding is going on. Here it is an argument.
+
+use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
+
+use crate::cache::select_rows;
+
+/// Keys and values of a batch's images, for each cross-attention block. They do not change while text
+/// grows, so they are computed once (upstream recomputes them at each token).
+#[derive(Clone, Debug)]
+pub struct Media<B: Backend> {
+    /// For each decoder layer with a block: keys and values, `[rows, heads, images * num_latents, dim_head]`.
+    pub(crate) layers: Vec<Option<[Tensor<B, 4>; 2]>>,
+    /// Images in each row.
+    pub(crate) images: usize,
+    /// Latents an image.
+    pub(crate) num_latents: usize,
+}
+
+impl<B: Backend> Media<B> {
+    /// Images in each row.
+    pub fn images(&self) -> usize {
+        self.images
+    }
+
+    /// Row `i` becomes a copy of what was row `rows[i]`; the number of rows may change.
+    pub fn select(&mut self, rows: &[usize]) {
+        for layer in self.layers.iter_mut() {
+            *layer = layer.take().map(|kv| kv.map(|x| select_rows(x, rows)));
+        }
+    }
+}
+
+/// For each token, how many `<image>` marks stand at it or before it.
+///
+/// ```text
+/// ids   Look <image> A cat <eoc> <image> A dog <eoc>
+/// time    0     1    1  1    1      2    2  2    2
+/// ```
+///
+/// `seen[row]` marks came before this text (0 at the start of a sequence).
+pub(crate) fn text_time(ids: &[u32], width: usize, image: u32, seen: &[usize]) -> Vec<usize> {
+    let mut time = Vec::with_capacity(ids.len());
+    for (row, &before) in ids.chunks(width).zip(seen) {
+        let mut now = before;
+        for &id in row {
+            now += usize::from(id == image);
+            time.push(now);
+        }
+    }
+    time
+}
+
+/// Who sees which image: the masks of one forward pass, shared by all cross-attention blocks.
+#[derive(Clone, Debug)]
+pub struct Sight<B: Backend> {
+    /// `[rows, 1, tokens, images * num_latents]`, true = not seen. `None` where everything is seen.
+    pub(crate) hidden: Option<Tensor<B, 4, Bool>>,
+    /// `[rows, 1, tokens, 1]`: 0 where attention is uniform over all latents, 1 elsewhere. `None` for all 1.
+    pub(crate) sharp: Option<Tensor<B, 4>>,
+    /// `[rows, tokens, 1]`: 0 for text before the first image, 1 elsewhere. `None` for all 1.
+    pub(crate) sees: Option<Tensor<B, 3>>,
+}
+
+impl<B: Backend> Sight<B> {
+    /// Masks for tokens with the given `text_time` (row-major), beside `images` images a row.
+    ///
+    /// A token sees the image of the latest mark (`only_immediate`) or all images up to it. Text before the
+    /// first mark sees nothing: its attention is exactly zero. A token past more marks than there are images
+    /// sees them all alike: upstream masks every score there to the same finite number, and the softmax of
+    /// equal numbers is uniform.
+    pub fn new(
+        text_time: &[usize],
+        rows: usize,
+        images: usize,
+        num_latents: usize,
+        only_immediate: bool,
+        like: &Tensor<B, 3>,
+    ) -> Self {
+        let device = like.device();
+        let tokens = text_time.len() / rows;
+        let keys = images * num_latents;
+        let beyond = |time: usize| only_immediate && time > images;
+
+        let mut hidden = Vec::with_capacity(text_time.len() * keys);
+        for &time in text_time {
+            for image in 1..=images {
+                let sees = match time {
+                    0 => true, // zeroed below; hiding every key would divide zero by zero
+                    _ if beyond(time) => true,
+                    _ if only_immediate => image == time,
+                    _ => image <= time,
+                };
+                hidden.extend(std::iter::repeat_n(!sees, num_latents));
+            }
+        }
+        let factors = |is_zero: &dyn Fn(usize) -> bool| {
+            let factors: Vec<f32> = text_time.iter().map(|&time| if is_zero(time) { 0.0 } else { 1.0 }).collect();
+            factors.contains(&0.0).then(|| {
+                Tensor::<B, 3>::from_data(TensorData::new(factors, [rows, tokens, 1]), (&device, like.dtype()))
+            })
+        };
+        Self {
+            sharp: factors(&beyond).map(|x| x.unsqueeze_dim(1)),
+            sees: factors(&|time| time == 0),
+            hidden: hidden.contains(&true).then(|| {
+                Tensor::<B, 4, Bool>::from_bool(TensorData::new(hidden, [rows, 1, tokens, keys]), &device)
+            }),
+        }
+    }
+}
