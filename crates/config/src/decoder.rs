@@ -275,6 +275,20 @@ pub enum Position {
     },
 }
 
+/// What transformers' attention computes for padding that sees no text (before the first token of a
+/// left-padded row). All scores there are masked to nearly the same number, so the weights come out equal over
+/// some of the keys; over which, depends on how a family adds up its masks. Only a loss over left-padded text
+/// can tell: the last padded place predicts the first token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blind {
+    /// All keys.
+    All,
+    /// The padding that the causal mask shows, and all text.
+    SeenAndText,
+    /// All text.
+    Text,
+}
+
 /// Which linear layers of the decoder have a bias.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Biases {
@@ -331,6 +345,8 @@ pub struct Architecture {
     pub biases: Biases,
     /// Whether the output head is the embedding table.
     pub tied_head: bool,
+    /// What padding that sees no text attends to in upstream.
+    pub blind: Blind,
 }
 
 impl Architecture {
@@ -438,6 +454,7 @@ fn common(d_model: usize, n_heads: usize, n_layers: usize, d_ff: usize, max_posi
         windows: vec![None; n_layers],
         biases: Biases { qkv: true, out: true, mlp: true, head: false },
         tied_head: true,
+        blind: Blind::All,
     }
 }
 
@@ -464,6 +481,7 @@ fn gpt_neox(c: &GptNeoxConfig) -> Architecture {
         activation: c.activation,
         position: Position::Rotary { dims, base: c.rotary_base, pairing: Pairing::Halves },
         tied_head: c.tied_head,
+        blind: Blind::SeenAndText,
         ..base
     }
 }
@@ -491,6 +509,7 @@ fn llama(c: &LlamaConfig) -> Architecture {
         position: Position::Rotary { dims: base.head_dim(), base: c.rotary_base, pairing: Pairing::Halves },
         biases: Biases { qkv: false, out: false, mlp: false, head: false },
         tied_head: c.tied_head,
+        blind: Blind::SeenAndText,
         ..base
     }
 }
@@ -503,6 +522,7 @@ fn gpt_j(c: &GptJConfig) -> Architecture {
         position: Position::Rotary { dims: c.rotary_dim, base: 10_000.0, pairing: Pairing::Neighbours },
         biases: Biases { qkv: false, out: false, mlp: true, head: true },
         tied_head: false,
+        blind: Blind::Text,
         ..common(c.d_model, c.n_heads, c.n_layers, c.d_ff, c.max_positions)
     }
 }
@@ -514,6 +534,7 @@ fn gpt_neo(c: &GptNeoConfig) -> Architecture {
         attention_scale: 1.0,
         windows: c.local_layers.iter().map(|local| local.then_some(c.window_size)).collect(),
         biases: Biases { qkv: false, out: true, mlp: true, head: false },
+        blind: Blind::SeenAndText,
         ..common(c.d_model, c.n_heads, c.n_layers, c.d_ff, c.max_positions)
     }
 }

@@ -9,7 +9,7 @@ mod decoder;
 pub mod hf;
 
 pub use decoder::{
-    Activation, Alibi, Architecture, Biases, DecoderConfig, GptJConfig, GptNeoConfig, GptNeoxConfig, LlamaConfig,
+    Activation, Alibi, Architecture, Biases, Blind, DecoderConfig, GptJConfig, GptNeoConfig, GptNeoxConfig, LlamaConfig,
     MptConfig, Norm, NormPlacement, OptConfig, Pairing, Position, Residual,
 };
 

@@ -1,1 +1,32 @@
 //! The one place that names backends: a model on a device, behind one object-safe trait.
+//!
+//! Every backend compiles the whole model again, which takes minutes. So this is the only crate that
+//! instantiates it: [`open`] gives a boxed [`Engine`], and the binary, the tests, the benches and xtask
+//! call that. What crosses the boundary is plain host data ([`Array`], [`Text`], token ids).
+
+mod array;
+mod device;
+mod engine;
+mod load;
+mod session;
+
+pub use array::{Array, Pixels};
+pub use device::{Device, compiled, open};
+pub use engine::{Engine, Forward, Timings};
+pub use flamingo_model::{IGNORE, Text};
+pub use load::Precision;
+pub use session::{Session, SessionOptions};
+
+/// Why a model cannot be opened or run.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The device is not there, not compiled in, or failed.
+    #[error("{0}")]
+    Device(String),
+    /// The weights do not fit the model.
+    #[error("{0}")]
+    Weights(String),
+    /// What was asked for cannot be computed.
+    #[error("{0}")]
+    Input(String),
+}

@@ -104,11 +104,11 @@ impl<B: Backend> Flamingo<B> {
         let context = match &mut cache {
             Some(cache) => {
                 cache.announce(&text.keep, text.width);
-                Context::new(self.decoder.architecture(), cache.keep(), start, text.width, &x)
+                Context::new(self.decoder.architecture(), cache.keep(), start, text.width, text.upstream_padding, &x)
             }
             None => {
                 let keep: Vec<Vec<bool>> = text.keep.chunks(text.width).map(<[bool]>::to_vec).collect();
-                Context::new(self.decoder.architecture(), &keep, 0, text.width, &x)
+                Context::new(self.decoder.architecture(), &keep, 0, text.width, text.upstream_padding, &x)
             }
         };
         let sight = media.map(|media| {

@@ -19,6 +19,9 @@ pub struct Text {
     pub keep: Vec<bool>,
     /// Position of each for a learned position table (ALiBi and rotary embeddings need distances only).
     pub positions: Vec<u32>,
+    /// Whether padding that sees no text is computed as upstream's attention happens to compute it. Nothing
+    /// but a loss over left-padded text depends on it.
+    pub upstream_padding: bool,
 }
 
 impl Text {
@@ -48,13 +51,19 @@ impl Text {
                 next += u32::from(k);
             }
         }
-        Self { rows, width, ids, keep, positions }
+        Self { rows, width, ids, keep, positions, upstream_padding: false }
     }
 
     /// The same batch with positions that count padding too: what transformers' plain forward of GPT-Neo
     /// uses where no `position_ids` are passed. Differs from [`Text::new`] only under left padding.
     pub fn with_padded_positions(mut self) -> Self {
         self.positions = (0..self.ids.len()).map(|i| (i % self.width) as u32).collect();
+        self
+    }
+
+    /// The same batch, padding computed as upstream computes it.
+    pub fn with_upstream_padding(mut self) -> Self {
+        self.upstream_padding = true;
         self
     }
 }

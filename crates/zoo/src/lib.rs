@@ -1,1 +1,230 @@
-//! Opens a model folder: config, weights, tokenizer and preprocessing, ready to run.
+//! Opens a model folder and answers prompts: pictures and text in, text out.
+//!
+//! [`Model`] ties together what the other crates keep apart: the tokenizer and the preprocessing of
+//! `flamingo-data`, the model on its device of `flamingo-engine`, the search of `flamingo-generate`.
+
+mod folders;
+mod memory;
+
+pub use folders::{Entry, find, list};
+pub use memory::{Part, parts};
+
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use flamingo_config::ModelConfig;
+use flamingo_data::{ImageTransform, PaddingSide, Picture, TextStream, Tokenizer, pad_batch};
+use flamingo_engine::{Device, Engine, EngineError, Pixels, Precision, SessionOptions, Text};
+use flamingo_generate::{GenerateError, GenerationConfig, generate, sequence_log_prob};
+use flamingo_weights::{ModelFolder, WeightsError};
+
+/// Why a model cannot be opened or asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ZooError {
+    /// No folder of this name.
+    #[error("{0}")]
+    NotFound(String),
+    /// The folder's config or weights are unusable.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// The device or the model failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A picture or a text is unusable.
+    #[error(transparent)]
+    Data(#[from] flamingo_data::DataError),
+    /// The generation settings are unusable, or generating failed.
+    #[error(transparent)]
+    Generate(#[from] GenerateError<EngineError>),
+    /// Pictures and `<image>` marks do not fit together.
+    #[error("{0}")]
+    Prompt(String),
+}
+
+/// An interleaved prompt: text with one `<image>` mark for each picture, in order.
+#[derive(Clone, Debug)]
+pub struct Prompt {
+    /// The text.
+    pub text: String,
+    /// The pictures.
+    pub pictures: Vec<Arc<Picture>>,
+}
+
+/// One generated continuation.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// The text, special tokens left out.
+    pub text: String,
+    /// The token ids, the stop token included where it was produced.
+    pub ids: Vec<u32>,
+    /// The sequence's score, where beams were searched.
+    pub score: Option<f64>,
+    /// Whether the model ended the text itself.
+    pub finished: bool,
+}
+
+/// How likely a model finds a candidate answer.
+#[derive(Clone, Debug)]
+pub struct Score {
+    /// Sum of the tokens' log-probabilities.
+    pub total: f64,
+    /// Mean of the tokens' log-probabilities: what upstream's evaluation compares.
+    pub mean: f64,
+    /// Number of tokens.
+    pub tokens: usize,
+}
+
+/// A model ready to answer.
+pub struct Model {
+    engine: Box<dyn Engine>,
+    tokenizer: Tokenizer,
+    transform: ImageTransform,
+}
+
+impl Model {
+    /// Opens a model folder on a device.
+    ///
+    /// # Errors
+    /// [`ZooError::Weights`] for an unusable folder, [`ZooError::Engine`] for an unusable device,
+    /// [`ZooError::Data`] for an unusable tokenizer.
+    pub fn open(folder: &Path, device: Device, precision: Precision) -> Result<Self, ZooError> {
+        let mut tokenizer = Tokenizer::open(folder)?;
+        let weights = Arc::new(ModelFolder::open(folder)?);
+        let special = tokenizer.add_flamingo_tokens()?;
+        let tokens = &weights.config().tokens;
+        if (special.endofchunk, special.image) != (tokens.endofchunk, tokens.image) {
+            return Err(ZooError::Prompt(format!(
+                "the tokenizer gives <|endofchunk|> {} and <image> {}, model.toml says {} and {}: they belong to \
+                 different models",
+                special.endofchunk, special.image, tokens.endofchunk, tokens.image
+            )));
+        }
+        let transform = ImageTransform::clip(weights.config().vision.image_size);
+        let engine = flamingo_engine::open(&weights, device, precision)?;
+        Ok(Self { engine, tokenizer, transform })
+    }
+
+    /// What the model is made of.
+    pub fn config(&self) -> &ModelConfig {
+        self.engine.config()
+    }
+
+    /// The model on its device.
+    pub fn engine(&self) -> &dyn Engine {
+        self.engine.as_ref()
+    }
+
+    /// The tokenizer, upstream's tokens added.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.tokenizer
+    }
+
+    /// Settings that end at `<|endofchunk|>`, greedy, as many new tokens as given.
+    pub fn settings(&self, max_new_tokens: usize) -> GenerationConfig {
+        let tokens = &self.config().tokens;
+        GenerationConfig::greedy(max_new_tokens, tokens.endofchunk, tokens.generation_pad)
+    }
+
+    /// Continues prompts. `on_text` sees each prompt's text as it grows (greedy and sampling; beams arrive
+    /// whole) and may break off. Returns, for each prompt, its `num_return_sequences` continuations, best
+    /// first.
+    ///
+    /// # Errors
+    /// [`ZooError::Prompt`] where marks and pictures disagree, and whatever device or settings do.
+    pub fn generate(
+        &self,
+        prompts: &[Prompt],
+        settings: &GenerationConfig,
+        upstream_compat: bool,
+        on_text: &mut dyn FnMut(usize, &str) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<Output>>, ZooError> {
+        let (text, pixels) = self.batch(prompts)?;
+        let options = SessionOptions { reserve: text.width + settings.max_new_tokens, upstream_compat };
+        let (mut session, logits) = self.engine.start(&text, pixels.as_ref(), options)?;
+        let ids: Vec<Vec<u32>> = text.ids.chunks(text.width).map(<[u32]>::to_vec).collect();
+        let mut streams: Vec<TextStream> = prompts.iter().map(|_| self.tokenizer.stream()).collect();
+        let out = generate(&mut *session, &ids, logits, settings, &mut |row, token| {
+            match streams.get_mut(row).and_then(|stream| stream.push(token)) {
+                Some(piece) => on_text(row, &piece),
+                None => ControlFlow::Continue(()),
+            }
+        })?;
+        let mut outputs = out.into_iter().map(|g| Output {
+            text: self.tokenizer.decode(&g.ids, true),
+            ids: g.ids,
+            score: g.score,
+            finished: g.finished,
+        });
+        let each = settings.num_return_sequences.max(1);
+        Ok(prompts.iter().map(|_| outputs.by_ref().take(each).collect()).collect())
+    }
+
+    /// Log-likelihood of each candidate after a prompt. The prompt is read once and the candidates together.
+    ///
+    /// # Errors
+    /// As [`Model::generate`]; [`ZooError::Prompt`] for a candidate without a token.
+    pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<Vec<Score>, ZooError> {
+        let ids: Vec<Vec<u32>> = candidates.iter().map(|text| self.tokenizer.encode_plain(text)).collect::<Result<_, _>>()?;
+        if let Some(i) = ids.iter().position(Vec::is_empty) {
+            return Err(ZooError::Prompt(format!("candidate {} is empty: there is nothing to score", i + 1)));
+        }
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let (text, pixels) = self.batch(std::slice::from_ref(prompt))?;
+        let batch = pad_batch(&ids, self.config().tokens.pad, PaddingSide::Right);
+        let options = SessionOptions { reserve: text.width + batch.width, upstream_compat: false };
+        let (mut session, first) = self.engine.start(&text, pixels.as_ref(), options)?;
+        session.reorder(&vec![0; ids.len()])?;
+        let logits = session.feed(batch.ids, batch.mask)?;
+        let vocab = self.config().tokens.vocab_size;
+        let row_size = batch.width * vocab;
+        let scores = ids.iter().zip(logits.data.chunks(row_size)).map(|(ids, row)| {
+            // The prompt's last logits predict the first token, each token's logits the next.
+            let mut steps = first.clone();
+            steps.extend_from_slice(&row[..(ids.len() - 1) * vocab]);
+            let log_probs = sequence_log_prob(&steps, vocab, ids);
+            let total: f64 = log_probs.iter().map(|&x| f64::from(x)).sum();
+            Score { total, mean: total / ids.len() as f64, tokens: ids.len() }
+        });
+        Ok(scores.collect())
+    }
+
+    /// Token ids (left-padded) and pixels of a batch of prompts. Rows with fewer pictures than others are
+    /// filled with blank ones, which no text looks at.
+    fn batch(&self, prompts: &[Prompt]) -> Result<(Text, Option<Pixels>), ZooError> {
+        let image = self.config().tokens.image;
+        let mut ids = Vec::with_capacity(prompts.len());
+        for prompt in prompts {
+            let row = self.tokenizer.encode(&prompt.text)?;
+            let marks = row.iter().filter(|&&id| id == image).count();
+            if marks != prompt.pictures.len() {
+                return Err(ZooError::Prompt(format!(
+                    "the text has {marks} <image> mark(s) and there are {} picture(s): each picture needs its mark",
+                    prompt.pictures.len()
+                )));
+            }
+            if row.is_empty() {
+                return Err(ZooError::Prompt("the prompt is empty: give an image or a text".into()));
+            }
+            ids.push(row);
+        }
+        let batch = pad_batch(&ids, self.config().tokens.pad, PaddingSide::Left);
+        let text = Text::new(ids.len(), batch.ids, batch.mask);
+
+        let images = prompts.iter().map(|p| p.pictures.len()).max().unwrap_or(0);
+        if images == 0 {
+            return Ok((text, None));
+        }
+        let side = self.transform.size;
+        let mut data = Vec::with_capacity(prompts.len() * images * 3 * side * side);
+        for prompt in prompts {
+            for picture in &prompt.pictures {
+                data.extend(self.transform.tensor(picture));
+            }
+            data.resize(data.len() + (images - prompt.pictures.len()) * 3 * side * side, 0.0);
+        }
+        Ok((text, Some(Pixels { rows: prompts.len(), images, frames: 1, side, data })))
+    }
+}

@@ -147,7 +147,8 @@ impl<B: Backend> SelfAttention<B> {
             Some(cache) => cache.append(self.layer, k, v),
             None => [k, v],
         };
-        let out = attend(q, k, v, self.scale, context.hidden(self.window), context.bias.clone());
+        let out = attend(q, k, v.clone(), self.scale, context.hidden(self.window), context.bias.clone());
+        let out = context.blind(self.window, out, v);
         self.out.forward(merge_heads(out))
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
-use flamingo_config::{Alibi, Architecture, Pairing, Position};
+use flamingo_config::{Alibi, Architecture, Blind, Pairing, Position};
 
 /// What the blocks of one forward pass share.
 pub(crate) struct Context<B: Backend> {
@@ -14,14 +14,31 @@ pub(crate) struct Context<B: Backend> {
     hidden: BTreeMap<Option<usize>, Tensor<B, 4, Bool>>,
     /// ALiBi, `[1, heads, 1 or queries, keys]`.
     pub(crate) bias: Option<Tensor<B, 4>>,
+    /// For each window in use, what padding that sees no text attends to; absent where nobody asks.
+    blind: BTreeMap<Option<usize>, BlindRows<B>>,
     /// Cosines and sines of the rotary angles, `[1, 1, queries, dims]` each, laid out for the pairing.
     rotary: Option<[Tensor<B, 4>; 2]>,
+}
+
+/// Fixed attention weights of the queries that see no text.
+struct BlindRows<B: Backend> {
+    /// `[rows, 1, queries, keys]`: their weights; 0 for all other queries.
+    weights: Tensor<B, 4>,
+    /// `[rows, 1, queries, 1]`: 1 for all other queries, 0 for these.
+    others: Tensor<B, 4>,
 }
 
 impl<B: Backend> Context<B> {
     /// For `width` new tokens after `start` cached ones; `keep[row]` covers all of them. `like` gives device
     /// and dtype.
-    pub(crate) fn new(a: &Architecture, keep: &[Vec<bool>], start: usize, width: usize, like: &Tensor<B, 3>) -> Self {
+    pub(crate) fn new(
+        a: &Architecture,
+        keep: &[Vec<bool>],
+        start: usize,
+        width: usize,
+        upstream_padding: bool,
+        like: &Tensor<B, 3>,
+    ) -> Self {
         let device = like.device();
         let options = (&device, like.dtype());
         let (rows, keys) = (keep.len(), start + width);
@@ -84,7 +101,27 @@ impl<B: Backend> Context<B> {
             }
             _ => None,
         };
-        Self { hidden, bias, rotary }
+        let mut blind = BTreeMap::new();
+        if upstream_padding {
+            for &window in &a.windows {
+                blind.entry(window).or_insert_with(|| blind_rows(a.blind, window, keep, start, width, like));
+            }
+        }
+        let blind = blind.into_iter().filter_map(|(window, rows)| Some((window, rows?))).collect();
+        Self { hidden, bias, blind, rotary }
+    }
+
+    /// Replaces what queries that see no text got by what upstream gives them. `out` and `v` are
+    /// `[rows, heads, queries or keys, dim]`.
+    pub(crate) fn blind(&self, window: Option<usize>, out: Tensor<B, 4>, v: Tensor<B, 4>) -> Tensor<B, 4> {
+        match self.blind.get(&window) {
+            None => out,
+            Some(rows) => {
+                let [batch, heads, keys, _] = v.dims();
+                let queries = out.dims()[2];
+                out * rows.others.clone() + rows.weights.clone().expand([batch, heads, queries, keys]).matmul(v)
+            }
+        }
     }
 
     /// The mask of blocks with this window.
@@ -115,6 +152,41 @@ impl<B: Backend> Context<B> {
         }
         Tensor::cat(vec![turned, x.narrow(3, dims, head_dim - dims)], 3)
     }
+}
+
+/// Weights of the queries that see no text, or `None` if there are none.
+fn blind_rows<B: Backend>(
+    rule: Blind,
+    window: Option<usize>,
+    keep: &[Vec<bool>],
+    start: usize,
+    width: usize,
+    like: &Tensor<B, 3>,
+) -> Option<BlindRows<B>> {
+    let (rows, keys) = (keep.len(), start + width);
+    let (mut weights, mut others) = (Vec::with_capacity(rows * width * keys), Vec::with_capacity(rows * width));
+    for row in keep {
+        for query in start..keys {
+            let shown = |key: usize| key <= query && window.is_none_or(|window| query < key + window);
+            let sees_text = (0..keys).any(|key| row[key] && shown(key));
+            others.push(if sees_text { 1f32 } else { 0.0 });
+            let attended = |key: usize| {
+                !sees_text
+                    && match rule {
+                        Blind::All => true,
+                        Blind::SeenAndText => row[key] || shown(key),
+                        Blind::Text => row[key],
+                    }
+            };
+            let count = (0..keys).filter(|&key| attended(key)).count();
+            weights.extend((0..keys).map(|key| if attended(key) { 1.0 / count as f32 } else { 0.0 }));
+        }
+    }
+    let options = (&like.device(), like.dtype());
+    others.contains(&0.0).then(|| BlindRows {
+        weights: Tensor::from_data(TensorData::new(weights, [rows, 1, width, keys]), options),
+        others: Tensor::from_data(TensorData::new(others, [rows, 1, width, 1]), options),
+    })
 }
 
 /// ALiBi's slope of each head: `2^(-max k / n)` for `k = 1..=n`. Where `n` is no power of two, llm-foundry

@@ -1,0 +1,154 @@
+//! What can be typed.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use flamingo_engine::{Device, Precision};
+
+/// Few-shot vision-language models: OpenFlamingo in Rust.
+#[derive(Parser)]
+#[command(name = "flamingo", version, about, max_term_width = 100)]
+pub struct Cli {
+    /// Say more on stderr (-v, -vv, -vvv).
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Continue a prompt of pictures and text.
+    Generate(GenerateArgs),
+    /// Compare candidate answers by their log-likelihood.
+    Score(ScoreArgs),
+    /// List the models of the zoo.
+    Models(ModelsArgs),
+    /// Show what a model is made of and what memory it needs.
+    Inspect(InspectArgs),
+}
+
+/// Which model, where.
+#[derive(Args)]
+pub struct ModelArgs {
+    /// A model folder, or the name of one in the zoo.
+    #[arg(long)]
+    pub model: String,
+    #[command(flatten)]
+    pub zoo: ZooArgs,
+    /// auto, flex, ndarray, wgpu[:N] or cuda[:N].
+    #[arg(long, default_value = "auto")]
+    pub device: Device,
+    /// f32, f16 or bf16: the type of weights and activations on the device.
+    #[arg(long, default_value = "f32")]
+    pub precision: Precision,
+}
+
+/// Where the zoo is.
+#[derive(Args)]
+pub struct ZooArgs {
+    /// Folder of the zoo.
+    #[arg(long = "models", value_name = "DIR", env = "FLAMINGO_MODELS", default_value = "models")]
+    pub folder: PathBuf,
+}
+
+/// Pictures and text.
+#[derive(Args)]
+pub struct PromptArgs {
+    /// A demonstration: a picture and the text that belongs to it. May be given many times.
+    #[arg(long, num_args = 2, value_names = ["IMAGE", "TEXT"], action = clap::ArgAction::Append)]
+    pub shot: Vec<String>,
+    /// The picture in question.
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<PathBuf>,
+    /// Text after the picture in question, to be continued.
+    #[arg(long, default_value = "")]
+    pub prompt: String,
+    /// Free interleaving instead: a JSON list of strings, {"text": "…"} and {"image": "path"}.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shot", "image", "prompt"])]
+    pub interleaved: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// Most tokens to write.
+    #[arg(long, default_value_t = 20)]
+    pub max_new_tokens: usize,
+    /// Fewest tokens before the text may end.
+    #[arg(long, default_value_t = 0)]
+    pub min_new_tokens: usize,
+    /// Beams to search; 1 is greedy.
+    #[arg(long, default_value_t = 1)]
+    pub num_beams: usize,
+    /// Beam scores are divided by length to this power.
+    #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
+    pub length_penalty: f64,
+    /// When a beam search ends: false, true or never (as in transformers).
+    #[arg(long, default_value = "false", value_parser = ["false", "true", "never"])]
+    pub early_stopping: String,
+    /// Beams to return, best first.
+    #[arg(long, default_value_t = 1)]
+    pub num_return_sequences: usize,
+    /// No run of this many tokens appears twice; 0 allows all.
+    #[arg(long, default_value_t = 0)]
+    pub no_repeat_ngram_size: usize,
+    /// Draw tokens at random instead of taking the likeliest.
+    #[arg(long, conflicts_with = "num_beams")]
+    pub sample: bool,
+    /// Sharper below 1, flatter above.
+    #[arg(long, default_value_t = 1.0, requires = "sample")]
+    pub temperature: f64,
+    /// Draw from this many likeliest tokens.
+    #[arg(long, requires = "sample")]
+    pub top_k: Option<usize>,
+    /// Draw from the likeliest tokens that together have this probability.
+    #[arg(long, requires = "sample")]
+    pub top_p: Option<f32>,
+    /// Seed of the random draws.
+    #[arg(long, default_value_t = 0, requires = "sample")]
+    pub seed: u64,
+    /// Reproduce upstream's handling of an `<image>` mark that the model itself writes.
+    #[arg(long)]
+    pub upstream_compat: bool,
+    /// One JSON object on stdout instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct ScoreArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    #[command(flatten)]
+    pub prompt: PromptArgs,
+    /// A candidate answer. Give two or more.
+    #[arg(long = "candidate", value_name = "TEXT", required = true)]
+    pub candidates: Vec<String>,
+    /// One JSON object on stdout instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct ModelsArgs {
+    #[command(flatten)]
+    pub zoo: ZooArgs,
+    /// A JSON list instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct InspectArgs {
+    /// A model folder, or the name of one in the zoo (weights are not needed).
+    pub model: String,
+    #[command(flatten)]
+    pub zoo: ZooArgs,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}

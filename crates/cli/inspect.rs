@@ -1,0 +1,104 @@
+//! `flamingo inspect`.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use flamingo_config::ModelConfig;
+use flamingo_weights::ModelFolder;
+use flamingo_zoo::{find, parts};
+use serde_json::json;
+
+use crate::args::InspectArgs;
+use crate::models::count;
+
+pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    let (config, dtypes) = match find(&args.model, &args.zoo.folder) {
+        Ok(folder) => {
+            let folder = ModelFolder::open(&folder)?;
+            (folder.config().clone(), dtypes(&folder))
+        }
+        Err(missing) => match config_alone(Path::new(&args.model), &args.zoo.folder.join(&args.model))? {
+            Some(config) => (config, BTreeMap::new()),
+            None => bail!(missing),
+        },
+    };
+    let parts = parts(&config);
+    let total: u64 = parts.iter().map(|p| p.parameters).sum();
+    // Keys and values of every layer, and of the cross-attention for one image, for one sequence in f32.
+    let a = config.decoder.architecture();
+    let per_token = (2 * a.n_layers * a.d_model * 4) as u64;
+    let x = &config.cross_attention;
+    let blocks = (0..a.n_layers).filter(|&layer| x.has_block(layer)).count();
+    let per_image = (2 * blocks * config.resampler.num_latents * x.heads * x.dim_head * 4) as u64;
+
+    let mut stdout = std::io::stdout().lock();
+    if args.json {
+        let sizes: BTreeMap<_, _> = parts.iter().map(|p| (p.name, p.parameters)).collect();
+        let result = json!({
+            "config": config,
+            "parameters": sizes,
+            "total_parameters": total,
+            "stored_as": dtypes,
+            "bytes": {
+                "weights_f32": total * 4,
+                "weights_f16": total * 2,
+                "cache_per_token_f32": per_token,
+                "cache_per_image_f32": per_image,
+            },
+        });
+        writeln!(stdout, "{result}")?;
+        return Ok(());
+    }
+    writeln!(stdout, "{}", config.name)?;
+    for part in &parts {
+        writeln!(stdout, "  {:<16} {:>9}", part.name, count(part.parameters))?;
+    }
+    writeln!(stdout, "  {:<16} {:>9}", "total", count(total))?;
+    for (dtype, tensors) in &dtypes {
+        writeln!(stdout, "stored as {dtype}: {tensors} tensors")?;
+    }
+    writeln!(stdout, "memory for the weights: {} in f32, {} in f16 or bf16", bytes(total * 4), bytes(total * 2))?;
+    writeln!(
+        stdout,
+        "and for each sequence in f32: {} a token, {} an image (half in f16 or bf16)",
+        bytes(per_token),
+        bytes(per_image)
+    )?;
+    write!(stdout, "\n{}", config.to_toml())?;
+    Ok(())
+}
+
+/// The config of a folder without weights.
+fn config_alone(path: &Path, by_name: &Path) -> anyhow::Result<Option<ModelConfig>> {
+    for folder in [path, by_name] {
+        let file = folder.join("model.toml");
+        if file.is_file() {
+            let text = std::fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+            let config = ModelConfig::from_toml(&text).with_context(|| format!("cannot use {}", file.display()))?;
+            return Ok(Some(config));
+        }
+    }
+    Ok(None)
+}
+
+/// How many tensors are stored in each type.
+fn dtypes(folder: &ModelFolder) -> BTreeMap<String, usize> {
+    let mut count = BTreeMap::new();
+    for spec in flamingo_weights::layout(folder.config()) {
+        if let Some(tensor) = folder.tensor(&spec.name) {
+            *count.entry(tensor.dtype.to_string()).or_insert(0) += 1;
+        }
+    }
+    count
+}
+
+fn bytes(n: u64) -> String {
+    let n = n as f64;
+    match n {
+        n if n >= 1024f64.powi(3) => format!("{:.2} GiB", n / 1024f64.powi(3)),
+        n if n >= 1024f64.powi(2) => format!("{:.1} MiB", n / 1024f64.powi(2)),
+        n => format!("{:.1} KiB", n / 1024.0),
+    }
+}

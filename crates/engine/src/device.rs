@@ -1,0 +1,283 @@
+//! Devices by name, probed before they are used: a missing driver is a sentence, not a panic.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use burn::tensor::backend::Backend;
+use flamingo_weights::ModelFolder;
+
+use crate::engine::{BurnEngine, Engine, guard};
+use crate::load::{Precision, load};
+use crate::EngineError;
+
+/// A device as a user names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Device {
+    /// The best there is: CUDA, else a real GPU through wgpu, else the CPU. Never a software GPU.
+    #[default]
+    Auto,
+    /// The CPU, through burn-flex.
+    Flex,
+    /// The CPU, through burn-ndarray.
+    NdArray,
+    /// A GPU through wgpu (Vulkan, Metal, DirectX 12), by its place in the list of adapters.
+    Wgpu(Option<usize>),
+    /// An NVIDIA GPU, by its number.
+    Cuda(Option<usize>),
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, index) = match text.split_once(':') {
+            Some((name, index)) => {
+                let index = index.parse().map_err(|_| format!("`{index}` in `{text}` is not a number"))?;
+                (name, Some(index))
+            }
+            None => (text, None),
+        };
+        match (name, index) {
+            ("auto", None) => Ok(Self::Auto),
+            ("flex", None) => Ok(Self::Flex),
+            ("ndarray", None) => Ok(Self::NdArray),
+            ("wgpu", index) => Ok(Self::Wgpu(index)),
+            ("cuda", index) => Ok(Self::Cuda(index)),
+            _ => Err(format!("unknown device `{text}`: auto, flex, ndarray, wgpu[:N] or cuda[:N]")),
+        }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => write!(f, "auto"),
+            Self::Flex => write!(f, "flex"),
+            Self::NdArray => write!(f, "ndarray"),
+            Self::Wgpu(None) => write!(f, "wgpu"),
+            Self::Wgpu(Some(index)) => write!(f, "wgpu:{index}"),
+            Self::Cuda(None) => write!(f, "cuda"),
+            Self::Cuda(Some(index)) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+/// Names of the backends in this build.
+pub fn compiled() -> Vec<&'static str> {
+    [
+        ("flex", cfg!(feature = "flex")),
+        ("ndarray", cfg!(feature = "ndarray")),
+        ("wgpu", cfg!(feature = "wgpu")),
+        ("cuda", cfg!(feature = "cuda")),
+    ]
+    .into_iter()
+    .filter_map(|(name, there)| there.then_some(name))
+    .collect()
+}
+
+/// Loads a model onto a device.
+///
+/// # Errors
+/// [`EngineError::Device`] if the device is not compiled in or not there, [`EngineError::Weights`] if the
+/// weights do not fit the model.
+pub fn open(
+    folder: &Arc<ModelFolder>,
+    device: Device,
+    precision: Precision,
+) -> Result<Box<dyn Engine>, EngineError> {
+    match device {
+        Device::Auto => open(folder, best(), precision),
+        Device::Flex => open_flex(folder, precision),
+        Device::NdArray => open_ndarray(folder, precision),
+        Device::Wgpu(index) => open_wgpu(folder, index, precision),
+        Device::Cuda(index) => open_cuda(folder, index, precision),
+    }
+}
+
+/// What `auto` stands for on this machine.
+fn best() -> Device {
+    #[cfg(feature = "cuda")]
+    if cuda::devices().is_ok_and(|count| count > 0) {
+        return Device::Cuda(None);
+    }
+    #[cfg(feature = "wgpu")]
+    if let Some(index) = wgpu_adapters::list().iter().position(|adapter| adapter.is_gpu()) {
+        return Device::Wgpu(Some(index));
+    }
+    if cfg!(feature = "flex") { Device::Flex } else { Device::NdArray }
+}
+
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
+fn start<B: Backend>(
+    folder: &Arc<ModelFolder>,
+    device: B::Device,
+    name: String,
+    precision: Precision,
+) -> Result<Box<dyn Engine>, EngineError> {
+    guard(|| {
+        if !B::supports_dtype(&device, precision.dtype()) {
+            return Err(EngineError::Device(format!("{name} does not compute in {precision:?}: use --precision f32")));
+        }
+        let model = load::<B>(folder, precision, &device)?;
+        tracing::debug!(device = name, ?precision, "model loaded");
+        let config = folder.config().clone();
+        let engine: Box<dyn Engine> = Box::new(BurnEngine::<B> { model, config, device, precision, name });
+        Ok(engine)
+    })
+}
+
+/// The sentence for a backend that is not in this build.
+#[allow(dead_code, reason = "unused when every backend is compiled in")]
+fn absent(name: &str) -> Result<Box<dyn Engine>, EngineError> {
+    Err(EngineError::Device(format!(
+        "this build has no {name} backend (it has: {}); rebuild with `--features {name}`",
+        compiled().join(", ")
+    )))
+}
+
+#[cfg(feature = "flex")]
+fn open_flex(folder: &Arc<ModelFolder>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    start::<burn_flex::Flex>(folder, burn_flex::FlexDevice, "CPU (flex)".into(), precision)
+}
+
+#[cfg(not(feature = "flex"))]
+fn open_flex(_: &Arc<ModelFolder>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    absent("flex")
+}
+
+#[cfg(feature = "ndarray")]
+fn open_ndarray(folder: &Arc<ModelFolder>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    start::<burn_ndarray::NdArray>(folder, burn_ndarray::NdArrayDevice::Cpu, "CPU (ndarray)".into(), precision)
+}
+
+#[cfg(not(feature = "ndarray"))]
+fn open_ndarray(_: &Arc<ModelFolder>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    absent("ndarray")
+}
+
+#[cfg(feature = "wgpu")]
+fn open_wgpu(
+    folder: &Arc<ModelFolder>,
+    index: Option<usize>,
+    precision: Precision,
+) -> Result<Box<dyn Engine>, EngineError> {
+    let adapters = wgpu_adapters::list();
+    let Some(adapter) = adapters.get(index.unwrap_or(0)) else {
+        return Err(EngineError::Device(match (index, adapters.len()) {
+            (_, 0) => "no GPU was found through wgpu: install a Vulkan driver, or use --device flex".into(),
+            (index, count) => {
+                format!("there is no wgpu:{}; adapters: wgpu:0 to wgpu:{}", index.unwrap_or(0), count - 1)
+            }
+        }));
+    };
+    start::<burn_wgpu::Wgpu>(folder, adapter.device.clone(), format!("{} (wgpu)", adapter.name), precision)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn open_wgpu(_: &Arc<ModelFolder>, _: Option<usize>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    absent("wgpu")
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(
+    folder: &Arc<ModelFolder>,
+    index: Option<usize>,
+    precision: Precision,
+) -> Result<Box<dyn Engine>, EngineError> {
+    let index = index.unwrap_or(0);
+    let count = cuda::devices().map_err(EngineError::Device)?;
+    if index >= count {
+        return Err(EngineError::Device(format!("there is no cuda:{index}: this machine has {count} CUDA device(s)")));
+    }
+    start::<burn_cuda::Cuda>(folder, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), precision)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(_: &Arc<ModelFolder>, _: Option<usize>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    absent("cuda")
+}
+
+#[cfg(feature = "wgpu")]
+mod wgpu_adapters {
+    //! The adapters that wgpu sees, real GPUs first.
+
+    use burn_wgpu::WgpuDevice;
+    use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
+    use wgpu::DeviceType;
+
+    pub(super) struct Adapter {
+        pub(super) device: WgpuDevice,
+        pub(super) name: String,
+    }
+
+    impl Adapter {
+        /// Whether this is hardware rather than a CPU that plays one.
+        pub(super) fn is_gpu(&self) -> bool {
+            !matches!(self.device, WgpuDevice::Cpu)
+        }
+    }
+
+    /// Discrete, integrated and virtual GPUs, then software adapters.
+    pub(super) fn list() -> Vec<Adapter> {
+        let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+            backends: wgpu::Backends::all(),
+            ..wgpu::InstanceDescriptor::new_without_display_handle()
+        });
+        let found = pollster::block_on(instance.enumerate_adapters(AutoGraphicsApi::backend().into()));
+        let kinds = [DeviceType::DiscreteGpu, DeviceType::IntegratedGpu, DeviceType::VirtualGpu, DeviceType::Cpu];
+        let mut adapters = Vec::new();
+        for kind in kinds {
+            for (index, adapter) in found.iter().filter(|a| a.get_info().device_type == kind).enumerate() {
+                let device = match kind {
+                    DeviceType::DiscreteGpu => WgpuDevice::DiscreteGpu(index),
+                    DeviceType::IntegratedGpu => WgpuDevice::IntegratedGpu(index),
+                    DeviceType::VirtualGpu => WgpuDevice::VirtualGpu(index),
+                    _ => WgpuDevice::Cpu,
+                };
+                adapters.push(Adapter { device, name: adapter.get_info().name });
+            }
+        }
+        adapters
+    }
+}
+
+#[cfg(feature = "cuda")]
+mod cuda {
+    //! Whether CUDA can be used: burn-cuda panics where it cannot.
+
+    use libloading::{Library, Symbol};
+
+    /// Number of CUDA devices.
+    ///
+    /// # Errors
+    /// One sentence: which library or device is missing.
+    pub(super) fn devices() -> Result<usize, String> {
+        let driver = first(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"])
+            .ok_or("no CUDA driver was found: install NVIDIA's driver, or use --device wgpu or --device flex")?;
+        let compilers = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_120_0.dll"];
+        first(&compilers).ok_or("CUDA's run-time compiler (libnvrtc) was not found: install the CUDA toolkit")?;
+        // SAFETY: both functions have these signatures in every driver that exports them, and `count` outlives
+        // the call.
+        let (status, count) = unsafe {
+            let init: Symbol<unsafe extern "C" fn(u32) -> i32> =
+                driver.get(b"cuInit\0").map_err(|_| "the CUDA driver is broken: it has no cuInit")?;
+            let get: Symbol<unsafe extern "C" fn(*mut i32) -> i32> = driver
+                .get(b"cuDeviceGetCount\0")
+                .map_err(|_| "the CUDA driver is broken: it has no cuDeviceGetCount")?;
+            let mut count = 0;
+            let status = init(0);
+            (if status == 0 { get(&mut count) } else { status }, count)
+        };
+        match (status, count) {
+            (0, 1..) => Ok(count as usize),
+            (0, _) => Err("the CUDA driver found no device: use --device wgpu or --device flex".into()),
+            (status, _) => Err(format!("the CUDA driver failed to start (error {status})")),
+        }
+    }
+
+    fn first(names: &[&str]) -> Option<Library> {
+        // SAFETY: NVIDIA's libraries run no code of consequence when they are loaded.
+        names.iter().find_map(|name| unsafe { Library::new(name).ok() })
+    }
+}

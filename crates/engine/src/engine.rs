@@ -1,0 +1,355 @@
+//! A model on a device.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use burn::tensor::{Tensor, TensorData, backend::Backend};
+use flamingo_config::ModelConfig;
+use flamingo_model::{Flamingo, Media, Point, Text, ignore, next_token_loss};
+
+use crate::array::{Array, Pixels};
+use crate::session::{BurnSession, Session, SessionOptions};
+use crate::{EngineError, Precision};
+
+/// Images that go through the vision tower together: enough to keep any device busy, few enough that a
+/// 32-shot prompt does not hold the activations of all of them at once.
+const IMAGES_AT_ONCE: usize = 16;
+
+/// A model on a device, whatever the backend.
+pub trait Engine: Send {
+    /// What the model is made of.
+    fn config(&self) -> &ModelConfig;
+
+    /// The device in words.
+    fn device(&self) -> &str;
+
+    /// Names and shapes of the model's parameters, as the modules declare them.
+    fn parameters(&self) -> Vec<(String, Vec<usize>)>;
+
+    /// Image features for retrieval, not normalised: `[rows * images * frames, output_dim]`.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] for pixels of the wrong size, [`EngineError::Device`] if the device fails.
+    fn image_features(&self, pixels: &Pixels) -> Result<Array, EngineError>;
+
+    /// Every recorded output of the vision tower: `hidden.ln_pre`, `hidden.block.N`, `tokens`, `encode_image`.
+    ///
+    /// # Errors
+    /// As [`Engine::image_features`].
+    fn trace_vision(&self, pixels: &Pixels) -> Result<Vec<(String, Array)>, EngineError>;
+
+    /// A whole forward pass without a cache, with every intermediate output where `trace` is set.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] if text, pixels and labels do not fit together.
+    fn forward(
+        &self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: Option<&[i64]>,
+        trace: bool,
+    ) -> Result<Forward, EngineError>;
+
+    /// Reads a prompt and gets ready to continue it. Returns the session and the logits that follow the
+    /// last token of each row, `rows * vocab_size`.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`].
+    fn start(
+        &self,
+        prompt: &Text,
+        pixels: Option<&Pixels>,
+        options: SessionOptions,
+    ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError>;
+
+    /// Times each stage on the given input: `decode` tokens are fed after the prompt.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`].
+    fn time(&self, prompt: &Text, pixels: &Pixels, decode: usize) -> Result<Timings, EngineError>;
+}
+
+/// What a forward pass gives.
+pub struct Forward {
+    /// `[rows, width, vocab_size]`.
+    pub logits: Array,
+    /// The mean next-token loss, where labels were given.
+    pub loss: Option<f32>,
+    /// Intermediate outputs by name: `vision_tokens`, `perceiver`, `xattn.N`, `layer.N`.
+    pub trace: Vec<(String, Array)>,
+}
+
+/// Wall time of the stages of one generation.
+#[derive(Clone, Copy, Debug)]
+pub struct Timings {
+    /// Pixels to patch tokens.
+    pub vision: Duration,
+    /// Patch tokens to latents, and the latents' keys and values for every cross-attention block.
+    pub resampler: Duration,
+    /// The prompt, to the logits of the next token.
+    pub prefill: Duration,
+    /// One token more.
+    pub decode: Duration,
+}
+
+/// [`Engine`] over a Burn backend.
+pub(crate) struct BurnEngine<B: Backend> {
+    pub(crate) model: Flamingo<B>,
+    pub(crate) config: ModelConfig,
+    pub(crate) device: B::Device,
+    pub(crate) precision: Precision,
+    pub(crate) name: String,
+}
+
+/// Turns a backend's panic into an error: device failures have no other way out of Burn.
+pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<T, EngineError> {
+    catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+        let why = panic
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| panic.downcast_ref::<&str>().map(|s| s.to_string()))
+            .unwrap_or_else(|| "no reason given".to_string());
+        Err(EngineError::Device(format!("the device failed: {why}")))
+    })
+}
+
+impl<B: Backend> BurnEngine<B> {
+    fn pixels(&self, pixels: &Pixels) -> Result<Tensor<B, 6>, EngineError> {
+        pixels.check(self.config.vision.image_size)?;
+        let shape = [pixels.rows, pixels.images, pixels.frames, 3, pixels.side, pixels.side];
+        let data = TensorData::new(pixels.data.clone(), shape);
+        Ok(Tensor::from_data(data, (&self.device, self.precision.dtype())))
+    }
+
+    /// Patch tokens, `[rows, images, frames, patches, width]`.
+    fn see(&self, pixels: Tensor<B, 6>) -> Tensor<B, 5> {
+        let [rows, images, frames, channels, height, width] = pixels.dims();
+        let count = rows * images * frames;
+        let pixels = pixels.reshape([count, channels, height, width]);
+        let chunks: Vec<_> = (0..count)
+            .step_by(IMAGES_AT_ONCE)
+            .map(|first| {
+                let chunk = pixels.clone().narrow(0, first, IMAGES_AT_ONCE.min(count - first));
+                self.model.vision.forward(chunk, &mut ignore)
+            })
+            .collect();
+        let tokens = Tensor::cat(chunks, 0);
+        let [_, patches, dim] = tokens.dims();
+        tokens.reshape([rows, images, frames, patches, dim])
+    }
+
+    fn media(&self, pixels: Option<&Pixels>) -> Result<Option<Media<B>>, EngineError> {
+        let Some(pixels) = pixels else { return Ok(None) };
+        self.check_media(pixels)?;
+        let tokens = self.see(self.pixels(pixels)?);
+        Ok(Some(self.model.media(self.model.resampler.forward(tokens))))
+    }
+
+    fn check_media(&self, pixels: &Pixels) -> Result<(), EngineError> {
+        let r = &self.config.resampler;
+        let limits = [("frames", pixels.frames, r.max_num_frames), ("images", pixels.images, r.max_num_media)];
+        for (what, count, limit) in limits {
+            if let Some(limit) = limit
+                && count > limit
+            {
+                return Err(EngineError::Input(format!("{count} {what} for a model with embeddings for {limit}")));
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn check_text(&self, text: &Text, cached: usize) -> Result<(), EngineError> {
+        let vocab = self.config.tokens.vocab_size;
+        if text.ids.is_empty() {
+            return Err(EngineError::Input("the text has no token".into()));
+        }
+        if let Some(id) = text.ids.iter().find(|&&id| id as usize >= vocab) {
+            return Err(EngineError::Input(format!("token id {id} is outside the vocabulary of {vocab}")));
+        }
+        let a = self.model.decoder.architecture();
+        if let flamingo_config::Position::Learned { offset, rows } = a.position {
+            let longest = text.positions.iter().max().map_or(0, |&p| p as usize + 1);
+            if longest + offset > rows {
+                return Err(EngineError::Input(format!(
+                    "{longest} tokens for a model with {} positions",
+                    rows - offset
+                )));
+            }
+        } else if cached + text.width > a.max_positions {
+            tracing::debug!(tokens = cached + text.width, trained = a.max_positions, "text longer than trained for");
+        }
+        Ok(())
+    }
+
+    fn check_rows(&self, text: &Text, pixels: Option<&Pixels>) -> Result<(), EngineError> {
+        match pixels {
+            Some(pixels) if pixels.rows != text.rows => Err(EngineError::Input(format!(
+                "images for {} texts and {} texts",
+                pixels.rows, text.rows
+            ))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Logits after the last token of each row.
+    pub(crate) fn last_logits(&self, hidden: Tensor<B, 3>) -> Result<Vec<f32>, EngineError> {
+        let [_, width, _] = hidden.dims();
+        Ok(Array::from_tensor(&self.model.decoder.logits(hidden.narrow(1, width - 1, 1)))?.data)
+    }
+
+    fn sync(&self) -> Result<(), EngineError> {
+        B::sync(&self.device).map_err(|e| EngineError::Device(format!("the device failed: {e:?}")))
+    }
+}
+
+impl<B: Backend> Engine for BurnEngine<B> {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn device(&self) -> &str {
+        &self.name
+    }
+
+    fn parameters(&self) -> Vec<(String, Vec<usize>)> {
+        crate::load::parameters(&self.model)
+    }
+
+    fn image_features(&self, pixels: &Pixels) -> Result<Array, EngineError> {
+        guard(|| {
+            let [rows, images, frames, channels, height, width] = self.pixels(pixels)?.dims();
+            let x = self.pixels(pixels)?.reshape([rows * images * frames, channels, height, width]);
+            Array::from_tensor(&self.model.vision.encode(x, &mut ignore))
+        })
+    }
+
+    fn trace_vision(&self, pixels: &Pixels) -> Result<Vec<(String, Array)>, EngineError> {
+        guard(|| {
+            let x = self.pixels(pixels)?;
+            let [rows, images, frames, channels, height, width] = x.dims();
+            let x = x.reshape([rows * images * frames, channels, height, width]);
+            let mut seen: Vec<(String, Tensor<B, 3>)> = Vec::new();
+            let tokens = self.model.vision.forward(x.clone(), &mut |point, x| match point {
+                Point::VisionNormPre => seen.push(("hidden.ln_pre".into(), x.clone())),
+                Point::VisionBlock(i) => seen.push((format!("hidden.block.{i}"), x.clone())),
+                _ => {}
+            });
+            seen.push(("tokens".into(), tokens));
+            let mut trace = Vec::new();
+            for (name, x) in &seen {
+                trace.push((name.clone(), Array::from_tensor(x)?));
+            }
+            let features = self.model.vision.encode(x, &mut ignore);
+            trace.push(("encode_image".into(), Array::from_tensor(&features)?));
+            Ok(trace)
+        })
+    }
+
+    fn forward(
+        &self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: Option<&[i64]>,
+        trace: bool,
+    ) -> Result<Forward, EngineError> {
+        guard(|| {
+            self.check_text(text, 0)?;
+            self.check_rows(text, pixels)?;
+            let vocab = self.config.tokens.vocab_size as i64;
+            if let Some(labels) = labels
+                && (labels.len() != text.ids.len()
+                    || labels.iter().any(|&l| l != crate::IGNORE && !(0..vocab).contains(&l)))
+            {
+                return Err(EngineError::Input("labels that are not one token id (or -100) a token".into()));
+            }
+            let mut named = Vec::new();
+            let media = match pixels {
+                None => None,
+                Some(pixels) => {
+                    self.check_media(pixels)?;
+                    let tokens = self.see(self.pixels(pixels)?);
+                    let latents = self.model.resampler.forward(tokens.clone());
+                    if trace {
+                        let [rows, images, frames, patches, dim] = tokens.dims();
+                        let tokens = tokens.reshape([rows * images * frames, patches, dim]);
+                        named.push(("vision_tokens".to_string(), Array::from_tensor(&tokens)?));
+                        named.push(("perceiver".to_string(), Array::from_tensor(&latents)?));
+                    }
+                    Some(self.model.media(latents))
+                }
+            };
+            let mut seen = Vec::new();
+            let hidden = self.model.forward(text, &vec![0; text.rows], media.as_ref(), None, &mut |point, x| {
+                let name = match point {
+                    Point::CrossAttention(i) => format!("xattn.{i}"),
+                    Point::DecoderLayer(i) => format!("layer.{i}"),
+                    _ => return,
+                };
+                if trace {
+                    seen.push((name, x.clone()));
+                }
+            });
+            for (name, x) in &seen {
+                named.push((name.clone(), Array::from_tensor(x)?));
+            }
+            let logits = self.model.decoder.logits(hidden);
+            let loss = match labels {
+                Some(labels) => Some(Array::from_tensor(&next_token_loss(logits.clone(), labels))?.data[0]),
+                None => None,
+            };
+            Ok(Forward { logits: Array::from_tensor(&logits)?, loss, trace: named })
+        })
+    }
+
+    fn start(
+        &self,
+        prompt: &Text,
+        pixels: Option<&Pixels>,
+        options: SessionOptions,
+    ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError> {
+        guard(|| {
+            self.check_text(prompt, 0)?;
+            self.check_rows(prompt, pixels)?;
+            let media = self.media(pixels)?;
+            let mut session = BurnSession::new(self, prompt.rows, media, options);
+            let logits = session.read(prompt)?;
+            let session: Box<dyn Session + '_> = Box::new(session);
+            Ok((session, logits))
+        })
+    }
+
+    fn time(&self, prompt: &Text, pixels: &Pixels, decode: usize) -> Result<Timings, EngineError> {
+        guard(|| {
+            self.check_text(prompt, 0)?;
+            self.check_rows(prompt, Some(pixels))?;
+            self.check_media(pixels)?;
+            let x = self.pixels(pixels)?;
+            self.sync()?;
+            let timed = |since: std::time::Instant| since.elapsed();
+
+            let start = std::time::Instant::now();
+            let tokens = self.see(x);
+            self.sync()?;
+            let vision = timed(start);
+
+            let start = std::time::Instant::now();
+            let media = self.model.media(self.model.resampler.forward(tokens));
+            self.sync()?;
+            let resampler = timed(start);
+
+            let options = SessionOptions { reserve: prompt.width + decode, ..SessionOptions::default() };
+            let mut session = BurnSession::new(self, prompt.rows, Some(media), options);
+            let start = std::time::Instant::now();
+            session.read(prompt)?;
+            let prefill = timed(start);
+
+            let tokens = vec![prompt.ids[prompt.ids.len() - 1]; prompt.rows];
+            let start = std::time::Instant::now();
+            for _ in 0..decode {
+                session.next(&tokens)?;
+            }
+            let decode = timed(start) / decode.max(1) as u32;
+            Ok(Timings { vision, resampler, prefill, decode })
+        })
+    }
+}

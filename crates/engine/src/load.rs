@@ -1,0 +1,110 @@
+//! From a model folder to a model on a device.
+
+use std::rc::Rc;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, backend::Backend};
+use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
+use flamingo_model::Flamingo;
+use flamingo_weights::{Dtype, ModelFolder};
+
+use crate::EngineError;
+
+/// The type of weights and activations on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// 32-bit floats: the numbers of upstream.
+    #[default]
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// 16-bit floats with the range of 32-bit ones.
+    Bf16,
+}
+
+impl Precision {
+    /// Burn's name for it.
+    pub(crate) fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            other => Err(format!("unknown precision `{other}`: f32, f16 or bf16")),
+        }
+    }
+}
+
+/// Puts a folder's weights on a device.
+///
+/// Tensors are read from the mapped file one at a time; nothing is initialised at random first.
+pub(crate) fn load<B: Backend>(
+    folder: &Arc<ModelFolder>,
+    precision: Precision,
+    device: &B::Device,
+) -> Result<Flamingo<B>, EngineError> {
+    let mut model = Flamingo::<B>::new(folder.config(), device).no_grad();
+    let names = parameters::<B>(&model).into_iter().map(|(name, _)| name);
+    let snapshots = names.filter_map(|name| snapshot(folder, name, precision.dtype()));
+    let result = model.apply(snapshots.collect(), None, None, true);
+    if let Some(error) = result.errors.first() {
+        return Err(EngineError::Weights(format!("cannot load the weights: {error}")));
+    }
+    if let Some((name, _)) = result.missing.first() {
+        return Err(EngineError::Weights(format!("the model folder has no tensor `{name}`")));
+    }
+    Ok(model)
+}
+
+/// A tensor of the folder, read and cast when it is needed.
+fn snapshot(folder: &Arc<ModelFolder>, name: String, dtype: DType) -> Option<TensorSnapshot> {
+    let shape: Shape = folder.tensor(&name)?.shape.to_vec().into();
+    let path: Vec<String> = name.split('.').map(str::to_string).collect();
+    let folder = folder.clone();
+    let read = move || {
+        let view = folder.tensor(&name).ok_or_else(|| TensorSnapshotError::DataError(format!("no tensor `{name}`")))?;
+        let stored = match view.dtype {
+            Dtype::F32 => DType::F32,
+            Dtype::F16 => DType::F16,
+            Dtype::Bf16 => DType::BF16,
+        };
+        let data = TensorData::from_bytes(Bytes::from_bytes_vec(view.bytes.to_vec()), view.shape.to_vec(), stored);
+        Ok(data.convert_dtype(dtype))
+    };
+    Some(TensorSnapshot::from_closure(Rc::new(read), dtype, shape, path, Vec::new(), ParamId::new()))
+}
+
+/// Paths and shapes of all parameters of a model.
+pub(crate) fn parameters<B: Backend>(model: &Flamingo<B>) -> Vec<(String, Vec<usize>)> {
+    struct Parameters {
+        path: Vec<String>,
+        all: Vec<(String, Vec<usize>)>,
+    }
+    impl<B: Backend> ModuleVisitor<B> for Parameters {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+            self.all.push((self.path.join("."), param.lazy_shape().to_vec()));
+        }
+    }
+    let mut parameters = Parameters { path: Vec::new(), all: Vec::new() };
+    model.visit(&mut parameters);
+    parameters.all
+}

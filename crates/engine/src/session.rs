@@ -1,0 +1,144 @@
+//! A prompt being continued: its caches, its images, and how many image marks each row has seen.
+
+use burn::tensor::backend::Backend;
+use flamingo_generate::Decoder;
+use flamingo_model::{Cache, Media, Text, ignore};
+
+use crate::EngineError;
+use crate::array::Array;
+use crate::engine::{BurnEngine, guard};
+
+/// How to continue a prompt.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SessionOptions {
+    /// Tokens, prompt included, that fit into the cache without growing it.
+    pub reserve: usize,
+    /// Reproduce what upstream does when the model itself writes `<image>`: the count of image marks of every
+    /// row of the batch is replaced by whether that row's newest token is one, so rows forget their images
+    /// because a neighbour wrote a mark. Without it a written mark changes nothing: no image came with it.
+    pub upstream_compat: bool,
+}
+
+/// A prompt being continued.
+pub trait Session: Decoder<Error = EngineError> {
+    /// Feeds several tokens a row (right-padded) and returns the logits after each, `[rows, width,
+    /// vocab_size]`. `keep` tells text from padding.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] for ids outside the vocabulary, [`EngineError::Device`] if the device fails.
+    fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError>;
+}
+
+pub(crate) struct BurnSession<'a, B: Backend> {
+    engine: &'a BurnEngine<B>,
+    cache: Cache<B>,
+    media: Option<Media<B>>,
+    /// Image marks that each row has seen.
+    marks: Vec<usize>,
+    /// Which row of the prompt each row continues.
+    origin: Vec<usize>,
+    upstream_compat: bool,
+}
+
+impl<'a, B: Backend> BurnSession<'a, B> {
+    pub(crate) fn new(
+        engine: &'a BurnEngine<B>,
+        rows: usize,
+        media: Option<Media<B>>,
+        options: SessionOptions,
+    ) -> Self {
+        let layers = engine.model.decoder.blocks.len();
+        Self {
+            engine,
+            cache: Cache::new(layers, rows, options.reserve),
+            media,
+            marks: vec![0; rows],
+            origin: (0..rows).collect(),
+            upstream_compat: options.upstream_compat,
+        }
+    }
+
+    /// Reads the prompt; returns the logits after its last tokens.
+    pub(crate) fn read(&mut self, prompt: &Text) -> Result<Vec<f32>, EngineError> {
+        let image = self.engine.config.tokens.image;
+        let model = &self.engine.model;
+        let hidden =
+            model.forward(prompt, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
+        for (marks, row) in self.marks.iter_mut().zip(prompt.ids.chunks(prompt.width)) {
+            *marks += row.iter().filter(|&&id| id == image).count();
+        }
+        self.engine.last_logits(hidden)
+    }
+
+    /// One token more in each row.
+    pub(crate) fn next(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        let text = Text::after(&self.cache.kept(), tokens.to_vec(), vec![true; tokens.len()]);
+        self.engine.check_text(&text, self.cache.len())?;
+        let image = self.engine.config.tokens.image;
+        let written: Vec<usize> = tokens.iter().map(|&id| usize::from(id == image)).collect();
+        if self.upstream_compat && written.contains(&1) {
+            self.marks = written.clone();
+        }
+        // `forward` counts the mark itself; what it should count to is `marks`.
+        let before: Vec<usize> = self.marks.iter().zip(&written).map(|(&m, &w)| m.saturating_sub(w)).collect();
+        let hidden =
+            self.engine.model.forward(&text, &before, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
+        self.engine.last_logits(hidden)
+    }
+}
+
+impl<B: Backend> Decoder for BurnSession<'_, B> {
+    type Error = EngineError;
+
+    fn step(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
+        guard(|| {
+            if tokens.len() != self.cache.rows() {
+                return Err(EngineError::Input(format!("{} tokens for {} rows", tokens.len(), self.cache.rows())));
+            }
+            self.next(tokens)
+        })
+    }
+
+    fn reorder(&mut self, rows: &[usize]) -> Result<(), EngineError> {
+        guard(|| {
+            if let Some(row) = rows.iter().find(|&&row| row >= self.cache.rows()) {
+                return Err(EngineError::Input(format!("row {row} of {}", self.cache.rows())));
+            }
+            self.cache.select(rows);
+            let origin: Vec<usize> = rows.iter().map(|&row| self.origin[row]).collect();
+            // Beams of one prompt share its images: nothing moves while they change places.
+            if origin != self.origin
+                && let Some(media) = &mut self.media
+            {
+                media.select(rows);
+            }
+            // Upstream reorders its caches and not its count of marks.
+            if !self.upstream_compat || rows.len() != self.marks.len() {
+                self.marks = rows.iter().map(|&row| self.marks[row]).collect();
+            }
+            self.origin = origin;
+            Ok(())
+        })
+    }
+}
+
+impl<B: Backend> Session for BurnSession<'_, B> {
+    fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError> {
+        guard(|| {
+            let rows = self.cache.rows();
+            if ids.len() != keep.len() || ids.is_empty() || !ids.len().is_multiple_of(rows) {
+                return Err(EngineError::Input(format!("{} tokens for {rows} rows", ids.len())));
+            }
+            let text = Text::after(&self.cache.kept(), ids, keep);
+            self.engine.check_text(&text, self.cache.len())?;
+            let model = &self.engine.model;
+            let hidden =
+                model.forward(&text, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
+            let image = self.engine.config.tokens.image;
+            for (marks, row) in self.marks.iter_mut().zip(text.ids.chunks(text.width)) {
+                *marks += row.iter().filter(|&&id| id == image).count();
+            }
+            Array::from_tensor(&model.decoder.logits(hidden))
+        })
+    }
+}

@@ -1,0 +1,157 @@
+//! Comparing computed values with recorded ones.
+
+use std::path::Path;
+
+use flamingo_engine::Device;
+use serde::Serialize;
+
+use super::dump::{Value, Values};
+use super::recording::{Recorded, Recording};
+
+/// How one quantity came out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// Within the tolerance, or equal where equality is asked.
+    Pass,
+    /// Not.
+    Fail,
+    /// Recorded, and not computed by this version.
+    NotYetComputed,
+}
+
+/// One line of the report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Row {
+    /// The quantity's name in the recording.
+    pub name: String,
+    /// Pass, fail or not yet computed.
+    pub outcome: Outcome,
+    /// Largest absolute difference; absent where nothing was compared.
+    pub max_abs_diff: Option<f64>,
+    /// Largest difference that passes; 0 for quantities that must be equal.
+    pub tolerance: Option<f64>,
+    /// What is wrong, where a number does not tell.
+    pub note: Option<String>,
+}
+
+/// All lines.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Summary {
+    /// One a quantity.
+    pub rows: Vec<Row>,
+}
+
+impl Summary {
+    /// How many rows had this outcome.
+    pub fn count(&self, outcome: Outcome) -> usize {
+        self.rows.iter().filter(|row| row.outcome == outcome).count()
+    }
+
+    /// Whether nothing failed and something was compared.
+    pub fn passed(&self) -> bool {
+        self.count(Outcome::Fail) == 0 && self.count(Outcome::Pass) > 0
+    }
+}
+
+/// Largest relative difference that passes in f32.
+pub(super) fn relative_tolerance(device: Device) -> f64 {
+    match device {
+        Device::Wgpu(_) => 1e-3,
+        _ => 1e-4,
+    }
+}
+
+/// Beam scores are sums of log-probabilities, which may be divided by a length to a negative power: their
+/// tolerance is absolute up to 1 and relative beyond.
+const SCORE_TOLERANCE: f64 = 1e-3;
+
+/// What a name of the recording is.
+enum Kind {
+    /// Given to the model.
+    Input,
+    /// Brought by a later version.
+    Later,
+    Output,
+}
+
+fn kind(name: &str) -> Kind {
+    let last = name.rsplit('.').next().unwrap_or(name);
+    match last {
+        "input_ids" | "attention_mask" | "labels" | "vision_x" | "prompt_ids" | "step_ids" | "pixels" => Kind::Input,
+        _ if name.starts_with("grad.") || name.starts_with("train.") => Kind::Later,
+        _ => Kind::Output,
+    }
+}
+
+/// Compares `values` with the folder's recording.
+pub(super) fn check(folder: &Path, values: &Values, relative: f64) -> anyhow::Result<Summary> {
+    let recording = Recording::open(folder)?;
+    let mut summary = Summary::default();
+    for name in recording.names()? {
+        match (kind(&name), values.0.get(&name)) {
+            (Kind::Input, _) => {}
+            (_, Some(value)) => {
+                let expected = recording.need(&name)?;
+                let keep = padding(&recording, &name)?;
+                summary.rows.push(row(name, value, &expected, keep.as_ref(), relative));
+            }
+            (Kind::Later, None) => summary.rows.push(Row {
+                name,
+                outcome: Outcome::NotYetComputed,
+                max_abs_diff: None,
+                tolerance: None,
+                note: None,
+            }),
+            (Kind::Output, None) => summary.rows.push(fail(name, "recorded, and we computed no such value")),
+        }
+    }
+    Ok(summary)
+}
+
+fn fail(name: String, note: impl Into<String>) -> Row {
+    Row { name, outcome: Outcome::Fail, max_abs_diff: None, tolerance: None, note: Some(note.into()) }
+}
+
+/// The attention mask of the set (`right.…`, `left.…`) that a per-token quantity belongs to.
+fn padding(recording: &Recording, name: &str) -> anyhow::Result<Option<Recorded>> {
+    let Some((set, what)) = name.split_once('.') else { return Ok(None) };
+    if what == "logits" || what.starts_with("layer.") || what.starts_with("xattn.") {
+        return recording.get(&format!("{set}.attention_mask"));
+    }
+    Ok(None)
+}
+
+fn row(name: String, value: &Value, expected: &Recorded, keep: Option<&Recorded>, relative: f64) -> Row {
+    let (shape, data): (&[usize], Vec<f64>) = match value {
+        Value::Floats(array) => (&array.shape, array.data.iter().map(|&x| f64::from(x)).collect()),
+        Value::Integers { shape, data } => (shape, data.iter().map(|&x| f64::from(x)).collect()),
+    };
+    if shape != expected.shape {
+        return fail(name, format!("shape {shape:?}, recorded {:?}", expected.shape));
+    }
+    // Padded positions are garbage in both: finite numbers that nothing reads.
+    let kept = |i: usize| match keep {
+        Some(keep) if shape.len() >= 2 && shape[..2] == keep.shape[..] => {
+            let per_token: usize = shape[2..].iter().product();
+            keep.data[i / per_token.max(1)] != 0.0
+        }
+        _ => true,
+    };
+    let (mut diff, mut magnitude) = (0f64, 0f64);
+    for (i, (&ours, &theirs)) in data.iter().zip(&expected.data).enumerate() {
+        if !kept(i) || (ours.is_nan() && theirs.is_nan()) {
+            continue;
+        }
+        let d = (ours - theirs).abs();
+        diff = if d.is_nan() { f64::INFINITY } else { diff.max(d) };
+        magnitude = magnitude.max(theirs.abs());
+    }
+    let tolerance = match value {
+        Value::Integers { .. } => 0.0,
+        Value::Floats(_) if name.ends_with("sequences_scores") => SCORE_TOLERANCE * magnitude.max(1.0),
+        Value::Floats(_) => relative * magnitude.max(1.0),
+    };
+    let outcome = if diff <= tolerance { Outcome::Pass } else { Outcome::Fail };
+    Row { name, outcome, max_abs_diff: Some(diff), tolerance: Some(tolerance), note: None }
+}

@@ -1,0 +1,69 @@
+//! Computed values by name, and their file.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use flamingo_engine::Array;
+use safetensors::{Dtype, tensor::TensorView};
+
+/// One computed quantity.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Value {
+    /// Numbers to compare within a tolerance.
+    Floats(Array),
+    /// Numbers to compare exactly: token ids, pixels.
+    Integers {
+        /// Dimensions.
+        shape: Vec<usize>,
+        /// Values.
+        data: Vec<i32>,
+    },
+}
+
+/// Computed quantities under the recording's names.
+#[derive(Clone, Debug, Default)]
+pub struct Values(pub BTreeMap<String, Value>);
+
+impl Values {
+    /// Adds an array of floats.
+    pub fn floats(&mut self, name: impl Into<String>, array: Array) {
+        self.0.insert(name.into(), Value::Floats(array));
+    }
+
+    /// Adds rows of integers, all of one length.
+    pub fn rows(&mut self, name: impl Into<String>, rows: &[Vec<u32>]) {
+        let width = rows.first().map_or(0, Vec::len);
+        let data = rows.iter().flatten().map(|&id| id as i32).collect();
+        self.0.insert(name.into(), Value::Integers { shape: vec![rows.len(), width], data });
+    }
+
+    /// Writes all values as a safetensors file, completely or not at all.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        let bytes: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = self
+            .0
+            .iter()
+            .map(|(name, value)| match value {
+                Value::Floats(array) => {
+                    let bytes = array.data.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    (name.clone(), Dtype::F32, array.shape.clone(), bytes)
+                }
+                Value::Integers { shape, data } => {
+                    let bytes = data.iter().flat_map(|x| x.to_le_bytes()).collect();
+                    (name.clone(), Dtype::I32, shape.clone(), bytes)
+                }
+            })
+            .collect();
+        let mut views = Vec::with_capacity(bytes.len());
+        for (name, dtype, shape, data) in &bytes {
+            views.push((name.as_str(), TensorView::new(*dtype, shape.clone(), data)?));
+        }
+        let partial = path.with_extension(format!("partial-{}", std::process::id()));
+        safetensors::serialize_to_file(views, None, &partial)
+            .with_context(|| format!("cannot write {}", partial.display()))?;
+        std::fs::rename(&partial, path).with_context(|| format!("cannot write {}", path.display()))
+    }
+}

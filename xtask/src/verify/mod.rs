@@ -1,0 +1,55 @@
+//! `cargo xtask verify`: recorded outputs of upstream's PyTorch code against ours.
+//!
+//! A case is converted with the very code of `convert-weights`, run, and compared quantity by quantity.
+//! Values are computed from the recording's *inputs* alone; expected values are read only to compare.
+
+mod case;
+mod clip;
+mod compare;
+mod dump;
+mod preprocess;
+mod recording;
+
+pub use compare::{Outcome, Row, Summary};
+pub use dump::Values;
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use flamingo_engine::Device;
+
+/// Runs everything recorded in a folder. `case.json` makes it a model, `clip.json` a vision tower,
+/// `preprocess.json` a set of pictures.
+///
+/// # Errors
+/// If the folder is none of these, or the case cannot be converted or run.
+pub fn compute(folder: &Path, device: Device) -> anyhow::Result<Values> {
+    if !folder.is_dir() {
+        bail!("{} is not a folder", folder.display());
+    }
+    if folder.join("case.json").is_file() {
+        case::compute(folder, device)
+    } else if folder.join("clip.json").is_file() {
+        clip::compute(folder, device)
+    } else if folder.join("preprocess.json").is_file() {
+        preprocess::compute(folder)
+    } else {
+        bail!(
+            "{} holds no recording that this version verifies: it has no case.json, clip.json or preprocess.json",
+            folder.display()
+        )
+    }
+}
+
+/// Compares computed values with a folder's recording, one row a quantity.
+///
+/// # Errors
+/// If the recording cannot be read.
+pub fn check(folder: &Path, values: &Values, device: Device) -> anyhow::Result<Summary> {
+    let summary = if folder.join("preprocess.json").is_file() {
+        preprocess::check(folder, values)
+    } else {
+        compare::check(folder, values, compare::relative_tolerance(device))
+    };
+    summary.with_context(|| format!("cannot compare with the recording in {}", folder.display()))
+}
