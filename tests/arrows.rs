@@ -1,0 +1,62 @@
+//! The arrows of ARCHITECTURE.md, read from the manifests: who may depend on whom.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Crate, and the workspace crates that it may use.
+const ARROWS: &[(&str, &[&str])] = &[
+    ("crates/config", &[]),
+    ("crates/data", &[]),
+    ("crates/generate", &[]),
+    ("crates/model", &["flamingo-config"]),
+    ("crates/weights", &["flamingo-config"]),
+    ("crates/engine", &["flamingo-config", "flamingo-generate", "flamingo-model", "flamingo-weights"]),
+    (
+        "crates/zoo",
+        &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"],
+    ),
+];
+
+/// Crates that may use Burn at all, and the one that may name its backends.
+const BURN: &[&str] = &["crates/engine", "crates/model"];
+const BACKENDS: &str = "crates/engine";
+
+fn dependencies(folder: &str) -> BTreeSet<String> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join("Cargo.toml");
+    let text = std::fs::read_to_string(&manifest).expect("every crate has a manifest");
+    let section = text.split("[dependencies]").nth(1).expect("a [dependencies] section");
+    let section = section.split("\n[").next().unwrap_or(section);
+    section
+        .lines()
+        .filter_map(|line| line.split(['.', '=', ' ']).next())
+        .filter(|name| !name.is_empty() && !name.starts_with('#'))
+        .map(str::to_string)
+        .collect()
+}
+
+#[test]
+fn crates_use_only_what_the_architecture_allows() {
+    for (folder, allowed) in ARROWS {
+        for dependency in dependencies(folder) {
+            if dependency.starts_with("flamingo") || dependency == "xtask" {
+                assert!(allowed.contains(&dependency.as_str()), "{folder} must not depend on {dependency}");
+            }
+            let burn = dependency == "burn" || dependency.starts_with("burn-");
+            assert!(!burn || BURN.contains(folder), "{folder} must not depend on {dependency}");
+            let backend = burn && dependency != "burn" && dependency != "burn-store";
+            assert!(!backend || *folder == BACKENDS, "{folder} must not name the backend {dependency}");
+        }
+    }
+}
+
+#[test]
+fn every_crate_is_listed() {
+    let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates");
+    for folder in std::fs::read_dir(crates).expect("a folder of crates") {
+        let folder = folder.expect("a readable folder").path();
+        if folder.join("Cargo.toml").is_file() {
+            let name = format!("crates/{}", folder.file_name().unwrap_or_default().to_string_lossy());
+            assert!(ARROWS.iter().any(|(listed, _)| *listed == name), "{name} has no line in ARROWS");
+        }
+    }
+}
