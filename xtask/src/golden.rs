@@ -60,7 +60,7 @@ impl Case {
     /// # Errors
     /// Whatever keeps it from being converted.
     pub fn convert(&self, out: &Path) -> anyhow::Result<Arc<ModelFolder>> {
-        flamingo_weights::convert(&self.inputs(), &self.config()?, Dtype::F32, out, &mut |_| {})?;
+        flamingo_weights::convert(&self.inputs(), &self.config()?, Dtype::F32, out, false, &mut |_| {})?;
         Ok(Arc::new(ModelFolder::open(out)?))
     }
 }
@@ -72,4 +72,22 @@ impl Case {
 pub fn read_json(path: &Path) -> anyhow::Result<Value> {
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     serde_json::from_str(&text).with_context(|| format!("{} is not JSON", path.display()))
+}
+
+/// Converts the tower of a recorded CLIP folder inside a model whose other parts are small and random.
+///
+/// # Errors
+/// If the tower cannot be converted.
+pub fn convert_clip(folder: &Path, work: &Path) -> anyhow::Result<Arc<ModelFolder>> {
+    let clip = read_json(&folder.join("clip.json"))?;
+    let vision = flamingo_config::hf::vision(&clip["config"])
+        .with_context(|| format!("cannot use {}", folder.join("clip.json").display()))?;
+    let mut config = ModelConfig::from_toml(include_str!("small.toml")).context("small.toml is broken")?;
+    config.vision = vision;
+    let parts = work.join("parts");
+    crate::random::write(&config, Dtype::F32, 0, &parts)?;
+    let inputs = Inputs { clip: folder.join("open_clip_pytorch_model.pt"), ..crate::random::inputs(&parts) };
+    let out = work.join("model");
+    flamingo_weights::convert(&inputs, &config, Dtype::F32, &out, false, &mut |_| {})?;
+    Ok(Arc::new(ModelFolder::open(&out)?))
 }

@@ -1,3 +1,210 @@
-//! Development commands.
+//! `cargo xtask`: development commands.
 
-fn main() {}
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use clap::{Parser, Subcommand};
+use flamingo_engine::Device;
+use flamingo_weights::Dtype;
+use xtask::verify::{self, Outcome};
+use xtask::{convert, random};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Development commands of OpenFlamingo in Rust")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Turn CLIP's weights, a language model and an OpenFlamingo checkpoint into one model folder.
+    ConvertWeights(ConvertArgs),
+    /// Compare with recorded outputs of upstream's PyTorch code.
+    Verify(VerifyArgs),
+    /// Write random weights in upstream's layouts, for tests at full size.
+    #[command(hide = true)]
+    MakeRandom(RandomArgs),
+}
+
+#[derive(clap::Args)]
+struct ConvertArgs {
+    /// CLIP: OpenAI's ViT-L-14.pt, an open_clip file, or Hugging Face's file or folder.
+    #[arg(long, required_unless_present = "from_hub")]
+    clip: Option<PathBuf>,
+    /// Folder of the language model: config.json, weights, tokenizer.
+    #[arg(long, required_unless_present = "from_hub")]
+    lm: Option<PathBuf>,
+    /// OpenFlamingo's checkpoint.pt.
+    #[arg(long, required_unless_present = "from_hub")]
+    checkpoint: Option<PathBuf>,
+    /// The name of a model in models/, or a model.toml.
+    #[arg(long)]
+    config: String,
+    /// The model folder to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// f32, f16 or bf16.
+    #[arg(long, default_value = "f32")]
+    dtype: Dtype,
+    /// Replace an output folder that exists.
+    #[arg(long)]
+    force: bool,
+    /// Fetch the released parts instead, into this folder, and keep them there. HF_ENDPOINT names a mirror,
+    /// HF_TOKEN opens gated repositories.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["clip", "lm", "checkpoint"])]
+    from_hub: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct VerifyArgs {
+    /// A folder with a recording.
+    #[arg(long)]
+    case: PathBuf,
+    /// auto, flex, ndarray, wgpu[:N] or cuda[:N].
+    #[arg(long, default_value = "flex")]
+    device: Device,
+    /// One JSON object on stdout instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Also write our own values to this file, under the recording's names.
+    #[arg(long, value_name = "FILE")]
+    dump: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+struct RandomArgs {
+    /// The name of a model in models/, or a model.toml.
+    #[arg(long)]
+    config: String,
+    #[arg(long)]
+    out: PathBuf,
+    #[arg(long, default_value = "f16")]
+    dtype: Dtype,
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "error,flamingo_weights=warn".into()),
+        )
+        .with_writer(std::io::stderr)
+        .with_ansi(std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    let result = match &cli.command {
+        Command::ConvertWeights(args) => convert_weights(args),
+        Command::Verify(args) => verify(args),
+        Command::MakeRandom(args) => make_random(args),
+    };
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn convert_weights(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
+    let config = convert::config(&args.config)?;
+    let inputs = match (&args.from_hub, &args.clip, &args.lm, &args.checkpoint) {
+        (Some(folder), ..) => convert::fetch(&config, folder)?,
+        (None, Some(clip), Some(lm), Some(checkpoint)) => flamingo_weights::Inputs {
+            clip: clip.clone(),
+            language_model: lm.clone(),
+            checkpoint: checkpoint.clone(),
+        },
+        _ => bail!("give --clip, --lm and --checkpoint, or --from-hub"),
+    };
+    let report = convert::run(&inputs, &config, args.dtype, &args.out, args.force)?;
+    println!(
+        "{}: {} tensors in {}, {} source tensors left out on purpose, {} filled in",
+        args.out.display(),
+        report.used.len(),
+        report.dtype,
+        report.dropped.len(),
+        report.initialised.len()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
+fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
+    if let Some(backend) = not_compiled(args.device) {
+        return with_backend(backend);
+    }
+    let values = verify::compute(&args.case, args.device)?;
+    if let Some(file) = &args.dump {
+        values.write(file)?;
+    }
+    let summary = verify::check(&args.case, &values, args.device)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&summary)?);
+    } else {
+        for row in &summary.rows {
+            let number = |x: Option<f64>| x.map_or_else(|| "-".to_string(), |x| format!("{x:.3e}"));
+            let outcome = match row.outcome {
+                Outcome::Pass => "pass",
+                Outcome::Fail => "FAIL",
+                Outcome::NotYetComputed => "not yet computed",
+            };
+            println!(
+                "{:<58} {:>10} of {:>10}  {outcome}{}",
+                row.name,
+                number(row.max_abs_diff),
+                number(row.tolerance),
+                row.note.as_ref().map_or_else(String::new, |note| format!(": {note}"))
+            );
+        }
+        println!(
+            "{} passed, {} failed, {} not yet computed",
+            summary.count(Outcome::Pass),
+            summary.count(Outcome::Fail),
+            summary.count(Outcome::NotYetComputed)
+        );
+    }
+    Ok(if summary.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn make_random(args: &RandomArgs) -> anyhow::Result<ExitCode> {
+    let config = convert::config(&args.config)?;
+    random::write(&config, args.dtype, args.seed, &args.out)
+        .with_context(|| format!("cannot write random weights to {}", args.out.display()))?;
+    println!("{}", args.out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The backend that a device needs and this build lacks.
+fn not_compiled(device: Device) -> Option<&'static str> {
+    let backend = match device {
+        Device::Auto => return None,
+        Device::Flex => "flex",
+        Device::NdArray => "ndarray",
+        Device::Wgpu(_) => "wgpu",
+        Device::Cuda(_) => "cuda",
+    };
+    (!flamingo_engine::compiled().contains(&backend)).then_some(backend)
+}
+
+/// Runs the same command in a build that has the backend. `cargo xtask` itself builds flex alone, because every
+/// backend costs minutes.
+fn with_backend(backend: &str) -> anyhow::Result<ExitCode> {
+    if std::env::var_os("XTASK_REBUILT").is_some() {
+        bail!("the build with --features {backend} has no {backend} backend");
+    }
+    eprintln!("building with --features {backend}");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = std::process::Command::new(cargo)
+        .args(["run", "--release", "--quiet", "--features", backend, "--manifest-path"])
+        .arg(manifest)
+        .arg("--")
+        .args(std::env::args_os().skip(1))
+        .env("XTASK_REBUILT", "1")
+        .status()
+        .context("cannot run cargo")?;
+    Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

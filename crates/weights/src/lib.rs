@@ -1,1 +1,25 @@
-//! Names and bytes of checkpoints: readers, name tables, conversion and its report. Knows no tensor library.
+//! Names and bytes of checkpoints: readers, name tables, conversion and its report.
+//!
+//! [`convert`] turns CLIP's weights, a language model and an OpenFlamingo checkpoint, in any layout that they
+//! are published in, into one model folder; [`ModelFolder`] opens that folder. What a folder holds is said by
+//! [`layout`]. Nothing here knows a tensor library: a conversion is names, shapes and ranges of bytes.
+
+mod case;
+mod convert;
+mod dtype;
+mod error;
+mod folder;
+mod layout;
+pub mod readers;
+mod recipe;
+mod tables;
+mod upstream;
+mod write;
+
+pub use case::{check_language_model, config_from_parts};
+pub use convert::{Inputs, Progress, Report, convert};
+pub use dtype::{Dtype, SourceDtype};
+pub use error::WeightsError;
+pub use folder::{ModelFolder, TensorView};
+pub use layout::{TensorSpec, layout};
+pub use upstream::{UpstreamTensors, upstream_tensors};

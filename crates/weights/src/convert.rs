@@ -1,0 +1,190 @@
+//! `convert-weights`: upstream's files to one model folder.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use flamingo_config::ModelConfig;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::recipe::{self, Piece, Recipe, Sources};
+use crate::write::{self, Staging};
+use crate::{Dtype, WeightsError, check_language_model, readers};
+
+/// The three parts that upstream assembles at run time.
+#[derive(Clone, Debug)]
+pub struct Inputs {
+    /// CLIP's weights: OpenAI's TorchScript archive, open_clip's or Hugging Face's file, or a folder of the
+    /// latter.
+    pub clip: PathBuf,
+    /// A Hugging Face language model: config, weights, tokenizer.
+    pub language_model: PathBuf,
+    /// OpenFlamingo's `checkpoint.pt`, as released or as the trainer writes it.
+    pub checkpoint: PathBuf,
+}
+
+/// How far a conversion is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress<'a> {
+    /// The tensor being written.
+    pub tensor: &'a str,
+    /// Bytes written so far.
+    pub written: u64,
+    /// Bytes to write in all.
+    pub total: u64,
+}
+
+/// What became of every tensor. Missing, unexpected and misshapen tensors are errors, so a report that exists
+/// lists none.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Number format of the folder.
+    pub dtype: String,
+    /// Our tensors, each with the source tensors that it is made of.
+    pub used: Vec<(String, Vec<String>)>,
+    /// Source tensors that are known and that no part of the model uses.
+    pub dropped: Vec<String>,
+    /// Tensors, or rows, that are in no file and were filled in.
+    pub initialised: Vec<String>,
+    /// Always empty: an error otherwise.
+    pub missing: Vec<String>,
+    /// Always empty: an error otherwise.
+    pub unexpected: Vec<String>,
+    /// Always empty: an error otherwise.
+    pub wrong_shape: Vec<String>,
+}
+
+/// Files of a language model's folder that the tokenizer needs.
+const TOKENIZER: [&str; 6] =
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"];
+
+/// Converts upstream's files to a model folder at `out`.
+///
+/// Memory stays at a few megabytes whatever the size: tensors are read, checked and written in blocks. The
+/// folder appears under its name when it is complete; before that, and after an error, it is not there.
+///
+/// # Errors
+/// Any [`WeightsError`]: a file that cannot be read, a tensor that is missing, misshapen, unexplained or not
+/// finite, an output folder that exists (unless `replace`).
+pub fn convert(
+    inputs: &Inputs,
+    config: &ModelConfig,
+    dtype: Dtype,
+    out: &Path,
+    replace: bool,
+    on_progress: &mut dyn FnMut(Progress),
+) -> Result<Report, WeightsError> {
+    check_language_model(config, &inputs.language_model)?;
+    let sources = Sources {
+        clip: (inputs.clip.clone(), readers::open(&inputs.clip)?),
+        language_model: (inputs.language_model.clone(), readers::open(&inputs.language_model)?),
+        checkpoint: (inputs.checkpoint.clone(), readers::open(&inputs.checkpoint)?),
+    };
+    let plan = recipe::plan(config, sources)?;
+    for note in &plan.initialised {
+        tracing::warn!("{note}");
+    }
+
+    let staging = Staging::begin(out, replace)?;
+    let elements = |r: &Recipe| r.spec.shape.iter().product::<usize>();
+    let total = (plan.recipes.iter().map(elements).sum::<usize>() * dtype.size()) as u64;
+    let mut written = 0;
+    write::tensors(&staging, &plan.recipes, dtype, &mut |tensor, bytes| {
+        written += bytes;
+        on_progress(Progress { tensor, written, total });
+    })?;
+
+    for file in TOKENIZER {
+        let source = inputs.language_model.join(file);
+        if source.is_file() {
+            fs::copy(&source, staging.path(file)).map_err(WeightsError::io("read", &source))?;
+        }
+    }
+    let report = Report {
+        dtype: dtype.to_string(),
+        used: plan.recipes.iter().map(|r| (r.spec.name.clone(), sources_of(&r.pieces))).collect(),
+        dropped: plan.dropped,
+        initialised: plan.initialised,
+        missing: Vec::new(),
+        unexpected: Vec::new(),
+        wrong_shape: Vec::new(),
+    };
+    staging.write("model.toml", &config.to_toml())?;
+    staging.write("config.json", &pretty(&config_json(config, dtype)))?;
+    staging.write("preprocessor_config.json", &pretty(&preprocessor(config)))?;
+    staging.write("conversion_report.json", &pretty(&json!(report)))?;
+    staging.write("README.md", &card(config, inputs, dtype, &report))?;
+    staging.finish()?;
+    Ok(report)
+}
+
+/// Names of the sources in a recipe, each once.
+fn sources_of(pieces: &[Piece]) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for piece in pieces {
+        if let Piece::Run { name, .. } | Piece::Transposed { name, .. } = piece
+            && names.last() != Some(name)
+        {
+            names.push(name.clone());
+        }
+    }
+    names
+}
+
+fn pretty(json: &serde_json::Value) -> String {
+    format!("{json:#}\n")
+}
+
+/// The config for the Python world; `model.toml` is what we read.
+fn config_json(config: &ModelConfig, dtype: Dtype) -> serde_json::Value {
+    let mut json = json!(config);
+    json["model_type"] = json!("openflamingo");
+    json["torch_dtype"] = json!(match dtype {
+        Dtype::F32 => "float32",
+        Dtype::F16 => "float16",
+        Dtype::Bf16 => "bfloat16",
+    });
+    json
+}
+
+/// What transformers' `CLIPImageProcessor` needs to do the same.
+fn preprocessor(config: &ModelConfig) -> serde_json::Value {
+    let side = config.vision.image_size;
+    json!({
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": true,
+        "size": {"shortest_edge": side},
+        "resample": 3,
+        "do_center_crop": true,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": true,
+        "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true,
+        "image_mean": [0.481_454_66, 0.457_827_5, 0.408_210_73],
+        "image_std": [0.268_629_54, 0.261_302_58, 0.275_777_11],
+        "do_convert_rgb": true,
+    })
+}
+
+fn card(config: &ModelConfig, inputs: &Inputs, dtype: Dtype, report: &Report) -> String {
+    let file = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let mut card = format!(
+        "# {}\n\nAn OpenFlamingo model ({} decoder, {} tensors in {dtype}), converted from\n\n\
+         - CLIP: `{}`\n- language model: `{}`\n- checkpoint: `{}`\n\n\
+         The weights stay under their owners' licences. `model.safetensors` holds plain tensors with linear weights as \
+         `[out, in]`; `conversion_report.json` says what each is made of.\n",
+        config.name,
+        config.decoder.family(),
+        report.used.len(),
+        file(&inputs.clip),
+        file(&inputs.language_model),
+        file(&inputs.checkpoint),
+    );
+    if !report.initialised.is_empty() {
+        card.push_str("\nIn no file, and filled in:\n\n");
+        for note in &report.initialised {
+            card.push_str(&format!("- {note}\n"));
+        }
+    }
+    card
+}

@@ -1,0 +1,73 @@
+//! The tables read backwards: which tensors upstream's files of a model hold.
+
+use flamingo_config::ModelConfig;
+
+use crate::layout::TensorSpec;
+use crate::tables::{self, How};
+use crate::layout;
+
+/// Names and shapes of upstream's three files.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamTensors {
+    /// CLIP in OpenAI's and open_clip's layout.
+    pub clip: Vec<TensorSpec>,
+    /// The language model, special tokens not yet added to its table (which is padded enough to hold them).
+    pub language_model: Vec<TensorSpec>,
+    /// The released checkpoint.
+    pub checkpoint: Vec<TensorSpec>,
+}
+
+/// What upstream's files of a model with this config hold.
+pub fn upstream_tensors(config: &ModelConfig) -> UpstreamTensors {
+    let names = tables::decoder(&config.decoder);
+    let architecture = config.decoder.architecture();
+    let mut all = UpstreamTensors::default();
+    for spec in layout(config) {
+        let table = match spec.name.as_str() {
+            "decoder.embedding.added" => continue,
+            "decoder.embedding.base" => {
+                let shape = vec![config.tokens.vocab_size, architecture.embed_dim];
+                let table = TensorSpec { name: names.embedding.to_string(), shape };
+                all.checkpoint.push(TensorSpec { name: format!("lang_encoder.{}", table.name), ..table.clone() });
+                all.language_model.push(table);
+                continue;
+            }
+            "decoder.head.weight" | "decoder.head.bias" => {
+                let leaf = spec.name.rsplit('.').next().unwrap_or("weight");
+                let name = names.head.replace("weight", leaf);
+                all.language_model.push(TensorSpec { name, shape: spec.shape });
+                continue;
+            }
+            name if name.starts_with("vision.") => &tables::CLIP,
+            name if name.starts_with("decoder.") => &names.table,
+            _ => &tables::FLAMINGO,
+        };
+        let Some((how, sources)) = table.sources(&spec.name) else { continue };
+        let count = sources.len();
+        for source in sources {
+            let mut shape = spec.shape.clone();
+            match how {
+                How::Copy | How::PerHead => shape[0] /= count,
+                How::Transpose => shape.reverse(),
+                // The patch convolution's kernel, and the singleton between rows and width of media times.
+                How::Reshape if source.starts_with("visual") => {
+                    let patch = config.vision.patch_size;
+                    shape = vec![shape[0], 3, patch, patch];
+                }
+                How::Reshape => shape.insert(1, 1),
+            }
+            if let Some(gated) = source.strip_prefix("gated.") {
+                let (layer, rest) = gated.split_once('.').unwrap_or((gated, ""));
+                let name = format!("lang_encoder.{}.{layer}.gated_cross_attn_layer.{rest}", names.blocks);
+                all.checkpoint.push(TensorSpec { name, shape });
+            } else if source.starts_with("perceiver") {
+                all.checkpoint.push(TensorSpec { name: source, shape });
+            } else if source.starts_with("visual") {
+                all.clip.push(TensorSpec { name: source, shape });
+            } else {
+                all.language_model.push(TensorSpec { name: source, shape });
+            }
+        }
+    }
+    all
+}

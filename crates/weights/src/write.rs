@@ -1,0 +1,204 @@
+//! Writing safetensors files number by number, and folders that appear whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::layout::TensorSpec;
+use crate::recipe::{Piece, Recipe};
+use crate::{Dtype, WeightsError};
+
+/// Elements that are read, checked and written at a time: 4 MiB of f32.
+const BLOCK: usize = 1 << 20;
+
+/// Largest shard, as Hugging Face's tools cut them.
+const MAX_SHARD: u64 = 5_000_000_000;
+
+/// A folder under construction beside its place. Dropped before [`Staging::finish`], it is removed.
+pub(crate) struct Staging {
+    partial: PathBuf,
+    out: PathBuf,
+    replace: bool,
+    finished: bool,
+}
+
+impl Staging {
+    /// Begins a folder; removes what killed conversions to the same place left behind.
+    pub(crate) fn begin(out: &Path, replace: bool) -> Result<Self, WeightsError> {
+        let occupied = fs::read_dir(out).is_ok_and(|mut entries| entries.next().is_some()) || out.is_file();
+        if occupied && !replace {
+            return Err(WeightsError::Exists(out.to_path_buf()));
+        }
+        let name = out.file_name().ok_or_else(|| WeightsError::format(out, "is no name for a folder"))?;
+        let parent = match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        fs::create_dir_all(parent).map_err(WeightsError::io("write", parent))?;
+        let stem = format!(".{}.partial-", name.to_string_lossy());
+        for entry in fs::read_dir(parent).map_err(WeightsError::io("read", parent))?.flatten() {
+            let name = entry.file_name();
+            let pid = name.to_string_lossy().strip_prefix(&stem).map(str::to_string);
+            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+                tracing::info!(folder = %entry.path().display(), "removing what a killed conversion left");
+                fs::remove_dir_all(entry.path()).map_err(WeightsError::io("write", &entry.path()))?;
+            }
+        }
+        let partial = parent.join(format!("{stem}{}", std::process::id()));
+        fs::create_dir_all(&partial).map_err(WeightsError::io("write", &partial))?;
+        Ok(Self { partial, out: out.to_path_buf(), replace, finished: false })
+    }
+
+    pub(crate) fn path(&self, file: &str) -> PathBuf {
+        self.partial.join(file)
+    }
+
+    pub(crate) fn write(&self, file: &str, content: &str) -> Result<(), WeightsError> {
+        let path = self.path(file);
+        fs::write(&path, content).map_err(WeightsError::io("write", &path))
+    }
+
+    /// Gives the folder its name.
+    pub(crate) fn finish(mut self) -> Result<(), WeightsError> {
+        if self.out.is_dir() && self.replace {
+            fs::remove_dir_all(&self.out).map_err(WeightsError::io("write", &self.out))?;
+        } else if self.out.is_dir() {
+            // Empty, as `begin` made sure.
+            fs::remove_dir(&self.out).map_err(WeightsError::io("write", &self.out))?;
+        }
+        fs::rename(&self.partial, &self.out).map_err(WeightsError::io("write", &self.out))?;
+        self.finished = true;
+        Ok(())
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if !self.finished {
+            fs::remove_dir_all(&self.partial).ok();
+        }
+    }
+}
+
+/// Writes all tensors, in one file or in shards with an index. `on_bytes` sees what was written since the last
+/// call.
+pub(crate) fn tensors(
+    staging: &Staging,
+    recipes: &[Recipe],
+    dtype: Dtype,
+    on_bytes: &mut dyn FnMut(&str, u64),
+) -> Result<(), WeightsError> {
+    let size = |spec: &TensorSpec| (spec.shape.iter().product::<usize>() * dtype.size()) as u64;
+    let mut shards: Vec<Vec<&Recipe>> = vec![Vec::new()];
+    let mut filled = 0;
+    for recipe in recipes {
+        let bytes = size(&recipe.spec);
+        if filled > 0 && filled + bytes > MAX_SHARD {
+            shards.push(Vec::new());
+            filled = 0;
+        }
+        filled += bytes;
+        shards.last_mut().expect("one shard at least").push(recipe);
+    }
+    if let [all] = &shards[..] {
+        return file(&staging.path("model.safetensors"), all, dtype, on_bytes);
+    }
+    let mut map = Map::new();
+    let mut total = 0;
+    for (i, shard) in shards.iter().enumerate() {
+        let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
+        file(&staging.path(&name), shard, dtype, on_bytes)?;
+        for recipe in shard {
+            total += size(&recipe.spec);
+            map.insert(recipe.spec.name.clone(), Value::String(name.clone()));
+        }
+    }
+    let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+    staging.write("model.safetensors.index.json", &format!("{index:#}\n"))
+}
+
+/// One safetensors file: the header's length, the header, the numbers.
+fn file(
+    path: &Path,
+    recipes: &[&Recipe],
+    dtype: Dtype,
+    on_bytes: &mut dyn FnMut(&str, u64),
+) -> Result<(), WeightsError> {
+    let mut header = Map::new();
+    header.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut at = 0;
+    for recipe in recipes {
+        let spec = &recipe.spec;
+        let end = at + spec.shape.iter().product::<usize>() * dtype.size();
+        let info = json!({"dtype": dtype.safetensors(), "shape": spec.shape, "data_offsets": [at, end]});
+        header.insert(spec.name.clone(), info);
+        at = end;
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let io = || WeightsError::io("write", path);
+    let file = File::create(path).map_err(io())?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io())?;
+    out.write_all(&header).map_err(io())?;
+    let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
+    for recipe in recipes {
+        for piece in &recipe.pieces {
+            blocks(piece, &mut numbers, &mut |name, numbers| {
+                bytes.clear();
+                dtype
+                    .encode(numbers, &mut bytes)
+                    .map_err(|value| WeightsError::Overflow { name: name.to_string(), value })?;
+                out.write_all(&bytes).map_err(io())?;
+                on_bytes(&recipe.spec.name, bytes.len() as u64);
+                Ok(())
+            })?;
+        }
+    }
+    let file = out.into_inner().map_err(|e| io()(e.into_error()))?;
+    file.sync_all().map_err(io())
+}
+
+/// A piece's numbers, a block at a time, all finite.
+fn blocks(
+    piece: &Piece,
+    numbers: &mut Vec<f32>,
+    write: &mut dyn FnMut(&str, &[f32]) -> Result<(), WeightsError>,
+) -> Result<(), WeightsError> {
+    let finite = |name: &str, numbers: &[f32]| match numbers.iter().find(|x| !x.is_finite()) {
+        Some(&value) => Err(WeightsError::NotFinite { name: name.to_string(), value }),
+        None => Ok(()),
+    };
+    match piece {
+        Piece::Run { name, tensor, start, count } => {
+            for first in (*start..start + count).step_by(BLOCK) {
+                numbers.clear();
+                tensor.read(first, BLOCK.min(start + count - first), numbers)?;
+                finite(name, numbers)?;
+                write(name, numbers)?;
+            }
+        }
+        Piece::Transposed { name, tensor } => {
+            numbers.clear();
+            let [rows, columns] = tensor.shape[..] else {
+                return Err(WeightsError::Mismatch(format!("`{name}` is no matrix")));
+            };
+            tensor.read(0, rows * columns, numbers)?;
+            finite(name, numbers)?;
+            let transposed: Vec<f32> =
+                (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| numbers[r * columns + c]).collect();
+            write(name, &transposed)?;
+        }
+        Piece::Zeros { count } => {
+            for first in (0..*count).step_by(BLOCK) {
+                numbers.clear();
+                numbers.resize(BLOCK.min(count - first), 0.0);
+                write("", numbers)?;
+            }
+        }
+    }
+    Ok(())
+}

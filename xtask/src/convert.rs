@@ -1,0 +1,76 @@
+//! `cargo xtask convert-weights`.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use flamingo_config::ModelConfig;
+use flamingo_weights::{Dtype, Inputs, Report};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::hub::Hub;
+
+/// A config by the name of a folder in `models/`, or by the path of a `model.toml`.
+///
+/// # Errors
+/// If there is none, or it is unusable.
+pub fn config(name: &str) -> anyhow::Result<ModelConfig> {
+    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let by_name = zoo.join(name).join("model.toml");
+    let path = if Path::new(name).is_file() { PathBuf::from(name) } else { by_name };
+    if !path.is_file() {
+        let mut names: Vec<String> = std::fs::read_dir(&zoo)
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+            .collect();
+        names.sort();
+        bail!("no config {name}: give the path of a model.toml, or one of {}", names.join(", "));
+    }
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    ModelConfig::from_toml(&text).with_context(|| format!("cannot use {}", path.display()))
+}
+
+/// Converts with a progress bar on stderr.
+///
+/// # Errors
+/// Whatever keeps the files from being converted.
+pub fn run(
+    inputs: &Inputs,
+    config: &ModelConfig,
+    dtype: Dtype,
+    out: &Path,
+    force: bool,
+) -> anyhow::Result<Report> {
+    let bar = bytes_bar();
+    let report = flamingo_weights::convert(inputs, config, dtype, out, force, &mut |progress| {
+        bar.set_length(progress.total);
+        bar.set_position(progress.written);
+        bar.set_message(progress.tensor.to_string());
+    });
+    bar.finish_and_clear();
+    Ok(report?)
+}
+
+/// Fetches a released model's parts into `folder`, with a progress bar on stderr.
+///
+/// # Errors
+/// If the config names no parts, or one does not arrive.
+pub fn fetch(config: &ModelConfig, folder: &Path) -> anyhow::Result<Inputs> {
+    let Some(source) = &config.source else {
+        bail!("{} was never released: its config names no parts on the hub", config.name);
+    };
+    let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| "https://huggingface.co".into());
+    let bar = bytes_bar();
+    let inputs = Hub::new(&endpoint, std::env::var("HF_TOKEN").ok()).fetch(source, folder, &mut |file, have, size| {
+        bar.set_length(size.unwrap_or(have));
+        bar.set_position(have);
+        bar.set_message(file.to_string());
+    });
+    bar.finish_and_clear();
+    inputs
+}
+
+fn bytes_bar() -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}");
+    ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+}

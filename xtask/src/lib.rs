@@ -1,0 +1,9 @@
+//! Development commands of the workspace: converting weights, verifying against recordings.
+//!
+//! A library too, so that tests and benches use the very code that the commands run.
+
+pub mod convert;
+pub mod golden;
+pub mod hub;
+pub mod random;
+pub mod verify;
