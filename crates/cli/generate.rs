@@ -23,7 +23,7 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
 
     let start = Instant::now();
     let mut stdout = std::io::stdout().lock();
-    let stream = !args.json && args.num_beams == 1;
+    let stream = !args.json && args.num_return_sequences == 1;
     let mut streamed = Ok(());
     let outputs = model.generate(std::slice::from_ref(&prompt), &settings, args.upstream_compat, &mut |_, piece| {
         if stream {

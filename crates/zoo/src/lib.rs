@@ -126,8 +126,8 @@ impl Model {
         GenerationConfig::greedy(max_new_tokens, tokens.endofchunk, tokens.generation_pad)
     }
 
-    /// Continues prompts. `on_text` sees each prompt's text as it grows (greedy and sampling; beams arrive
-    /// whole) and may break off. Returns, for each prompt, its `num_return_sequences` continuations, best
+    /// Continues prompts. `on_text` sees the number of a continuation and its text as it grows (greedy and
+    /// sampling; beams arrive whole) and may break off. Returns, for each prompt, its `num_return_sequences` continuations, best
     /// first.
     ///
     /// # Errors
@@ -143,20 +143,27 @@ impl Model {
         let options = SessionOptions { reserve: text.width + settings.max_new_tokens, upstream_compat };
         let (mut session, logits) = self.engine.start(&text, pixels.as_ref(), options)?;
         let ids: Vec<Vec<u32>> = text.ids.chunks(text.width).map(<[u32]>::to_vec).collect();
-        let mut streams: Vec<TextStream> = prompts.iter().map(|_| self.tokenizer.stream()).collect();
+        let each = settings.num_return_sequences.max(1);
+        let mut streams: Vec<TextStream> = (0..prompts.len() * each).map(|_| self.tokenizer.stream()).collect();
         let out = generate(&mut *session, &ids, logits, settings, &mut |row, token| {
             match streams.get_mut(row).and_then(|stream| stream.push(token)) {
                 Some(piece) => on_text(row, &piece),
                 None => ControlFlow::Continue(()),
             }
         })?;
+        for (row, stream) in streams.iter_mut().enumerate() {
+            if let Some(rest) = stream.finish()
+                && on_text(row, &rest).is_break()
+            {
+                break;
+            }
+        }
         let mut outputs = out.into_iter().map(|g| Output {
             text: self.tokenizer.decode(&g.ids, true),
             ids: g.ids,
             score: g.score,
             finished: g.finished,
         });
-        let each = settings.num_return_sequences.max(1);
         Ok(prompts.iter().map(|_| outputs.by_ref().take(each).collect()).collect())
     }
 

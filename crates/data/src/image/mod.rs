@@ -1,0 +1,181 @@
+//! Pictures, to the last bit as upstream's image transform makes them.
+//!
+//! Upstream opens pictures with Pillow and transforms them with open_clip's evaluation transform: resize the
+//! shorter side (bicubic, antialiased), crop the centre, convert to RGB, scale to 0..1, normalise. Pillow
+//! resizes in the picture's own mode, so a [`Picture`] keeps it: a palette picture is resized by nearest
+//! neighbour, transparency is premultiplied, CMYK stays CMYK. EXIF orientation is ignored, as upstream ignores
+//! it.
+
+mod decode;
+mod resize;
+
+use std::path::Path;
+
+use crate::DataError;
+
+/// Most pixels of a picture that is read: Pillow warns of "decompression bombs" beyond.
+pub const MAX_PIXELS: u64 = 89_478_485;
+
+/// A decoded picture in Pillow's mode.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Picture {
+    width: u32,
+    height: u32,
+    pixels: Pixels,
+}
+
+/// Pixels, row by row.
+#[derive(Clone, Debug, PartialEq)]
+enum Pixels {
+    /// `1`: black and white, 0 or 255.
+    Bilevel(Vec<u8>),
+    /// `L`.
+    Grey(Vec<u8>),
+    /// `I;16`.
+    Grey16(Vec<u16>),
+    /// `LA`.
+    GreyAlpha(Vec<u8>),
+    /// `P`, as the colours that the indices stand for: resizing repeats pixels and never mixes them.
+    Palette(Vec<u8>),
+    /// `RGB`.
+    Rgb(Vec<u8>),
+    /// `RGBA`.
+    Rgba(Vec<u8>),
+    /// `CMYK`.
+    Cmyk(Vec<u8>),
+}
+
+/// When colours are converted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum ConvertOrder {
+    /// After the resize: open_clip's transform, which upstream evaluates with.
+    #[default]
+    ResizeFirst,
+    /// Before it: upstream's training data.
+    RgbFirst,
+}
+
+/// Upstream's image transform.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ImageTransform {
+    /// Side of the square result.
+    pub size: usize,
+    /// Mean of each channel.
+    pub mean: [f32; 3],
+    /// Standard deviation of each channel.
+    pub std: [f32; 3],
+    /// When colours are converted.
+    pub order: ConvertOrder,
+}
+
+impl ImageTransform {
+    /// OpenAI's CLIP normalisation.
+    pub fn clip(size: usize) -> Self {
+        Self {
+            size,
+            mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
+            std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
+            order: ConvertOrder::default(),
+        }
+    }
+
+    /// The picture's pixels before normalisation, `[3, size, size]`.
+    pub fn pixels(&self, picture: &Picture) -> Vec<u8> {
+        let picture = match self.order {
+            ConvertOrder::ResizeFirst => resize::shorter_side(picture, self.size as u32),
+            ConvertOrder::RgbFirst => {
+                let rgb = Picture { pixels: Pixels::Rgb(picture.rgb()), ..*picture };
+                resize::shorter_side(&rgb, self.size as u32)
+            }
+        };
+        let side = self.size;
+        let (left, top) = (centre(picture.width as usize, side), centre(picture.height as usize, side));
+        let rgb = picture.rgb();
+        let mut planes = Vec::with_capacity(3 * side * side);
+        for channel in 0..3 {
+            for y in top..top + side {
+                let row = y * picture.width as usize;
+                planes.extend((left..left + side).map(|x| rgb[3 * (row + x) + channel]));
+            }
+        }
+        planes
+    }
+
+    /// The model's input, `[3, size, size]`.
+    pub fn tensor(&self, picture: &Picture) -> Vec<f32> {
+        let pixels = self.pixels(picture);
+        let plane = self.size * self.size;
+        pixels
+            .iter()
+            .enumerate()
+            .map(|(i, &p)| (f32::from(p) / 255.0 - self.mean[i / plane]) / self.std[i / plane])
+            .collect()
+    }
+}
+
+/// Where the middle `side` of `length` begins: half the rest, a half rounded to even as Python rounds.
+fn centre(length: usize, side: usize) -> usize {
+    let rest = length.saturating_sub(side);
+    let half = rest / 2;
+    if rest.is_multiple_of(2) || half.is_multiple_of(2) { half } else { half + 1 }
+}
+
+impl Picture {
+    /// Opens a picture file.
+    ///
+    /// # Errors
+    /// [`DataError::Io`], and as [`Picture::decode`].
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_path_buf(), source })?;
+        Self::decode(&bytes)
+    }
+
+    /// Decodes PNG, JPEG, WebP, GIF (its first frame) or BMP.
+    ///
+    /// # Errors
+    /// [`DataError::Image`] for anything else and for damaged files, [`DataError::TooLarge`] beyond
+    /// [`MAX_PIXELS`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DataError> {
+        decode::decode(bytes)
+    }
+
+    /// Width in pixels.
+    pub fn width(&self) -> u32 {
+        self.width
+    }
+
+    /// Height in pixels.
+    pub fn height(&self) -> u32 {
+        self.height
+    }
+
+    /// Red, green and blue of each pixel, `[height, width, 3]`: Pillow's `convert("RGB")`, which forgets
+    /// transparency and cuts 16-bit grey off at 255.
+    pub fn rgb(&self) -> Vec<u8> {
+        match &self.pixels {
+            Pixels::Rgb(p) | Pixels::Palette(p) => p.clone(),
+            Pixels::Bilevel(p) | Pixels::Grey(p) => p.iter().flat_map(|&l| [l; 3]).collect(),
+            Pixels::Grey16(p) => p.iter().flat_map(|&l| [l.min(255) as u8; 3]).collect(),
+            Pixels::GreyAlpha(p) => p.chunks_exact(2).flat_map(|la| [la[0]; 3]).collect(),
+            Pixels::Rgba(p) => p.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect(),
+            Pixels::Cmyk(p) => p
+                .chunks_exact(4)
+                .flat_map(|p| {
+                    let light = 255 - p[3];
+                    [p[0], p[1], p[2]].map(|ink| light.saturating_sub(resize::multiply(ink, light)))
+                })
+                .collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::centre;
+
+    #[test]
+    fn halves_round_to_even() {
+        // Python: [round(x / 2) for x in range(7)]
+        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(|rest| centre(10 + rest, 10)), [0, 0, 1, 2, 2, 2, 3]);
+    }
+}

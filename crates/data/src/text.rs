@@ -1,0 +1,355 @@
+//! Text as upstream's tokenizers read it, with the tokens that upstream adds.
+
+use std::fs;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::models::bpe::BPE;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, Tokenizer as Inner};
+
+use crate::DataError;
+
+/// Ends each picture's text.
+pub const ENDOFCHUNK: &str = "<|endofchunk|>";
+/// Stands where a picture is.
+pub const IMAGE: &str = "<image>";
+/// Padding, for tokenizers that have none of their own.
+pub const PAD: &str = "<PAD>";
+
+/// What GPT-2 and GPT-NeoX begin and end texts with where their files do not say.
+const ENDOFTEXT: &str = "<|endoftext|>";
+
+/// Ids from here on are taken for damage: no embedding table is that long.
+const MAX_ID: u64 = 1 << 30;
+
+/// A language model's tokenizer.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Inner,
+    named: Named,
+}
+
+/// Special tokens that the folder's config files name.
+#[derive(Clone, Default)]
+struct Named {
+    bos: Option<String>,
+    eos: Option<String>,
+    pad: Option<String>,
+}
+
+/// Ids of the tokens that OpenFlamingo needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// `<|endofchunk|>`.
+    pub endofchunk: u32,
+    /// `<image>`.
+    pub image: u32,
+    /// The tokenizer's own padding token, or `<PAD>`.
+    pub pad: u32,
+    /// Begins a text, in families that have one.
+    pub bos: Option<u32>,
+    /// Ends a text, in families that have one.
+    pub eos: Option<u32>,
+}
+
+impl Tokenizer {
+    /// Opens the tokenizer of a model folder: `tokenizer.json`, or GPT-2's form of `vocab.json` and `merges.txt`.
+    ///
+    /// `tokenizer_config.json` and `special_tokens_map.json` name the special tokens; where they contradict each
+    /// other, the map counts, as in upstream's Hugging Face version.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] if the folder has neither, or one of the files is unusable.
+    pub fn open(folder: &Path) -> Result<Self, DataError> {
+        let files = [json(&folder.join("special_tokens_map.json"))?, json(&folder.join("tokenizer_config.json"))?];
+        let named = |key: &str| files.iter().flatten().find_map(|file| content(&file[key])).map(str::to_string);
+        let mut own = Named { bos: named("bos_token"), eos: named("eos_token"), pad: named("pad_token") };
+        let whole = folder.join("tokenizer.json");
+        let inner = if whole.is_file() {
+            from_json(&whole)?
+        } else {
+            let adds_bos = files.iter().flatten().any(|file| file["add_bos_token"] == Value::Bool(true));
+            from_merges(folder, own.bos.as_deref().filter(|_| adds_bos))?
+        };
+        if own.bos.is_none() && own.eos.is_none() && inner.token_to_id(ENDOFTEXT).is_some() {
+            own.bos = Some(ENDOFTEXT.to_string());
+            own.eos = own.bos.clone();
+        }
+        // The order in which Hugging Face adds those that the vocabulary lacks.
+        let mut special: Vec<String> = [&own.bos, &own.eos].into_iter().flatten().cloned().collect();
+        special
+            .extend(["unk_token", "sep_token", "pad_token", "cls_token", "mask_token"].into_iter().filter_map(named));
+        if let Some(more) = files.iter().flatten().find_map(|file| file["additional_special_tokens"].as_array()) {
+            special.extend(more.iter().filter_map(content).map(str::to_string));
+        }
+        let mut tokenizer = Self { inner, named: own };
+        for token in special {
+            tokenizer.add(&token)?;
+        }
+        Ok(tokenizer)
+    }
+
+    /// Adds upstream's tokens in upstream's order (`src/factory.py`): `<|endofchunk|>`, `<image>`, and `<PAD>`
+    /// where the tokenizer has no padding token. Tokens that are there already keep their ids.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] if they cannot be added.
+    pub fn add_flamingo_tokens(&mut self) -> Result<SpecialTokens, DataError> {
+        let endofchunk = self.add(ENDOFCHUNK)?;
+        let image = self.add(IMAGE)?;
+        let pad = self.named.pad.clone();
+        let pad = self.add(pad.as_deref().unwrap_or(PAD))?;
+        let id = |token: &Option<String>| token.as_deref().and_then(|token| self.inner.token_to_id(token));
+        Ok(SpecialTokens { endofchunk, image, pad, bos: id(&self.named.bos), eos: id(&self.named.eos) })
+    }
+
+    /// Makes a token special, adding it if it is not there.
+    fn add(&mut self, token: &str) -> Result<u32, DataError> {
+        if !self.inner.get_added_vocabulary().is_special_token(token) {
+            self.inner.add_special_tokens(&[AddedToken::from(token, true)]);
+        }
+        self.inner.token_to_id(token).ok_or_else(|| wrong(format!("the tokenizer does not take the token {token}")))
+    }
+
+    /// Token ids of a text, with the beginning-of-text token in families that prepend one.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] if the tokenizer fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        self.ids(text, true)
+    }
+
+    /// Token ids of a text that continues another: nothing is prepended.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        self.ids(text, false)
+    }
+
+    fn ids(&self, text: &str, whole: bool) -> Result<Vec<u32>, DataError> {
+        let encoding = self.inner.encode(text, whole).map_err(|e| wrong(format!("cannot tokenize: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of token ids, spaces as they are. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary
+    /// have no text.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        self.inner.decode(ids, skip_special).unwrap_or_default()
+    }
+
+    /// Decodes ids one by one.
+    pub fn stream(&self) -> TextStream<'_> {
+        TextStream { tokenizer: self, ids: Vec::new(), context: 0, given: 0 }
+    }
+
+    /// Number of tokens, added ones included.
+    pub fn len(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// Whether there is no token at all.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Writes `tokenizer.json`, added tokens included. The file is there whole or not at all.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] if it cannot be written.
+    pub fn save(&self, path: &Path) -> Result<(), DataError> {
+        let failed = |e: &dyn std::fmt::Display| wrong(format!("cannot write {}: {e}", path.display()));
+        let text = self.inner.to_string(true).map_err(|e| failed(&e))?;
+        let Some(name) = path.file_name() else { return Err(failed(&"it names no file")) };
+        let mut partial = std::ffi::OsString::from(".");
+        partial.push(name);
+        partial.push(format!(".{}.partial", std::process::id()));
+        let partial = path.with_file_name(partial);
+        let written = fs::File::create(&partial)
+            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
+            .and_then(|()| fs::rename(&partial, path));
+        written.map_err(|e| {
+            let _ = fs::remove_file(&partial);
+            failed(&e)
+        })
+    }
+}
+
+fn wrong(what: String) -> DataError {
+    DataError::Tokenizer(what)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, DataError> {
+    fs::read(path).map_err(|source| DataError::Io { path: path.to_path_buf(), source })
+}
+
+fn object(path: &Path, bytes: &[u8]) -> Result<Value, DataError> {
+    match serde_json::from_slice(bytes) {
+        Ok(value @ Value::Object(_)) => Ok(value),
+        Ok(_) => Err(wrong(format!("{} is no JSON object", path.display()))),
+        Err(e) => Err(wrong(format!("{} is no JSON: {e}", path.display()))),
+    }
+}
+
+/// A JSON object, or `None` where there is no such file.
+fn json(path: &Path) -> Result<Option<Value>, DataError> {
+    match read(path) {
+        Ok(bytes) => object(path, &bytes).map(Some),
+        Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A token's text: config files give a string or an object.
+fn content(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str()).filter(|text| !text.is_empty())
+}
+
+/// `tokenizer.json`. Truncation and padding that it may ask for are left out, as upstream's calls do.
+fn from_json(path: &Path) -> Result<Inner, DataError> {
+    let unusable = |why: &dyn std::fmt::Display| wrong(format!("{} is no tokenizer: {why}", path.display()));
+    let bytes = read(path)?;
+    let file = object(path, &bytes)?;
+    if let Some((token, id)) = file["model"]["vocab"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .find(|(_, id)| id.as_u64().is_none_or(|id| id >= MAX_ID))
+    {
+        return Err(unusable(&format!("the id of {token:?} is {id}")));
+    }
+    let mut inner: Inner = serde_json::from_slice(&bytes).map_err(|e| unusable(&e))?;
+    // The library gives added tokens the next free ids, whatever the file says.
+    for token in file["added_tokens"].as_array().into_iter().flatten() {
+        let Some(text) = content(token) else { continue };
+        let id = inner.token_to_id(text).map(u64::from);
+        if id != token["id"].as_u64() {
+            return Err(unusable(&format!("the added token {text:?} has the id {}, out of order", token["id"])));
+        }
+    }
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(|e| unusable(&e))?;
+    Ok(inner)
+}
+
+/// GPT-2's byte-level BPE from its two files, with `added_tokens.json` if there is one; `bos` is prepended to every
+/// text.
+fn from_merges(folder: &Path, bos: Option<&str>) -> Result<Inner, DataError> {
+    let (vocab, merges) = (folder.join("vocab.json"), folder.join("merges.txt"));
+    if !vocab.is_file() || !merges.is_file() {
+        return Err(wrong(format!(
+            "{} has no tokenizer: neither tokenizer.json nor vocab.json with merges.txt",
+            folder.display()
+        )));
+    }
+    let unusable = |e: tokenizers::Error| wrong(format!("{} holds no usable tokenizer: {e}", folder.display()));
+    let (vocab, merges) =
+        BPE::read_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).map_err(|e| unusable(e.into()))?;
+    if let Some((token, id)) = vocab.iter().find(|(_, id)| u64::from(**id) >= MAX_ID) {
+        return Err(unusable(format!("the id of {token:?} is {id}").into()));
+    }
+    let mut inner = Inner::new(BPE::new(vocab, merges));
+    inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+    inner.with_decoder(Some(ByteLevel::default()));
+    let added = json(&folder.join("added_tokens.json"))?;
+    let added = added.as_ref().and_then(Value::as_object).into_iter().flatten();
+    let mut added: Vec<(&String, Option<u64>)> = added.map(|(token, id)| (token, id.as_u64())).collect();
+    added.sort_by_key(|(_, id)| *id);
+    for (token, id) in added {
+        inner.add_tokens(&[AddedToken::from(token.as_str(), false)]);
+        if inner.token_to_id(token).map(u64::from) != id {
+            return Err(unusable(format!("added_tokens.json gives {token:?} an id out of order").into()));
+        }
+    }
+    if let Some(bos) = bos {
+        inner.add_special_tokens(&[AddedToken::from(bos, true)]);
+        let id = inner.token_to_id(bos).ok_or_else(|| wrong(format!("the vocabulary has no {bos}")))?;
+        let template = TemplateProcessing::builder()
+            .try_single(format!("{bos} $A"))
+            .map_err(wrong)?
+            .special_tokens(vec![(bos, id)])
+            .build()
+            .map_err(|e| wrong(format!("cannot prepend {bos}: {e}")))?;
+        inner.with_post_processor(Some(template));
+    }
+    Ok(inner)
+}
+
+/// Text that grows by tokens. A character's bytes may come in several: it is given when it is whole.
+///
+/// The pieces together are what [`Tokenizer::decode`] gives for all ids at once, special tokens skipped.
+pub struct TextStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The ids since the last but one clean cut: what precedes a token can decide its text.
+    ids: Vec<u32>,
+    /// How many of them precede the last clean cut.
+    context: usize,
+    /// How many bytes of their text were given.
+    given: usize,
+}
+
+impl TextStream<'_> {
+    /// Takes a token and returns the text that became whole with it. Special tokens have no text.
+    pub fn push(&mut self, id: u32) -> Option<String> {
+        self.ids.push(id);
+        let text = self.tokenizer.decode(&self.ids, true);
+        let whole = text.trim_end_matches('\u{FFFD}');
+        let piece = whole.get(self.given..).filter(|piece| !piece.is_empty())?.to_string();
+        self.given = whole.len();
+        if whole.len() == text.len() {
+            self.ids.drain(..self.context);
+            self.context = self.ids.len();
+            self.given = self.tokenizer.decode(&self.ids, true).len();
+        }
+        Some(piece)
+    }
+
+    /// What is left: characters that never became whole. The stream is then as new.
+    pub fn finish(&mut self) -> Option<String> {
+        let text = self.tokenizer.decode(&self.ids, true);
+        let piece = text.get(self.given..).filter(|piece| !piece.is_empty()).map(str::to_string);
+        (self.context, self.given) = (0, 0);
+        self.ids.clear();
+        piece
+    }
+}
+
+/// Which side of a row is filled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PaddingSide {
+    /// Before the text: to continue it.
+    Left,
+    /// After the text: to learn from it.
+    Right,
+}
+
+/// Rows of one width.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// `rows * width` token ids, row-major.
+    pub ids: Vec<u32>,
+    /// Which of them are text.
+    pub mask: Vec<bool>,
+    /// The longest row's length.
+    pub width: usize,
+}
+
+/// Fills rows with `pad` to the longest.
+pub fn pad_batch(rows: &[Vec<u32>], pad: u32, side: PaddingSide) -> Batch {
+    let width = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut batch = Batch { ids: Vec::with_capacity(rows.len() * width), mask: Vec::new(), width };
+    for row in rows {
+        let fill = width - row.len();
+        let (before, after) = if side == PaddingSide::Left { (fill, 0) } else { (0, fill) };
+        batch.ids.extend(std::iter::repeat_n(pad, before));
+        batch.ids.extend_from_slice(row);
+        batch.ids.extend(std::iter::repeat_n(pad, after));
+        batch.mask.extend(std::iter::repeat_n(false, before));
+        batch.mask.extend(std::iter::repeat_n(true, row.len()));
+        batch.mask.extend(std::iter::repeat_n(false, after));
+    }
+    batch
+}
