@@ -251,7 +251,8 @@ fn from_merges(folder: &Path, bos: Option<&str>) -> Result<Inner, DataError> {
     if let Some((token, id)) = vocab.iter().find(|(_, id)| u64::from(**id) >= MAX_ID) {
         return Err(unusable(format!("the id of {token:?} is {id}").into()));
     }
-    let mut inner = Inner::new(BPE::new(vocab, merges));
+    let bpe = BPE::builder().vocab_and_merges(vocab, merges).build().map_err(unusable)?;
+    let mut inner = Inner::new(bpe);
     inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
     inner.with_decoder(Some(ByteLevel::default()));
     let added = json(&folder.join("added_tokens.json"))?;

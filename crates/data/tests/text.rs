@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use flamingo_data::{ENDOFCHUNK, IMAGE, PaddingSide, Tokenizer, pad_batch};
+use flamingo_data::{ENDOFCHUNK, IMAGE, PAD, PaddingSide, Tokenizer, pad_batch};
 use serde_json::Value;
 
 /// The recordings, or `None` (said on stderr) where they are not at hand.
@@ -19,6 +19,42 @@ fn golden() -> Option<PathBuf> {
 
 fn ids(json: &Value) -> Vec<u32> {
     json.as_array().expect("ids").iter().map(|id| id.as_u64().expect("an id") as u32).collect()
+}
+
+/// All that a stream gives for these ids.
+fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
+    let mut stream = tokenizer.stream();
+    let mut text: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+    text.extend(stream.finish());
+    assert_eq!(stream.finish(), None);
+    text
+}
+
+/// Numbers without pattern, the same in every run.
+struct Noise(u64);
+
+impl Noise {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (self.0 >> 33) as usize % end
+    }
+}
+
+/// Streams of random ids, the vocabulary's and others, give what decoding gives.
+fn assert_streams_decode(tokenizer: &Tokenizer, sequences: usize) {
+    let mut noise = Noise(7);
+    for _ in 0..sequences {
+        let ids: Vec<u32> = (0..noise.below(60)).map(|_| noise.below(tokenizer.len() + 3) as u32).collect();
+        assert_eq!(streamed(tokenizer, &ids), tokenizer.decode(&ids, true), "{ids:?}");
+    }
+    for id in [u32::MAX, tokenizer.len() as u32] {
+        assert_eq!(tokenizer.decode(&[id], false), "");
+    }
+}
+
+/// The error of opening a folder.
+fn refused(folder: &Path) -> String {
+    Tokenizer::open(folder).err().expect("an error").to_string()
 }
 
 #[test]
@@ -57,15 +93,69 @@ fn recorded_texts_have_the_recorded_ids() {
                 let text = text.as_str().expect("a text");
                 let tokens = ids(tokens);
                 assert_eq!(tokenizer.decode(&tokens, true), text, "{}", folder.display());
-                let mut stream = tokenizer.stream();
-                let mut streamed: String = tokens.iter().filter_map(|&id| stream.push(id)).collect();
-                streamed.extend(stream.finish());
-                assert_eq!(streamed, text);
+                assert_eq!(streamed(&tokenizer, &tokens), text);
+            }
+        }
+        assert_streams_decode(&tokenizer, 300);
+        // Without tokenizer.json, vocab.json and merges.txt give the same.
+        if folder.join("lm/merges.txt").is_file() {
+            let slow = tempfile::tempdir().expect("a temporary folder");
+            for file in ["vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"] {
+                fs::copy(folder.join("lm").join(file), slow.path().join(file)).expect("a file");
+            }
+            let mut slow = Tokenizer::open(slow.path()).expect("a tokenizer");
+            assert_eq!(slow.add_flamingo_tokens().expect("special tokens"), special);
+            for sample in case["tokenization"].as_array().expect("samples") {
+                let text = sample["text"].as_str().expect("a text");
+                assert_eq!(slow.encode(text).expect("ids"), ids(&sample["ids"]), "{text:?}");
             }
         }
         cases += 1;
     }
     assert!(cases >= 10);
+}
+
+#[test]
+fn recorded_training_texts_have_the_recorded_ids_and_padding() {
+    let Some(golden) = golden() else { return };
+    let folder = golden.join("train_labels");
+    let recorded = fs::read_to_string(folder.join("train_labels.json")).expect("a file");
+    let recorded: Value = serde_json::from_str(&recorded).expect("JSON");
+    let text = |value: &Value| value.as_str().expect("a text").to_string();
+
+    let work = tempfile::tempdir().expect("a temporary folder");
+    fs::copy(folder.join("tokenizer_with_specials.json"), work.path().join("tokenizer.json")).expect("a file");
+    let mut tokenizer = Tokenizer::open(work.path()).expect("a tokenizer");
+    let size = tokenizer.len();
+    let special = tokenizer.add_flamingo_tokens().expect("special tokens");
+    assert_eq!((special.endofchunk, special.image, special.pad, special.eos), (300, 301, 302, Some(0)));
+    assert_eq!(tokenizer.len(), size);
+
+    let labels = &recorded["labels"];
+    let rows: Vec<Vec<u32>> = labels["texts"]
+        .as_array()
+        .expect("texts")
+        .iter()
+        .map(|sample| tokenizer.encode(&text(sample)).expect("ids"))
+        .collect();
+    let batch = pad_batch(&rows, special.pad, PaddingSide::Right);
+    let joined = |key: &str| -> Vec<u32> { labels[key].as_array().expect("rows").iter().flat_map(ids).collect() };
+    assert_eq!(batch.ids, joined("input_ids"));
+    assert_eq!(batch.mask.iter().map(|&m| u32::from(m)).collect::<Vec<_>>(), joined("attention_mask"));
+
+    let mut opt = Tokenizer::open(&golden.join("opt/lm")).expect("a tokenizer");
+    let opt_special = opt.add_flamingo_tokens().expect("special tokens");
+    for (key, tokenizer, pad, eos) in [
+        ("laion_text_neox", &tokenizer, special.pad, "<|endoftext|>"),
+        ("laion_text_opt", &opt, opt_special.pad, "</s>"),
+    ] {
+        let expected = recorded[key]["max_tokens_32"]["input_ids"].as_array().expect("rows");
+        for (caption, expected) in recorded[key]["captions"].as_array().expect("texts").iter().zip(expected) {
+            let mut row = tokenizer.encode(&format!("{IMAGE}{}{ENDOFCHUNK}{eos}", text(caption).trim())).expect("ids");
+            row.resize(32, pad);
+            assert_eq!(row, ids(expected), "{caption} of {key}");
+        }
+    }
 }
 
 #[test]
@@ -80,7 +170,10 @@ fn published_vocabularies_give_their_published_ids() {
 
     copy("gpt2.merges.txt", "merges.txt");
     copy("gpt2.vocab.json", "vocab.json");
-    assert_eq!(open().encode("Hello world").expect("ids"), [15496, 995]);
+    let gpt2 = open();
+    assert_eq!(gpt2.encode("Hello world").expect("ids"), [15496, 995]);
+    assert_eq!(gpt2.encode("a<|endoftext|>").expect("ids"), [64, 50256]);
+    assert_streams_decode(&gpt2, 100);
 
     copy("opt.vocab.json", "vocab.json");
     let config = r#"{"add_bos_token": true, "bos_token": {"content": "</s>"}, "pad_token": "<pad>"}"#;
@@ -98,6 +191,16 @@ fn published_vocabularies_give_their_published_ids() {
     assert_eq!(neox.encode("Hello world").expect("ids"), [12092, 1533]);
     let special = neox.add_flamingo_tokens().expect("special tokens");
     assert_eq!((special.endofchunk, special.image, special.pad), (50277, 50278, 50279));
+    assert_eq!(special.eos, Some(0));
+    assert_eq!(neox.len(), 50280);
+    // No length makes the pre-tokenizer's expression give up.
+    for text in [" ".repeat(30_000), " ".repeat(30_000) + "x", "\n \t".repeat(10_000), "é猫'".repeat(5_000)] {
+        let t0 = std::time::Instant::now();
+        let ids = neox.encode(&text).expect("ids");
+        eprintln!("TIMING {:?} {:?}", text.get(..4), t0.elapsed());
+        assert_eq!(neox.decode(&ids, false).len(), text.len());
+    }
+    assert_streams_decode(&neox, 300);
 }
 
 /// Bytes a to z, without merges.
@@ -130,13 +233,120 @@ fn special_tokens_are_never_split_and_streams_give_whole_characters() {
 }
 
 #[test]
+fn streams_of_any_ids_give_what_decoding_gives() {
+    let (_work, tokenizer) = letters();
+    assert_streams_decode(&tokenizer, 2000);
+    // Pieces hold no half characters: é, then a whole e after half an é.
+    let mut stream = tokenizer.stream();
+    let pieces: Vec<Option<String>> = [27, 28, 27, 4].into_iter().map(|id| stream.push(id)).collect();
+    assert_eq!(pieces, [None, Some("é".to_string()), None, Some("\u{FFFD}e".to_string())]);
+}
+
+#[test]
+fn saved_tokenizers_are_the_same_and_adding_twice_changes_nothing() {
+    let (work, mut tokenizer) = letters();
+    let special = tokenizer.add_flamingo_tokens().expect("special tokens");
+    assert_eq!((special.endofchunk, special.image, special.pad), (29, 30, 31));
+    assert_eq!((special.bos, special.eos, tokenizer.len(), tokenizer.is_empty()), (None, None, 32, false));
+    let path = work.path().join("tokenizer.json");
+    for _ in 0..2 {
+        tokenizer.save(&path).expect("a file");
+        let mut again = Tokenizer::open(work.path()).expect("a tokenizer");
+        assert_eq!(again.add_flamingo_tokens().expect("special tokens"), special);
+        assert_eq!(again.len(), 32);
+        let text = format!("{IMAGE}a{PAD}cat{ENDOFCHUNK}");
+        assert_eq!(again.encode(&text).expect("ids"), tokenizer.encode(&text).expect("ids"));
+    }
+    assert_eq!(fs::read_dir(work.path()).expect("a folder").count(), 3);
+    assert!(tokenizer.save(&work.path().join("absent/tokenizer.json")).is_err());
+    assert!(tokenizer.save(Path::new("/")).is_err());
+}
+
+#[test]
+fn config_files_name_the_special_tokens() {
+    let (work, _) = letters();
+    let write = |file: &str, text: &str| fs::write(work.path().join(file), text).expect("a file");
+    write(
+        "tokenizer_config.json",
+        r#"{"pad_token": "b", "bos_token": "a", "add_bos_token": true, "unk_token": "new"}"#,
+    );
+    write("special_tokens_map.json", r#"{"pad_token": {"content": "c"}, "additional_special_tokens": ["more", 3]}"#);
+    write("added_tokens.json", r#"{"<two>": 30, "<one>": 29}"#);
+    let mut tokenizer = Tokenizer::open(work.path()).expect("a tokenizer");
+    let special = tokenizer.add_flamingo_tokens().expect("special tokens");
+    assert_eq!((special.pad, special.bos, special.endofchunk, special.image), (2, Some(0), 33, 34));
+    assert_eq!(tokenizer.encode("<two>z").expect("ids"), [0, 30, 25]);
+    assert_eq!(tokenizer.encode_plain("newmore").expect("ids"), [31, 32]);
+
+    write("added_tokens.json", r#"{"<one>": 50}"#);
+    assert!(refused(work.path()).contains("<one>"));
+    write("tokenizer_config.json", "{");
+    assert!(refused(work.path()).contains("tokenizer_config.json"));
+}
+
+#[test]
 fn unusable_folders_are_errors() {
     let work = tempfile::tempdir().expect("a temporary folder");
-    let error = Tokenizer::open(work.path()).err().expect("an error").to_string();
+    let error = refused(work.path());
     assert!(error.contains("tokenizer.json") && error.contains("merges.txt"), "{error}");
-    for content in ["", "{", "[]", r#"{"model": {"type": "BPE"}}"#] {
-        fs::write(work.path().join("tokenizer.json"), content).expect("a file");
+    for (vocab, merges) in
+        [("{", ""), ("[]", ""), (r#"{"a": 0}"#, "a b\n"), (r#"{"a": 4294967295}"#, ""), ("{}", "a\n")]
+    {
+        fs::write(work.path().join("vocab.json"), vocab).expect("a file");
+        fs::write(work.path().join("merges.txt"), merges).expect("a file");
+        assert!(Tokenizer::open(work.path()).is_err(), "{vocab} {merges}");
+    }
+    let whole = work.path().join("tokenizer.json");
+    let with = |ids: &str, added: &str| {
+        format!(
+            r#"{{"version": "1.0", "added_tokens": [{added}], "model": {{"type": "BPE", "vocab": {ids}, "merges": []}}}}"#
+        )
+    };
+    let token = |id: u32| {
+        format!(
+            r#"{{"id": {id}, "content": "x", "single_word": false, "lstrip": false, "rstrip": false, "normalized": false, "special": true}}"#
+        )
+    };
+    fs::write(&whole, with(r#"{"a": 0}"#, &token(1))).expect("a file");
+    assert!(Tokenizer::open(work.path()).is_ok());
+    for content in [
+        String::new(),
+        "{".to_string(),
+        "[]".to_string(),
+        r#"{"model": {"type": "BPE"}}"#.to_string(),
+        with(r#"{"a": 4294967295}"#, &token(1)),
+        with(r#"{"x": 4294967295}"#, &token(u32::MAX)),
+        with(r#"{"a": 0}"#, &token(7)),
+    ] {
+        fs::write(&whole, &content).expect("a file");
         assert!(Tokenizer::open(work.path()).is_err(), "{content}");
+    }
+}
+
+#[test]
+fn damaged_files_never_panic() {
+    let (work, tokenizer) = letters();
+    let path = work.path().join("tokenizer.json");
+    tokenizer.save(&path).expect("a file");
+    let sound = fs::read(&path).expect("a file");
+    let mut noise = Noise(11);
+    for _ in 0..2000 {
+        let mut bytes = sound.clone();
+        for _ in 0..=noise.below(3) {
+            let at = noise.below(bytes.len());
+            match noise.below(4) {
+                0 => bytes[at] = b"0123456789{}[]\",:ntf\\\xff"[noise.below(22)],
+                1 => drop(bytes.remove(at)),
+                2 => bytes.insert(at, b'9'),
+                _ => bytes.truncate(at.max(1)),
+            }
+        }
+        fs::write(&path, &bytes).expect("a file");
+        if let Ok(mut damaged) = Tokenizer::open(work.path()) {
+            let _ = damaged.add_flamingo_tokens();
+            let ids = damaged.encode("a <image>cat é<|endofchunk|>").unwrap_or_default();
+            damaged.decode(&ids, false);
+        }
     }
 }
 
@@ -148,4 +358,8 @@ fn rows_are_filled_on_the_asked_side() {
     assert_eq!(left.mask, [true, true, true, false, false, true]);
     let right = pad_batch(&rows, 9, PaddingSide::Right);
     assert_eq!((right.ids, right.mask[4]), (vec![1, 2, 3, 4, 9, 9], false));
+    for side in [PaddingSide::Left, PaddingSide::Right] {
+        assert_eq!(pad_batch(&[], 9, side).width, 0);
+        assert!(pad_batch(&[Vec::new()], 9, side).ids.is_empty());
+    }
 }

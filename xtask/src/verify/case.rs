@@ -83,7 +83,8 @@ impl Run<'_> {
     }
 
     fn forward(&self, set: &str, values: &mut Values) -> anyhow::Result<()> {
-        let Some(mut text) = self.text(set)? else { return Ok(()) };
+        let Some(text) = self.text(set)? else { return Ok(()) };
+        let mut text = text.with_upstream_padding();
         // transformers' plain forward of GPT-Neo counts padding; its `generate` does not.
         if matches!(self.engine.config().decoder, DecoderConfig::GptNeo(_)) {
             text = text.with_padded_positions();
