@@ -11,10 +11,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("crates/model", &["flamingo-config"]),
     ("crates/weights", &["flamingo-config"]),
     ("crates/engine", &["flamingo-config", "flamingo-generate", "flamingo-model", "flamingo-weights"]),
-    (
-        "crates/zoo",
-        &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"],
-    ),
+    ("crates/zoo", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
 ];
 
 /// Crates that may use Burn at all, and the one that may name its backends.

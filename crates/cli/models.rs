@@ -57,6 +57,12 @@ pub fn count(n: u64) -> String {
         n if n >= 1e6 => (n / 1e6, "M"),
         n => (n / 1e3, "K"),
     };
-    let decimals = if value >= 100.0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+    let decimals = if value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
     format!("{value:.decimals$} {unit}")
 }

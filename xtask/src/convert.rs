@@ -34,13 +34,7 @@ pub fn config(name: &str) -> anyhow::Result<ModelConfig> {
 ///
 /// # Errors
 /// Whatever keeps the files from being converted.
-pub fn run(
-    inputs: &Inputs,
-    config: &ModelConfig,
-    dtype: Dtype,
-    out: &Path,
-    force: bool,
-) -> anyhow::Result<Report> {
+pub fn run(inputs: &Inputs, config: &ModelConfig, dtype: Dtype, out: &Path, force: bool) -> anyhow::Result<Report> {
     let bar = bytes_bar();
     let report = flamingo_weights::convert(inputs, config, dtype, out, force, &mut |progress| {
         bar.set_length(progress.total);

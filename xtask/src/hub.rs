@@ -54,12 +54,7 @@ impl Hub {
                     .build(),
             )
         };
-        Self {
-            endpoint: endpoint.trim_end_matches('/').to_string(),
-            token,
-            announce: agent(0),
-            download: agent(10),
-        }
+        Self { endpoint: endpoint.trim_end_matches('/').to_string(), token, announce: agent(0), download: agent(10) }
     }
 
     /// Fetches CLIP, language model and checkpoint of a released model into `folder`.
@@ -69,7 +64,8 @@ impl Hub {
     pub fn fetch(&self, source: &Source, folder: &Path, on_bytes: OnBytes) -> anyhow::Result<Inputs> {
         let clip = self.file(&source.clip.repo, &source.clip.file, &folder.join("clip"), on_bytes)?;
         // The tower's own config stands beside its weights in Hugging Face's layout.
-        let checkpoint = self.file(&source.checkpoint.repo, &source.checkpoint.file, &folder.join("checkpoint"), on_bytes)?;
+        let checkpoint =
+            self.file(&source.checkpoint.repo, &source.checkpoint.file, &folder.join("checkpoint"), on_bytes)?;
         let language_model = folder.join("lm");
         for file in language_model_files(&self.list(&source.language_model)?)
             .with_context(|| format!("{} holds no language model", source.language_model))?
@@ -189,7 +185,12 @@ impl Hub {
         Ok(())
     }
 
-    fn request(&self, agent: &ureq::Agent, url: &str, from: Option<u64>) -> anyhow::Result<ureq::http::Response<ureq::Body>> {
+    fn request(
+        &self,
+        agent: &ureq::Agent,
+        url: &str,
+        from: Option<u64>,
+    ) -> anyhow::Result<ureq::http::Response<ureq::Body>> {
         let mut request = agent.get(url);
         if let Some(token) = &self.token {
             request = request.header("authorization", format!("Bearer {token}"));
@@ -266,8 +267,14 @@ fn language_model_files(all: &[String]) -> anyhow::Result<Vec<String>> {
     } else {
         bail!("it lists neither model.safetensors nor pytorch_model.bin");
     };
-    let small =
-        ["config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"];
+    let small = [
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "vocab.json",
+        "merges.txt",
+    ];
     files.extend(small.into_iter().filter(|name| has(name)).map(str::to_string));
     Ok(files)
 }

@@ -90,7 +90,8 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     tracing_subscriber::fmt()
         .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "error,flamingo_weights=warn".into()),
+            tracing_subscriber::EnvFilter::try_from_default_env()
+                .unwrap_or_else(|_| "error,flamingo_weights=warn".into()),
         )
         .with_writer(std::io::stderr)
         .with_ansi(std::env::var_os("NO_COLOR").is_none() && std::io::IsTerminal::is_terminal(&std::io::stderr()))
@@ -113,11 +114,9 @@ fn convert_weights(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     let config = convert::config(&args.config)?;
     let inputs = match (&args.from_hub, &args.clip, &args.lm, &args.checkpoint) {
         (Some(folder), ..) => convert::fetch(&config, folder)?,
-        (None, Some(clip), Some(lm), Some(checkpoint)) => flamingo_weights::Inputs {
-            clip: clip.clone(),
-            language_model: lm.clone(),
-            checkpoint: checkpoint.clone(),
-        },
+        (None, Some(clip), Some(lm), Some(checkpoint)) => {
+            flamingo_weights::Inputs { clip: clip.clone(), language_model: lm.clone(), checkpoint: checkpoint.clone() }
+        }
         _ => bail!("give --clip, --lm and --checkpoint, or --from-hub"),
     };
     let report = convert::run(&inputs, &config, args.dtype, &args.out, args.force)?;

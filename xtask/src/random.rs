@@ -61,7 +61,13 @@ impl Numbers {
         let gate = spec.name.ends_with("_gate");
         Self {
             rng: ChaCha8Rng::from_seed(digest.into()),
-            centre: if norm { 1.0 } else if gate { 0.5 } else { 0.0 },
+            centre: if norm {
+                1.0
+            } else if gate {
+                0.5
+            } else {
+                0.0
+            },
             spread: 0.035,
             left: spec.shape.iter().product(),
         }
@@ -118,9 +124,8 @@ fn safetensors(path: &Path, specs: &[TensorSpec], dtype: Dtype, seed: u64) -> an
 /// A `.pt` archive: what `torch.save(state_dict)` writes.
 fn archive(path: &Path, specs: &[TensorSpec], dtype: Dtype, seed: u64) -> anyhow::Result<()> {
     let mut zip = zip::ZipWriter::new(create(path)?);
-    let options = zip::write::SimpleFileOptions::default()
-        .compression_method(zip::CompressionMethod::Stored)
-        .large_file(true);
+    let options =
+        zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored).large_file(true);
     zip.start_file("checkpoint/data.pkl", options)?;
     zip.write_all(&pickle(specs, dtype))?;
     for (key, spec) in specs.iter().enumerate() {

@@ -9,8 +9,8 @@ mod decoder;
 pub mod hf;
 
 pub use decoder::{
-    Activation, Alibi, Architecture, Biases, Blind, DecoderConfig, GptJConfig, GptNeoConfig, GptNeoxConfig, LlamaConfig,
-    MptConfig, Norm, NormPlacement, OptConfig, Pairing, Position, Residual,
+    Activation, Alibi, Architecture, Biases, Blind, DecoderConfig, GptJConfig, GptNeoConfig, GptNeoxConfig,
+    LlamaConfig, MptConfig, Norm, NormPlacement, OptConfig, Pairing, Position, Residual,
 };
 
 use serde::{Deserialize, Serialize};

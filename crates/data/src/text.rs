@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
-use tokenizers::{AddedToken, Tokenizer as Inner};
+use tokenizers::{AddedToken, Model, Tokenizer as Inner};
 
 use crate::DataError;
 
@@ -148,7 +148,10 @@ impl Tokenizer {
 
     /// Number of tokens, added ones included.
     pub fn len(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        // The library's own count copies the vocabulary.
+        let model = self.inner.get_model();
+        let added = self.inner.get_added_vocabulary().get_vocab().keys();
+        model.get_vocab_size() + added.filter(|token| model.token_to_id(token).is_none()).count()
     }
 
     /// Whether there is no token at all.

@@ -110,7 +110,8 @@ fn sixteen_bit_grey_is_cut_off_at_255_as_pillow_cuts_it() {
 fn damaged_pictures_are_errors() {
     let data: Vec<u8> = (0..40 * 30 * 3).map(|i| (i * 13 % 256) as u8).collect();
     let mut files = vec![png(40, 30, png::ColorType::Rgb, png::BitDepth::Eight, &data)];
-    for format in [image::ImageFormat::Jpeg, image::ImageFormat::Bmp, image::ImageFormat::Gif, image::ImageFormat::WebP] {
+    for format in [image::ImageFormat::Jpeg, image::ImageFormat::Bmp, image::ImageFormat::Gif, image::ImageFormat::WebP]
+    {
         let buffer = image::RgbImage::from_raw(40, 30, data.clone()).expect("pixels");
         let mut out = std::io::Cursor::new(Vec::new());
         buffer.write_to(&mut out, format).expect("an encoded picture");

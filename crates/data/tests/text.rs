@@ -194,10 +194,8 @@ fn published_vocabularies_give_their_published_ids() {
     assert_eq!(special.eos, Some(0));
     assert_eq!(neox.len(), 50280);
     // No length makes the pre-tokenizer's expression give up.
-    for text in [" ".repeat(30_000), " ".repeat(30_000) + "x", "\n \t".repeat(10_000), "é猫'".repeat(5_000)] {
-        let t0 = std::time::Instant::now();
+    for text in [" ".repeat(300_000), " ".repeat(300_000) + "x", "\n \t".repeat(100_000), "é猫'".repeat(50_000)] {
         let ids = neox.encode(&text).expect("ids");
-        eprintln!("TIMING {:?} {:?}", text.get(..4), t0.elapsed());
         assert_eq!(neox.decode(&ids, false).len(), text.len());
     }
     assert_streams_decode(&neox, 300);

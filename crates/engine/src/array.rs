@@ -18,7 +18,8 @@ impl Array {
     pub(crate) fn from_tensor<B: Backend, const D: usize>(tensor: &Tensor<B, D>) -> Result<Self, EngineError> {
         let data = tensor.clone().cast(DType::F32).into_data();
         let shape = tensor.dims().to_vec();
-        let data = data.into_vec::<f32>().map_err(|e| EngineError::Device(format!("cannot read a tensor back: {e:?}")))?;
+        let data =
+            data.into_vec::<f32>().map_err(|e| EngineError::Device(format!("cannot read a tensor back: {e:?}")))?;
         Ok(Self { shape, data })
     }
 }
@@ -49,7 +50,10 @@ impl Pixels {
             )));
         }
         if self.data.len() != expected || expected == 0 {
-            return Err(EngineError::Input(format!("{} pixel values where {expected} were announced", self.data.len())));
+            return Err(EngineError::Input(format!(
+                "{} pixel values where {expected} were announced",
+                self.data.len()
+            )));
         }
         Ok(())
     }

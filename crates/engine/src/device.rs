@@ -7,9 +7,9 @@ use std::sync::Arc;
 use burn::tensor::backend::Backend;
 use flamingo_weights::ModelFolder;
 
+use crate::EngineError;
 use crate::engine::{BurnEngine, Engine, guard};
 use crate::load::{Precision, load};
-use crate::EngineError;
 
 /// A device as a user names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -81,11 +81,7 @@ pub fn compiled() -> Vec<&'static str> {
 /// # Errors
 /// [`EngineError::Device`] if the device is not compiled in or not there, [`EngineError::Weights`] if the
 /// weights do not fit the model.
-pub fn open(
-    folder: &Arc<ModelFolder>,
-    device: Device,
-    precision: Precision,
-) -> Result<Box<dyn Engine>, EngineError> {
+pub fn open(folder: &Arc<ModelFolder>, device: Device, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     match device {
         Device::Auto => open(folder, best(), precision),
         Device::Flex => open_flex(folder, precision),

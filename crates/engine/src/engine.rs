@@ -183,10 +183,9 @@ impl<B: Backend> BurnEngine<B> {
 
     fn check_rows(&self, text: &Text, pixels: Option<&Pixels>) -> Result<(), EngineError> {
         match pixels {
-            Some(pixels) if pixels.rows != text.rows => Err(EngineError::Input(format!(
-                "images for {} texts and {} texts",
-                pixels.rows, text.rows
-            ))),
+            Some(pixels) if pixels.rows != text.rows => {
+                Err(EngineError::Input(format!("images for {} texts and {} texts", pixels.rows, text.rows)))
+            }
             _ => Ok(()),
         }
     }

@@ -11,13 +11,16 @@ use crate::engine::{BurnEngine, guard};
 /// How to continue a prompt.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SessionOptions {
-    /// Tokens, prompt included, that fit into the cache without growing it.
+    /// Tokens, prompt included, that the cache should hold without growing; beyond a few thousand it grows as needed.
     pub reserve: usize,
     /// Reproduce what upstream does when the model itself writes `<image>`: the count of image marks of every
     /// row of the batch is replaced by whether that row's newest token is one, so rows forget their images
     /// because a neighbour wrote a mark. Without it a written mark changes nothing: no image came with it.
     pub upstream_compat: bool,
 }
+
+/// Most tokens that a cache is made for at once: a limit of a million new tokens is no reason to allocate them.
+const RESERVE: usize = 4096;
 
 /// A prompt being continued.
 pub trait Session: Decoder<Error = EngineError> {
@@ -50,7 +53,7 @@ impl<'a, B: Backend> BurnSession<'a, B> {
         let layers = engine.model.decoder.blocks.len();
         Self {
             engine,
-            cache: Cache::new(layers, rows, options.reserve),
+            cache: Cache::new(layers, rows, options.reserve.min(RESERVE)),
             media,
             marks: vec![0; rows],
             origin: (0..rows).collect(),
@@ -62,8 +65,7 @@ impl<'a, B: Backend> BurnSession<'a, B> {
     pub(crate) fn read(&mut self, prompt: &Text) -> Result<Vec<f32>, EngineError> {
         let image = self.engine.config.tokens.image;
         let model = &self.engine.model;
-        let hidden =
-            model.forward(prompt, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
+        let hidden = model.forward(prompt, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
         for (marks, row) in self.marks.iter_mut().zip(prompt.ids.chunks(prompt.width)) {
             *marks += row.iter().filter(|&&id| id == image).count();
         }
@@ -81,8 +83,7 @@ impl<'a, B: Backend> BurnSession<'a, B> {
         }
         // `forward` counts the mark itself; what it should count to is `marks`.
         let before: Vec<usize> = self.marks.iter().zip(&written).map(|(&m, &w)| m.saturating_sub(w)).collect();
-        let hidden =
-            self.engine.model.forward(&text, &before, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
+        let hidden = self.engine.model.forward(&text, &before, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
         self.engine.last_logits(hidden)
     }
 }
@@ -132,8 +133,7 @@ impl<B: Backend> Session for BurnSession<'_, B> {
             let text = Text::after(&self.cache.kept(), ids, keep);
             self.engine.check_text(&text, self.cache.len())?;
             let model = &self.engine.model;
-            let hidden =
-                model.forward(&text, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
+            let hidden = model.forward(&text, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
             let image = self.engine.config.tokens.image;
             for (marks, row) in self.marks.iter_mut().zip(text.ids.chunks(text.width)) {
                 *marks += row.iter().filter(|&&id| id == image).count();

@@ -76,7 +76,7 @@ pub(crate) fn run<D: Decoder + ?Sized>(
     let beams = search.num_beams;
     let vocab = first_logits.len() / prompts.len();
     let width = prompts[0].len();
-    let max_length = width + config.max_new_tokens;
+    let max_length = width.saturating_add(config.max_new_tokens);
     if vocab < 2 {
         return Err(GenerateError::Input("a beam search needs a vocabulary of two tokens at least".into()));
     }

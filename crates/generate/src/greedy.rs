@@ -56,7 +56,9 @@ pub(crate) fn run<D: Decoder + ?Sized>(
 }
 
 pub(crate) fn not_a_number<E>() -> GenerateError<E> {
-    GenerateError::Input("the model gave logits that are no numbers (NaN): its weights or the precision are at fault".into())
+    GenerateError::Input(
+        "the model gave logits that are no numbers (NaN): its weights or the precision are at fault".into(),
+    )
 }
 
 /// How one row chooses its tokens.

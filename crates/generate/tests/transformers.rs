@@ -132,7 +132,8 @@ fn several_samples_of_one_prompt_differ() {
         ..GenerationConfig::greedy(12, 15, 16)
     };
     let first = toy.logits();
-    let out = generate(&mut toy, &prompts, first, &config, &mut |_, _| ControlFlow::Continue(())).expect("continuations");
+    let out =
+        generate(&mut toy, &prompts, first, &config, &mut |_, _| ControlFlow::Continue(())).expect("continuations");
     assert_eq!(out.len(), 6);
     assert!(out[0].ids != out[1].ids && out[1].ids != out[2].ids);
 }
@@ -157,7 +158,8 @@ fn breaking_off_returns_what_there_is() {
 fn senseless_settings_and_inputs_are_errors() {
     let fixture = fixture();
     let greedy = GenerationConfig::greedy(4, 15, 16);
-    let beam = |num_beams, length_penalty| Strategy::Beam { num_beams, length_penalty, early_stopping: EarlyStopping::False };
+    let beam =
+        |num_beams, length_penalty| Strategy::Beam { num_beams, length_penalty, early_stopping: EarlyStopping::False };
     let sample = |temperature, top_k, top_p| Strategy::Sample { temperature, top_k, top_p, seed: 0 };
     let with = |strategy| GenerationConfig { strategy, ..greedy.clone() };
     for config in [

@@ -51,9 +51,8 @@ impl<B: Backend> Flamingo<B> {
     pub fn new(config: &ModelConfig, device: &B::Device) -> Self {
         let a = config.decoder.architecture();
         let x = &config.cross_attention;
-        let block = |layer| {
-            x.has_block(layer).then(|| GatedCrossAttention::new(x, a.d_model, config.vision.width, device))
-        };
+        let block =
+            |layer| x.has_block(layer).then(|| GatedCrossAttention::new(x, a.d_model, config.vision.width, device));
         Self {
             vision: VisionTransformer::new(&config.vision, device),
             resampler: Resampler::new(&config.resampler, config.vision.width, device),
@@ -78,7 +77,8 @@ impl<B: Backend> Flamingo<B> {
     pub fn media(&self, latents: Tensor<B, 4>) -> Media<B> {
         let [batch, images, num_latents, width] = latents.dims();
         let latents = latents.reshape([batch, images * num_latents, width]);
-        let keys_values = |block: &Option<GatedCrossAttention<B>>| block.as_ref().map(|b| b.keys_values(latents.clone()));
+        let keys_values =
+            |block: &Option<GatedCrossAttention<B>>| block.as_ref().map(|b| b.keys_values(latents.clone()));
         Media { layers: self.cross_attention.iter().map(keys_values).collect(), images, num_latents }
     }
 

@@ -105,9 +105,9 @@ impl<B: Backend> Sight<B> {
         Self {
             sharp: factors(&beyond).map(|x| x.unsqueeze_dim(1)),
             sees: factors(&|time| time == 0),
-            hidden: hidden.contains(&true).then(|| {
-                Tensor::<B, 4, Bool>::from_bool(TensorData::new(hidden, [rows, 1, tokens, keys]), &device)
-            }),
+            hidden: hidden
+                .contains(&true)
+                .then(|| Tensor::<B, 4, Bool>::from_bool(TensorData::new(hidden, [rows, 1, tokens, keys]), &device)),
         }
     }
 }

@@ -121,10 +121,11 @@ impl<B: Backend> VisionTransformer<B> {
         let [images, channels, height, width] = pixels.dims();
         let p = self.patch_size;
         let (rows, columns) = (height / p, width / p);
-        pixels
-            .reshape([images, channels, rows, p, columns, p])
-            .permute([0, 2, 4, 1, 3, 5])
-            .reshape([images, rows * columns, channels * p * p])
+        pixels.reshape([images, channels, rows, p, columns, p]).permute([0, 2, 4, 1, 3, 5]).reshape([
+            images,
+            rows * columns,
+            channels * p * p,
+        ])
     }
 }
 

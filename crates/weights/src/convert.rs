@@ -55,8 +55,14 @@ pub struct Report {
 }
 
 /// Files of a language model's folder that the tokenizer needs.
-const TOKENIZER: [&str; 6] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "added_tokens.json"];
+const TOKENIZER: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+];
 
 /// Converts upstream's files to a model folder at `out`.
 ///

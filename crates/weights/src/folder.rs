@@ -53,8 +53,8 @@ impl ModelFolder {
         let index = folder.join("model.safetensors.index.json");
         if index.is_file() {
             let text = fs::read_to_string(&index).map_err(WeightsError::io("read", &index))?;
-            let json: serde_json::Value = serde_json::from_str(&text)
-                .map_err(|e| WeightsError::format(&index, format!("is not JSON: {e}")))?;
+            let json: serde_json::Value =
+                serde_json::from_str(&text).map_err(|e| WeightsError::format(&index, format!("is not JSON: {e}")))?;
             let map = json["weight_map"].as_object();
             let map = map.ok_or_else(|| WeightsError::format(&index, "has no `weight_map`"))?;
             let files: std::collections::BTreeSet<&str> = map.values().filter_map(|file| file.as_str()).collect();
@@ -100,7 +100,10 @@ impl ModelFolder {
                 safetensors::Dtype::F16 => Dtype::F16,
                 safetensors::Dtype::BF16 => Dtype::Bf16,
                 other => {
-                    return Err(WeightsError::format(path, format!("tensor `{name}` has the unsupported type {other:?}")));
+                    return Err(WeightsError::format(
+                        path,
+                        format!("tensor `{name}` has the unsupported type {other:?}"),
+                    ));
                 }
             };
             let start = view.data().as_ptr() as usize - base;

@@ -236,9 +236,7 @@ fn assemble(
     };
     Ok(match how {
         How::Copy | How::Reshape => sources.into_iter().map(whole).collect(),
-        How::Transpose => {
-            sources.into_iter().map(|(name, tensor)| Piece::Transposed { name, tensor }).collect()
-        }
+        How::Transpose => sources.into_iter().map(|(name, tensor)| Piece::Transposed { name, tensor }).collect(),
         How::PerHead => {
             // Source rows: head 0 q, head 0 k, head 0 v, head 1 q, … Ours: all q, all k, all v.
             let mut pieces = Vec::with_capacity(3 * heads);
@@ -283,11 +281,7 @@ fn with_prefix(tensors: Tensors, names: &DecoderTable) -> Tensors {
 
 /// Sorts a checkpoint into OpenFlamingo's own tensors (gated blocks renamed to `gated.{layer}.…`) and newer
 /// versions of the language model's.
-fn split_checkpoint(
-    tensors: Tensors,
-    names: &DecoderTable,
-    path: &Path,
-) -> Result<(Tensors, Tensors), WeightsError> {
+fn split_checkpoint(tensors: Tensors, names: &DecoderTable, path: &Path) -> Result<(Tensors, Tensors), WeightsError> {
     let (mut flamingo, mut trained, mut first_spelling) = (Tensors::new(), Tensors::new(), Tensors::new());
     for (name, tensor) in without_prefix(tensors, "module.") {
         let Some(rest) = name.strip_prefix("lang_encoder.") else {

@@ -196,11 +196,7 @@ const GPT_NEOX: DecoderTable = DecoderTable {
     table: Table {
         rows: &[&[
             copy("decoder.blocks.{}.norm_1.*", &["gpt_neox.layers.{}.input_layernorm.*"]),
-            row(
-                How::PerHead,
-                "decoder.blocks.{}.attention.qkv.*",
-                &["gpt_neox.layers.{}.attention.query_key_value.*"],
-            ),
+            row(How::PerHead, "decoder.blocks.{}.attention.qkv.*", &["gpt_neox.layers.{}.attention.query_key_value.*"]),
             copy("decoder.blocks.{}.attention.out.*", &["gpt_neox.layers.{}.attention.dense.*"]),
             copy("decoder.blocks.{}.norm_2.*", &["gpt_neox.layers.{}.post_attention_layernorm.*"]),
             copy("decoder.blocks.{}.mlp.up.*", &["gpt_neox.layers.{}.mlp.dense_h_to_4h.*"]),
@@ -282,11 +278,7 @@ const GPT_J: DecoderTable = DecoderTable {
             copy("decoder.blocks.{}.norm_1.*", &["transformer.h.{}.ln_1.*"]),
             copy(
                 "decoder.blocks.{}.attention.qkv.*",
-                &[
-                    "transformer.h.{}.attn.q_proj.*",
-                    "transformer.h.{}.attn.k_proj.*",
-                    "transformer.h.{}.attn.v_proj.*",
-                ],
+                &["transformer.h.{}.attn.q_proj.*", "transformer.h.{}.attn.k_proj.*", "transformer.h.{}.attn.v_proj.*"],
             ),
             copy("decoder.blocks.{}.attention.out.*", &["transformer.h.{}.attn.out_proj.*"]),
             copy("decoder.blocks.{}.mlp.up.*", &["transformer.h.{}.mlp.fc_in.*"]),

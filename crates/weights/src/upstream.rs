@@ -2,9 +2,9 @@
 
 use flamingo_config::ModelConfig;
 
+use crate::layout;
 use crate::layout::TensorSpec;
 use crate::tables::{self, How};
-use crate::layout;
 
 /// Names and shapes of upstream's three files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -41,7 +41,9 @@ impl Staging {
         for entry in fs::read_dir(parent).map_err(WeightsError::io("read", parent))?.flatten() {
             let name = entry.file_name();
             let pid = name.to_string_lossy().strip_prefix(&stem).map(str::to_string);
-            if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // Only Linux says whether the other conversion still lives; elsewhere its remains are left.
+            let processes = Path::new("/proc");
+            if processes.join("self").exists() && pid.is_some_and(|pid| !processes.join(pid).exists()) {
                 tracing::info!(folder = %entry.path().display(), "removing what a killed conversion left");
                 fs::remove_dir_all(entry.path()).map_err(WeightsError::io("write", &entry.path()))?;
             }
@@ -188,8 +190,10 @@ fn blocks(
             };
             tensor.read(0, rows * columns, numbers)?;
             finite(name, numbers)?;
-            let transposed: Vec<f32> =
-                (0..columns).flat_map(|c| (0..rows).map(move |r| (r, c))).map(|(r, c)| numbers[r * columns + c]).collect();
+            let transposed: Vec<f32> = (0..columns)
+                .flat_map(|c| (0..rows).map(move |r| (r, c)))
+                .map(|(r, c)| numbers[r * columns + c])
+                .collect();
             write(name, &transposed)?;
         }
         Piece::Zeros { count } => {

@@ -310,7 +310,9 @@ fn deep_and_endless_pickles_end() {
 fn files_that_are_something_else_are_refused() {
     let work = tempfile::tempdir().expect("a temporary folder");
     let path = work.path().join("checkpoint.pt");
-    for content in [&b""[..], b"hello", b"version https://git-lfs.github.com/spec/v1\n", b"\x7fELF\x02\x01\x01", b"PK\x03\x04"] {
+    for content in
+        [&b""[..], b"hello", b"version https://git-lfs.github.com/spec/v1\n", b"\x7fELF\x02\x01\x01", b"PK\x03\x04"]
+    {
         fs::write(&path, content).expect("a file");
         let error = readers::open(&path).expect_err("an error").to_string();
         assert!(error.contains("checkpoint.pt"), "{error}");

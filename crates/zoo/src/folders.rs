@@ -64,7 +64,9 @@ pub fn find(model: &str, zoo: &Path) -> Result<PathBuf, ZooError> {
              {model} …` and give its path"
         )
     } else if Path::new(model).is_dir() {
-        format!("{model} is a folder without model.safetensors: convert a checkpoint with `cargo xtask convert-weights`")
+        format!(
+            "{model} is a folder without model.safetensors: convert a checkpoint with `cargo xtask convert-weights`"
+        )
     } else {
         format!("no model {model}: it is neither a folder nor a name that `flamingo models` lists")
     }))

@@ -140,16 +140,17 @@ impl Model {
         on_text: &mut dyn FnMut(usize, &str) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<Output>>, ZooError> {
         let (text, pixels) = self.batch(prompts)?;
-        let options = SessionOptions { reserve: text.width + settings.max_new_tokens, upstream_compat };
+        let options = SessionOptions { reserve: text.width.saturating_add(settings.max_new_tokens), upstream_compat };
         let (mut session, logits) = self.engine.start(&text, pixels.as_ref(), options)?;
         let ids: Vec<Vec<u32>> = text.ids.chunks(text.width).map(<[u32]>::to_vec).collect();
         let each = settings.num_return_sequences.max(1);
         let mut streams: Vec<TextStream> = (0..prompts.len() * each).map(|_| self.tokenizer.stream()).collect();
-        let out = generate(&mut *session, &ids, logits, settings, &mut |row, token| {
-            match streams.get_mut(row).and_then(|stream| stream.push(token)) {
-                Some(piece) => on_text(row, &piece),
-                None => ControlFlow::Continue(()),
-            }
+        let out = generate(&mut *session, &ids, logits, settings, &mut |row, token| match streams
+            .get_mut(row)
+            .and_then(|stream| stream.push(token))
+        {
+            Some(piece) => on_text(row, &piece),
+            None => ControlFlow::Continue(()),
         })?;
         for (row, stream) in streams.iter_mut().enumerate() {
             if let Some(rest) = stream.finish()
@@ -172,7 +173,8 @@ impl Model {
     /// # Errors
     /// As [`Model::generate`]; [`ZooError::Prompt`] for a candidate without a token.
     pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<Vec<Score>, ZooError> {
-        let ids: Vec<Vec<u32>> = candidates.iter().map(|text| self.tokenizer.encode_plain(text)).collect::<Result<_, _>>()?;
+        let ids: Vec<Vec<u32>> =
+            candidates.iter().map(|text| self.tokenizer.encode_plain(text)).collect::<Result<_, _>>()?;
         if let Some(i) = ids.iter().position(Vec::is_empty) {
             return Err(ZooError::Prompt(format!("candidate {} is empty: there is nothing to score", i + 1)));
         }

@@ -11,7 +11,7 @@ mod preprocess;
 mod recording;
 
 pub use compare::{Outcome, Row, Summary};
-pub use dump::Values;
+pub use dump::{Value, Values};
 
 use std::path::Path;
 

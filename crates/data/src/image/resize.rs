@@ -162,8 +162,7 @@ fn windows<L: Level>(from: usize, to: usize) -> Vec<Window<L::Weight>> {
             let centre = (i as f64 + 0.5) * scale;
             let first = ((centre - support + 0.5).max(0.0)) as usize;
             let last = ((centre + support + 0.5) as usize).min(from);
-            let weights: Vec<f64> =
-                (first..last).map(|x| cubic((x as f64 - centre + 0.5) * (1.0 / stretch))).collect();
+            let weights: Vec<f64> = (first..last).map(|x| cubic((x as f64 - centre + 0.5) * (1.0 / stretch))).collect();
             let sum: f64 = weights.iter().sum();
             let share = |w: f64| if sum != 0.0 { w / sum } else { w };
             Window { first, weights: weights.into_iter().map(|w| L::weight(share(w))).collect() }

@@ -77,7 +77,8 @@ impl<B: Backend> Decoder<B> {
         if let Some(project) = &self.project_in {
             x = project.forward(x);
         }
-        if let (Some(table), Position::Learned { offset, .. }) = (&self.position_embedding, self.architecture.position) {
+        if let (Some(table), Position::Learned { offset, .. }) = (&self.position_embedding, self.architecture.position)
+        {
             // OPT gives padding the row before the first position (offset 2: row 1). What stands at a padded
             // place is never read, so any row would do.
             let index = text.positions.iter().zip(&text.keep).map(|(&position, &keep)| {

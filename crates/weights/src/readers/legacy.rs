@@ -5,7 +5,6 @@
 //! ```
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use super::pickle::{self, Node, Pickle};
@@ -21,7 +20,7 @@ pub(super) fn open(file: &Arc<SourceFile>) -> Result<Tensors, WeightsError> {
     let wrong = |what: &str| WeightsError::format(path, what);
     let len = file.len()?;
     let mut bytes = vec![0; len.min(MAX_PICKLES) as usize];
-    file.file.read_exact_at(&mut bytes, 0).map_err(WeightsError::io("read", path))?;
+    file.read_at(&mut bytes, 0)?;
 
     let mut at = 0;
     let mut next = || -> Result<Pickle, WeightsError> {
@@ -56,7 +55,7 @@ pub(super) fn open(file: &Arc<SourceFile>) -> Result<Tensors, WeightsError> {
             return Err(wrong("is truncated or damaged: a storage has no name"));
         };
         let mut count = [0; 8];
-        file.file.read_exact_at(&mut count, place).map_err(|_| wrong("is truncated: storages are missing"))?;
+        file.read_at(&mut count, place).map_err(|_| wrong("is truncated: storages are missing"))?;
         let element = sizes.get(key.as_str()).copied().ok_or_else(|| wrong("holds a storage that nothing uses"))?;
         let size = u64::from_le_bytes(count).saturating_mul(element);
         let end = place.saturating_add(8).saturating_add(size);

@@ -11,7 +11,6 @@ mod torch;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -49,6 +48,21 @@ impl SourceFile {
         Ok(Arc::new(Self { path: path.to_path_buf(), file }))
     }
 
+    /// Fills `bytes` from a place in the file.
+    fn read_at(&self, bytes: &mut [u8], at: u64) -> Result<(), WeightsError> {
+        #[cfg(unix)]
+        let read = std::os::unix::fs::FileExt::read_exact_at(&self.file, bytes, at);
+        #[cfg(not(unix))]
+        let read = {
+            use std::io::{Read, Seek, SeekFrom};
+            self.file.try_clone().and_then(|mut file| {
+                file.seek(SeekFrom::Start(at))?;
+                file.read_exact(bytes)
+            })
+        };
+        read.map_err(WeightsError::io("read", &self.path))
+    }
+
     fn len(&self) -> Result<u64, WeightsError> {
         Ok(self.file.metadata().map_err(WeightsError::io("read", &self.path))?.len())
     }
@@ -68,11 +82,17 @@ impl SourceTensor {
         if shape.len() != strides.len() {
             return Err(format!("shape {shape:?} with strides {strides:?}"));
         }
+        // A view may repeat its storage, but no tensor has this many elements.
+        let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
+        if elements.is_none_or(|n| n > 1 << 40) {
+            return Err(format!("shape {shape:?} is absurd"));
+        }
         // The last element must lie in the storage; every step of the sum is checked against overflow.
         let empty = shape.contains(&0);
-        let last = shape.iter().zip(&strides).try_fold(first, |last, (&n, &stride)| {
-            last.checked_add(n.saturating_sub(1).checked_mul(stride)?)
-        });
+        let last = shape
+            .iter()
+            .zip(&strides)
+            .try_fold(first, |last, (&n, &stride)| last.checked_add(n.saturating_sub(1).checked_mul(stride)?));
         let bytes = last.and_then(|last| last.checked_add(1)?.checked_mul(dtype.size()));
         match bytes {
             Some(bytes) if empty || bytes as u64 <= storage_len => {
@@ -122,7 +142,7 @@ impl SourceTensor {
         let size = self.dtype.size();
         let mut bytes = vec![0; count * size];
         let at = self.storage + (first * size) as u64;
-        self.file.file.read_exact_at(&mut bytes, at).map_err(WeightsError::io("read", &self.file.path))?;
+        self.file.read_at(&mut bytes, at)?;
         self.dtype.decode(&bytes, out);
         Ok(())
     }

@@ -66,7 +66,8 @@ pub(super) struct Pickle {
 
 /// Parses the pickle at the start of `bytes`.
 pub(super) fn parse(bytes: &[u8]) -> Result<Pickle, PickleError> {
-    let mut machine = Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
+    let mut machine =
+        Machine { bytes, at: 0, nodes: Vec::new(), stack: Vec::new(), marks: Vec::new(), memo: HashMap::new() };
     let root = machine.run()?;
     Ok(Pickle { nodes: machine.nodes, root, len: machine.at })
 }
@@ -452,7 +453,8 @@ impl<'a> Machine<'a> {
                     strides: self.sizes(strides)?,
                 })
             }
-            "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => match arguments.first() {
+            "torch._utils._rebuild_parameter" | "torch._utils._rebuild_parameter_with_state" => match arguments.first()
+            {
                 Some(&data) => self.nodes[data as usize].clone(),
                 None => return damaged("a parameter in its pickle is incomplete"),
             },

@@ -1,6 +1,5 @@
 //! Safetensors files.
 
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use safetensors::{Dtype, SafeTensors};
@@ -16,7 +15,7 @@ pub(super) fn open(file: &Arc<SourceFile>) -> Result<Tensors, WeightsError> {
     let wrong = |what: String| WeightsError::format(path, what);
     let len = file.len()?;
     let mut size = [0; 8];
-    file.file.read_exact_at(&mut size, 0).map_err(WeightsError::io("read", path))?;
+    file.read_at(&mut size, 0)?;
     let header = u64::from_le_bytes(size);
     if header > MAX_HEADER || header.saturating_add(8) > len {
         return Err(wrong(format!("is truncated or damaged: its header should have {header} bytes")));
@@ -24,8 +23,7 @@ pub(super) fn open(file: &Arc<SourceFile>) -> Result<Tensors, WeightsError> {
     // SAFETY: only the header is read through this map, and it is dropped with this function; a program that
     // changed the file meanwhile could at worst make the header unreadable.
     let map = unsafe { memmap2::Mmap::map(&file.file) }.map_err(WeightsError::io("read", path))?;
-    let (_, metadata) =
-        SafeTensors::read_metadata(&map).map_err(|e| wrong(format!("is truncated or damaged: {e}")))?;
+    let (_, metadata) = SafeTensors::read_metadata(&map).map_err(|e| wrong(format!("is truncated or damaged: {e}")))?;
     let data = header + 8;
     let mut tensors = Tensors::new();
     for (name, info) in metadata.tensors() {
