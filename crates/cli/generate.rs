@@ -1,6 +1,6 @@
 //! `flamingo generate`.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -25,9 +25,10 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     let stream = !args.json && args.num_return_sequences == 1;
     let mut streamed = Ok(());
+    let terminal = std::io::stdout().is_terminal();
     let outputs = model.generate(std::slice::from_ref(&prompt), &settings, args.upstream_compat, &mut |_, piece| {
         if stream {
-            streamed = stdout.write_all(piece.as_bytes()).and_then(|()| stdout.flush());
+            streamed = stdout.write_all(shown(piece, terminal).as_bytes()).and_then(|()| stdout.flush());
         }
         if streamed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
@@ -53,12 +54,18 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
         writeln!(stdout)?;
     } else {
         for output in outputs {
-            writeln!(stdout, "{}", output.text)?;
+            writeln!(stdout, "{}", shown(&output.text, terminal))?;
         }
     }
     let tokens: usize = outputs.iter().map(|o| o.ids.len()).sum();
     tracing::info!(device = model.engine().device(), ?load, ?elapsed, tokens, "done");
     Ok(())
+}
+
+/// Text for the eyes: a model must not ring a terminal's bell or move its cursor.
+fn shown(text: &str, terminal: bool) -> String {
+    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().map(|c| if terminal && !harmless(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn settings(args: &GenerateArgs, model: &Model) -> GenerationConfig {

@@ -25,11 +25,27 @@ const ENDOFTEXT: &str = "<|endoftext|>";
 /// Ids from here on are taken for damage: no embedding table is that long.
 const MAX_ID: u64 = 1 << 30;
 
+/// transformers' `clean_up_tokenization`, in its order.
+const CLEAN_UP: [(&str, &str); 10] = [
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+];
+
 /// A language model's tokenizer.
 #[derive(Clone)]
 pub struct Tokenizer {
     inner: Inner,
     named: Named,
+    /// Whether decoded text loses the space before punctuation, as Hugging Face's tokenizers do unless told not to.
+    clean_up: bool,
 }
 
 /// Special tokens that the folder's config files name.
@@ -62,7 +78,8 @@ impl Tokenizer {
     /// other, the map counts, as in upstream's Hugging Face version.
     ///
     /// # Errors
-    /// [`DataError::Tokenizer`] if the folder has neither, or one of the files is unusable.
+    /// [`DataError::Tokenizer`] if the folder has neither, or one of the files is unusable; [`DataError::Io`] if one
+    /// cannot be read.
     pub fn open(folder: &Path) -> Result<Self, DataError> {
         let files = [json(&folder.join("special_tokens_map.json"))?, json(&folder.join("tokenizer_config.json"))?];
         let named = |key: &str| files.iter().flatten().find_map(|file| content(&file[key])).map(str::to_string);
@@ -72,7 +89,7 @@ impl Tokenizer {
             from_json(&whole)?
         } else {
             let adds_bos = files.iter().flatten().any(|file| file["add_bos_token"] == Value::Bool(true));
-            from_merges(folder, own.bos.as_deref().filter(|_| adds_bos))?
+            from_merges(folder, adds_bos.then(|| own.bos.as_deref().unwrap_or(ENDOFTEXT)))?
         };
         if own.bos.is_none() && own.eos.is_none() && inner.token_to_id(ENDOFTEXT).is_some() {
             own.bos = Some(ENDOFTEXT.to_string());
@@ -85,7 +102,8 @@ impl Tokenizer {
         if let Some(more) = files.iter().flatten().find_map(|file| file["additional_special_tokens"].as_array()) {
             special.extend(more.iter().filter_map(content).map(str::to_string));
         }
-        let mut tokenizer = Self { inner, named: own };
+        let keeps = files.iter().flatten().any(|file| file["clean_up_tokenization_spaces"] == Value::Bool(false));
+        let mut tokenizer = Self { inner, named: own, clean_up: !keeps };
         for token in special {
             tokenizer.add(&token)?;
         }
@@ -138,12 +156,23 @@ impl Tokenizer {
     /// The text of token ids, spaces as they are. Bytes that are no UTF-8 become U+FFFD; ids outside the vocabulary
     /// have no text.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        self.cleaned(self.raw(ids, skip_special))
+    }
+
+    fn raw(&self, ids: &[u32], skip_special: bool) -> String {
         self.inner.decode(ids, skip_special).unwrap_or_default()
+    }
+
+    fn cleaned(&self, text: String) -> String {
+        if !self.clean_up {
+            return text;
+        }
+        CLEAN_UP.iter().fold(text, |text, (from, to)| text.replace(from, to))
     }
 
     /// Decodes ids one by one.
     pub fn stream(&self) -> TextStream<'_> {
-        TextStream { tokenizer: self, ids: Vec::new(), context: 0, given: 0 }
+        TextStream { tokenizer: self, ids: Vec::new(), context: 0, given: 0, held: String::new() }
     }
 
     /// Number of tokens, added ones included.
@@ -249,8 +278,7 @@ fn from_merges(folder: &Path, bos: Option<&str>) -> Result<Inner, DataError> {
         )));
     }
     let unusable = |e: tokenizers::Error| wrong(format!("{} holds no usable tokenizer: {e}", folder.display()));
-    let (vocab, merges) =
-        BPE::read_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).map_err(|e| unusable(e.into()))?;
+    let (vocab, merges) = BPE::read_file(&vocab.to_string_lossy(), &merges.to_string_lossy()).map_err(unusable)?;
     if let Some((token, id)) = vocab.iter().find(|(_, id)| u64::from(**id) >= MAX_ID) {
         return Err(unusable(format!("the id of {token:?} is {id}").into()));
     }
@@ -291,33 +319,45 @@ pub struct TextStream<'a> {
     ids: Vec<u32>,
     /// How many of them precede the last clean cut.
     context: usize,
-    /// How many bytes of their text were given.
+    /// How many bytes of their text were taken.
     given: usize,
+    /// Text that was taken and not yet given.
+    held: String,
 }
 
 impl TextStream<'_> {
     /// Takes a token and returns the text that became whole with it. Special tokens have no text.
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.ids.push(id);
-        let text = self.tokenizer.decode(&self.ids, true);
+        let text = self.tokenizer.raw(&self.ids, true);
         let whole = text.trim_end_matches('\u{FFFD}');
-        let piece = whole.get(self.given..).filter(|piece| !piece.is_empty())?.to_string();
+        self.held += whole.get(self.given..).unwrap_or_default();
         self.given = whole.len();
         if whole.len() == text.len() {
             self.ids.drain(..self.context);
             self.context = self.ids.len();
-            self.given = self.tokenizer.decode(&self.ids, true).len();
+            self.given = self.tokenizer.raw(&self.ids, true).len();
         }
-        Some(piece)
+        // What could begin a space that is cleaned away waits for what follows it.
+        let open = |at: &usize| {
+            let rest = &self.held[*at..];
+            self.tokenizer.clean_up
+                && CLEAN_UP.iter().any(|(from, _)| from.len() > rest.len() && from.starts_with(rest))
+        };
+        let cut = self.held.char_indices().map(|(at, _)| at).find(open).unwrap_or(self.held.len());
+        let rest = self.held.split_off(cut);
+        let piece = std::mem::replace(&mut self.held, rest);
+        (!piece.is_empty()).then(|| self.tokenizer.cleaned(piece))
     }
 
     /// What is left: characters that never became whole. The stream is then as new.
     pub fn finish(&mut self) -> Option<String> {
-        let text = self.tokenizer.decode(&self.ids, true);
-        let piece = text.get(self.given..).filter(|piece| !piece.is_empty()).map(str::to_string);
+        let text = self.tokenizer.raw(&self.ids, true);
+        let mut piece = std::mem::take(&mut self.held);
+        piece += text.get(self.given..).unwrap_or_default();
         (self.context, self.given) = (0, 0);
         self.ids.clear();
-        piece
+        (!piece.is_empty()).then(|| self.tokenizer.cleaned(piece))
     }
 }
 

@@ -361,3 +361,26 @@ fn rows_are_filled_on_the_asked_side() {
         assert!(pad_batch(&[Vec::new()], 9, side).ids.is_empty());
     }
 }
+
+#[test]
+fn spaces_before_punctuation_go_as_transformers_cleans_them() {
+    let Some(golden) = golden() else { return };
+    let data = golden.join("../data/tokenizers");
+    let work = tempfile::tempdir().expect("a temporary folder");
+    fs::copy(data.join("gpt-neox-20b.tokenizer.json"), work.path().join("tokenizer.json")).expect("a tokenizer");
+    let decode = |text: &str| {
+        let tokenizer = Tokenizer::open(work.path()).expect("a tokenizer");
+        let ids = tokenizer.encode(text).expect("ids");
+        let mut stream = tokenizer.stream();
+        let mut streamed: String = ids.iter().filter_map(|&id| stream.push(id)).collect();
+        streamed.extend(stream.finish());
+        let whole = tokenizer.decode(&ids, true);
+        assert_eq!(streamed, whole);
+        whole
+    };
+    // transformers 4.33.3, GPTNeoXTokenizerFast.decode
+    assert_eq!(decode("Hi , he did n't say ' yes ' . It 's so !"), "Hi, he didn't say'yes '. It's so!");
+    let config = r#"{"clean_up_tokenization_spaces": false}"#;
+    fs::write(work.path().join("tokenizer_config.json"), config).expect("a file");
+    assert_eq!(decode("Hi , he did n't . "), "Hi , he did n't . ");
+}
