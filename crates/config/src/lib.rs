@@ -19,8 +19,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The text is not TOML, or a field is missing, unknown or of the wrong type.
-    #[error("not a valid model.toml: {0}")]
-    Toml(#[from] toml::de::Error),
+    #[error("line {line}: {message}")]
+    Toml {
+        /// Where, counted from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
     /// Two numbers that must agree do not.
     #[error("{0}")]
     Inconsistent(String),
@@ -195,7 +200,10 @@ impl ModelConfig {
     /// [`ConfigError::Toml`] for text that does not parse, [`ConfigError::Inconsistent`] and
     /// [`ConfigError::Unsupported`] for numbers that cannot be a model.
     pub fn from_toml(text: &str) -> Result<Self, ConfigError> {
-        let config: Self = toml::from_str(text)?;
+        let config: Self = toml::from_str(text).map_err(|e| ConfigError::Toml {
+            line: e.span().map_or(1, |span| 1 + text.get(..span.start).unwrap_or(text).matches('\n').count()),
+            message: e.message().replace('\n', " "),
+        })?;
         config.check()?;
         Ok(config)
     }

@@ -8,7 +8,7 @@ use flamingo_config::ConfigError;
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// The file system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("cannot {action} {}", path.display())]
     Io {
         /// What was tried: "read", "write".
         action: &'static str,
@@ -80,7 +80,7 @@ pub enum WeightsError {
         value: f32,
     },
     /// The model's config is unusable.
-    #[error("{}: {source}", path.display())]
+    #[error("cannot use {}", path.display())]
     Config {
         /// Where it was read.
         path: PathBuf,
