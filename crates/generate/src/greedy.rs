@@ -64,7 +64,15 @@ pub(crate) fn not_a_number<E>() -> GenerateError<E> {
 /// How one row chooses its tokens.
 enum Chooser {
     Greedy,
-    Sample { temperature: f32, top_k: Option<usize>, top_p: Option<f32>, rng: ChaCha8Rng },
+    Sample(Box<Sampler>),
+}
+
+/// What a row draws with.
+struct Sampler {
+    temperature: f32,
+    top_k: Option<usize>,
+    top_p: Option<f32>,
+    rng: ChaCha8Rng,
 }
 
 impl Chooser {
@@ -74,7 +82,7 @@ impl Chooser {
             Strategy::Sample { temperature, top_k, top_p, seed } => {
                 let mut rng = ChaCha8Rng::seed_from_u64(seed);
                 rng.set_stream(row as u64);
-                Self::Sample { temperature, top_k, top_p, rng }
+                Self::Sample(Box::new(Sampler { temperature, top_k, top_p, rng }))
             }
             _ => Self::Greedy,
         }
@@ -84,20 +92,24 @@ impl Chooser {
     fn choose(&mut self, logits: &mut [f32]) -> Option<usize> {
         match self {
             Self::Greedy => argmax(logits),
-            Self::Sample { temperature, top_k, top_p, rng } => {
-                let max = logits[argmax(logits)?];
-                if max == f32::NEG_INFINITY {
-                    return Some(0);
-                }
-                // 53 random bits: uniform in [0, 1).
-                let random = (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-                // Weights relative to the likeliest token's.
-                for x in logits.iter_mut() {
-                    *x = ((*x - max) / *temperature).exp();
-                }
-                Some(draw(logits, *top_k, *top_p, random))
-            }
+            Self::Sample(sampler) => sampler.choose(logits),
         }
+    }
+}
+
+impl Sampler {
+    fn choose(&mut self, logits: &mut [f32]) -> Option<usize> {
+        let max = logits[argmax(logits)?];
+        if max == f32::NEG_INFINITY {
+            return Some(0);
+        }
+        // 53 random bits: uniform in [0, 1).
+        let random = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        // Weights relative to the likeliest token's.
+        for x in logits.iter_mut() {
+            *x = ((*x - max) / self.temperature).exp();
+        }
+        Some(draw(logits, self.top_k, self.top_p, random))
     }
 }
 

@@ -164,12 +164,11 @@ fn file(
     file.sync_all().map_err(io())
 }
 
+/// Takes a source tensor's name and its next numbers.
+type WriteBlock<'a> = &'a mut dyn FnMut(&str, &[f32]) -> Result<(), WeightsError>;
+
 /// A piece's numbers, a block at a time, all finite.
-fn blocks(
-    piece: &Piece,
-    numbers: &mut Vec<f32>,
-    write: &mut dyn FnMut(&str, &[f32]) -> Result<(), WeightsError>,
-) -> Result<(), WeightsError> {
+fn blocks(piece: &Piece, numbers: &mut Vec<f32>, write: WriteBlock) -> Result<(), WeightsError> {
     let finite = |name: &str, numbers: &[f32]| match numbers.iter().find(|x| !x.is_finite()) {
         Some(&value) => Err(WeightsError::NotFinite { name: name.to_string(), value }),
         None => Ok(()),

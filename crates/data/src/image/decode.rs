@@ -1,6 +1,7 @@
 //! Decoding to Pillow's modes.
 
 use std::io::Cursor;
+use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::{DynamicImage, ImageFormat, ImageReader, Limits};
@@ -29,7 +30,9 @@ pub(super) fn decode(bytes: &[u8]) -> Result<Picture, DataError> {
     let decode = || match format {
         ImageFormat::Png => decode_png(bytes),
         ImageFormat::Jpeg => decode_jpeg(bytes),
-        ImageFormat::WebP | ImageFormat::Gif | ImageFormat::Bmp => decode_other(bytes, format),
+        ImageFormat::WebP => decode_webp(bytes),
+        ImageFormat::Gif => decode_gif(bytes),
+        ImageFormat::Bmp => decode_bmp(bytes),
         other => Err(wrong(format!("{other:?} is not supported: PNG, JPEG, WebP, GIF and BMP are"))),
     };
     // A decoder's bug on a hostile file must not end the program.
@@ -77,9 +80,7 @@ fn decode_png(bytes: &[u8]) -> Result<Picture, DataError> {
         (ColorType::Indexed, _) => {
             let palette = palette.ok_or_else(|| wrong("it has no palette"))?;
             let indices = if depth == BitDepth::Eight { data } else { unpacked(depth as usize) };
-            let colour = |i: u8| palette.get(3 * usize::from(i)..3 * usize::from(i) + 3).unwrap_or(&[0; 3]).to_vec();
-            let colours: Vec<Vec<u8>> = (0..=255).map(colour).collect();
-            Pixels::Palette(indices.into_iter().flat_map(|i| colours[usize::from(i)].iter().copied()).collect())
+            coloured(&indices, &palette)
         }
     };
     Ok(Picture { width, height, pixels })
@@ -124,7 +125,18 @@ fn is_whole(bytes: &[u8]) -> bool {
     false
 }
 
-fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<Picture, DataError> {
+fn decode_webp(bytes: &[u8]) -> Result<Picture, DataError> {
+    let image = decode_rgb(bytes, ImageFormat::WebP)?;
+    let (width, height) = (image.width(), image.height());
+    let pixels = match image {
+        DynamicImage::ImageRgba8(image) => Pixels::Rgba(image.into_raw()),
+        image => Pixels::Rgb(image.into_rgb8().into_raw()),
+    };
+    Ok(Picture { width, height, pixels })
+}
+
+/// Decodes what crate `image` gives as Pillow does, but for the mode.
+fn decode_rgb(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage, DataError> {
     let reader = || ImageReader::with_format(Cursor::new(bytes), format);
     let (width, height) = reader().into_dimensions().map_err(wrong)?;
     check_size(width, height)?;
@@ -132,15 +144,84 @@ fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<Picture, DataError>
     let mut limits = Limits::default();
     limits.max_alloc = Some(8 * MAX_PIXELS);
     reader.limits(limits);
-    let image = reader.decode().map_err(wrong)?;
+    reader.decode().map_err(wrong)
+}
+
+/// The first frame.
+fn decode_gif(bytes: &[u8]) -> Result<Picture, DataError> {
+    let mut options = gif::DecodeOptions::new();
+    options.set_color_output(gif::ColorOutput::Indexed);
+    options.set_memory_limit(gif::MemoryLimit::Bytes(NonZeroU64::new(MAX_PIXELS).expect("not zero")));
+    let mut decoder = options.read_info(bytes).map_err(wrong)?;
+    check_size(u32::from(decoder.width()), u32::from(decoder.height()))?;
+    let screen = (usize::from(decoder.width()), usize::from(decoder.height()));
+    let frame = decoder.read_next_frame().map_err(wrong)?.ok_or_else(|| wrong("it has no frame"))?;
+    let (left, top) = (usize::from(frame.left), usize::from(frame.top));
+    let (columns, rows) = (usize::from(frame.width), usize::from(frame.height));
+    // Frames may be smaller than the screen, and larger.
+    let (width, height) = (screen.0.max(left + columns), screen.1.max(top + rows));
+    check_size(width as u32, height as u32)?;
+    let mut indices = vec![frame.transparent.unwrap_or(0); width * height];
+    if columns > 0 {
+        for (y, row) in frame.buffer.chunks_exact(columns).enumerate() {
+            indices[(top + y) * width + left..][..columns].copy_from_slice(row);
+        }
+    }
+    let local = frame.palette.clone();
+    let palette = local.or_else(|| decoder.global_palette().map(<[u8]>::to_vec)).unwrap_or_default();
+    // A grey ramp is no palette to Pillow.
+    let ramp = palette.chunks(3).enumerate().all(|(i, colour)| colour.iter().all(|&c| usize::from(c) == i));
+    let pixels = if ramp { Pixels::Grey(indices) } else { coloured(&indices, &palette) };
+    Ok(Picture { width: width as u32, height: height as u32, pixels })
+}
+
+/// What the indices stand for; black beyond the palette's end.
+fn coloured(indices: &[u8], palette: &[u8]) -> Pixels {
+    let mut colours = [[0; 3]; 256];
+    for (colour, entry) in colours.iter_mut().zip(palette.chunks_exact(3)) {
+        colour.copy_from_slice(entry);
+    }
+    Pixels::Palette(indices.iter().flat_map(|&index| colours[usize::from(index)]).collect())
+}
+
+fn decode_bmp(bytes: &[u8]) -> Result<Picture, DataError> {
+    let image = decode_rgb(bytes, ImageFormat::Bmp)?;
     let (width, height) = (image.width(), image.height());
+    let number = |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+    let header = number(14) as usize;
+    // OS/2's header is short and has no alignment.
+    let (bits, entries, entry) =
+        if header == 12 { (number(24) & 0xffff, 0, 3) } else { (number(28) & 0xffff, number(46), 4) };
     let pixels = match image {
-        // GIF is a palette format whatever the decoder makes of it.
-        image if format == ImageFormat::Gif => Pixels::Palette(image.into_rgb8().into_raw()),
-        DynamicImage::ImageLuma8(image) => Pixels::Grey(image.into_raw()),
-        DynamicImage::ImageLumaA8(image) => Pixels::GreyAlpha(image.into_raw()),
         DynamicImage::ImageRgba8(image) => Pixels::Rgba(image.into_raw()),
-        image => Pixels::Rgb(image.into_rgb8().into_raw()),
+        image if bits <= 8 => {
+            let entries = if entries == 0 { 1 << bits } else { entries.min(256) as usize };
+            let palette = bytes.get(14 + header..).unwrap_or_default().chunks_exact(entry).take(entries);
+            let step = if entries == 2 { 255 } else { 1 };
+            // A grey ramp is no palette to Pillow.
+            let ramp = palette.enumerate().all(|(i, colour)| colour[..3].iter().all(|&c| usize::from(c) == i * step));
+            let rgb = image.into_rgb8().into_raw();
+            let grey = || rgb.iter().step_by(3).copied().collect();
+            match (ramp, entries) {
+                (true, 0..=2) => Pixels::Bilevel(grey()),
+                (true, _) => Pixels::Grey(grey()),
+                (false, _) => Pixels::Palette(rgb),
+            }
+        }
+        image => {
+            let mut rgb = image.into_rgb8().into_raw();
+            if bits == 16 {
+                // 5 or 6 bits a colour, which Pillow rounds down when it widens them.
+                let six = number(30) == 3 && number(58) == 0x7e0;
+                for pixel in rgb.chunks_exact_mut(3) {
+                    for (channel, level) in pixel.iter_mut().enumerate() {
+                        let most = if six && channel == 1 { 63 } else { 31 };
+                        *level = ((u32::from(*level) * most + 127) / 255 * 255 / most) as u8;
+                    }
+                }
+            }
+            Pixels::Rgb(rgb)
+        }
     };
     Ok(Picture { width, height, pixels })
 }

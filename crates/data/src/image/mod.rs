@@ -81,24 +81,15 @@ impl ImageTransform {
 
     /// The picture's pixels before normalisation, `[3, size, size]`.
     pub fn pixels(&self, picture: &Picture) -> Vec<u8> {
-        let picture = match self.order {
-            ConvertOrder::ResizeFirst => resize::shorter_side(picture, self.size as u32),
+        let square = match self.order {
+            ConvertOrder::ResizeFirst => resize::middle_square(picture, self.size),
             ConvertOrder::RgbFirst => {
                 let rgb = Picture { pixels: Pixels::Rgb(picture.rgb()), ..*picture };
-                resize::shorter_side(&rgb, self.size as u32)
+                resize::middle_square(&rgb, self.size)
             }
         };
-        let side = self.size;
-        let (left, top) = (centre(picture.width as usize, side), centre(picture.height as usize, side));
-        let rgb = picture.rgb();
-        let mut planes = Vec::with_capacity(3 * side * side);
-        for channel in 0..3 {
-            for y in top..top + side {
-                let row = y * picture.width as usize;
-                planes.extend((left..left + side).map(|x| rgb[3 * (row + x) + channel]));
-            }
-        }
-        planes
+        let rgb = square.rgb();
+        (0..3).flat_map(|channel| rgb.iter().skip(channel).step_by(3).copied()).collect()
     }
 
     /// The model's input, `[3, size, size]`.
@@ -111,13 +102,6 @@ impl ImageTransform {
             .map(|(i, &p)| (f32::from(p) / 255.0 - self.mean[i / plane]) / self.std[i / plane])
             .collect()
     }
-}
-
-/// Where the middle `side` of `length` begins: half the rest, a half rounded to even as Python rounds.
-fn centre(length: usize, side: usize) -> usize {
-    let rest = length.saturating_sub(side);
-    let half = rest / 2;
-    if rest.is_multiple_of(2) || half.is_multiple_of(2) { half } else { half + 1 }
 }
 
 impl Picture {
@@ -166,16 +150,5 @@ impl Picture {
                 })
                 .collect(),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::centre;
-
-    #[test]
-    fn halves_round_to_even() {
-        // Python: [round(x / 2) for x in range(7)]
-        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(|rest| centre(10 + rest, 10)), [0, 0, 1, 2, 2, 2, 3]);
     }
 }

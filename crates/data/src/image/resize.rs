@@ -8,41 +8,52 @@ use super::{Picture, Pixels};
 /// Fractional bits of a coefficient.
 const PRECISION: u32 = 22;
 
-/// Resizes so that the shorter side has `size` pixels and the other `int(size * long / short)`, as torchvision
-/// computes it.
-pub(super) fn shorter_side(picture: &Picture, size: u32) -> Picture {
-    let (width, height) = (picture.width, picture.height);
-    let (short, long) = (width.min(height), width.max(height));
-    if short == size {
-        return picture.clone();
-    }
-    let long = (f64::from(size) * f64::from(long) / f64::from(short)) as u32;
-    let (width, height) = if width <= height { (size, long) } else { (long, size) };
-    resize(picture, width, height)
-}
-
-fn resize(picture: &Picture, width: u32, height: u32) -> Picture {
+/// The middle square of the picture, after a resize that gives its shorter side `size` pixels and the other
+/// `int(size * long / short)`, as torchvision computes it. What lies beside the square is never computed.
+pub(super) fn middle_square(picture: &Picture, size: usize) -> Picture {
     let from = (picture.width as usize, picture.height as usize);
-    let to = (width as usize, height as usize);
+    let (short, long) = (from.0.min(from.1), from.0.max(from.1));
+    let long = if short == size { long } else { (size as f64 * long as f64 / short as f64) as usize };
+    let to = if from.0 <= from.1 { (size, long) } else { (long, size) };
+    let columns = Axis { from: from.0, to: to.0, first: centre(to.0, size), count: size };
+    let rows = Axis { from: from.1, to: to.1, first: centre(to.1, size), count: size };
     let pixels = match &picture.pixels {
-        Pixels::Bilevel(p) => Pixels::Bilevel(nearest::<1>(p, from, to)),
-        Pixels::Palette(p) => Pixels::Palette(nearest::<3>(p, from, to)),
-        Pixels::Grey(p) => Pixels::Grey(bicubic::<u8, 1>(p, from, to)),
-        Pixels::Grey16(p) => Pixels::Grey16(bicubic::<u16, 1>(p, from, to)),
-        Pixels::Rgb(p) => Pixels::Rgb(bicubic::<u8, 3>(p, from, to)),
-        Pixels::Cmyk(p) => Pixels::Cmyk(bicubic::<u8, 4>(p, from, to)),
+        Pixels::Bilevel(p) => Pixels::Bilevel(nearest::<1>(p, &columns, &rows)),
+        Pixels::Palette(p) => Pixels::Palette(nearest::<3>(p, &columns, &rows)),
+        Pixels::Grey(p) => Pixels::Grey(bicubic::<u8, 1>(p, &columns, &rows)),
+        Pixels::Grey16(p) => Pixels::Grey16(bicubic::<u16, 1>(p, &columns, &rows)),
+        Pixels::Rgb(p) => Pixels::Rgb(bicubic::<u8, 3>(p, &columns, &rows)),
+        Pixels::Cmyk(p) => Pixels::Cmyk(bicubic::<u8, 4>(p, &columns, &rows)),
+        // Without a resize nothing is premultiplied.
+        Pixels::GreyAlpha(p) if from == to => Pixels::GreyAlpha(bicubic::<u8, 2>(p, &columns, &rows)),
+        Pixels::Rgba(p) if from == to => Pixels::Rgba(bicubic::<u8, 4>(p, &columns, &rows)),
         Pixels::GreyAlpha(p) => {
-            let mut p = bicubic::<u8, 2>(&premultiplied::<2>(p), from, to);
+            let mut p = bicubic::<u8, 2>(&premultiplied::<2>(p), &columns, &rows);
             unpremultiply::<2>(&mut p);
             Pixels::GreyAlpha(p)
         }
         Pixels::Rgba(p) => {
-            let mut p = bicubic::<u8, 4>(&premultiplied::<4>(p), from, to);
+            let mut p = bicubic::<u8, 4>(&premultiplied::<4>(p), &columns, &rows);
             unpremultiply::<4>(&mut p);
             Pixels::Rgba(p)
         }
     };
-    Picture { width, height, pixels }
+    Picture { width: size as u32, height: size as u32, pixels }
+}
+
+/// One direction of a resize from `from` samples to `to`, of which `count` from `first` on are kept.
+struct Axis {
+    from: usize,
+    to: usize,
+    first: usize,
+    count: usize,
+}
+
+/// Where the middle `side` of `length` begins: half the rest, a half rounded to even as Python rounds.
+fn centre(length: usize, side: usize) -> usize {
+    let rest = length.saturating_sub(side);
+    let half = rest / 2;
+    if rest.is_multiple_of(2) || half.is_multiple_of(2) { half } else { half + 1 }
 }
 
 /// `a * b / 255`, rounded: Pillow's `MULDIV255`.
@@ -74,24 +85,21 @@ fn unpremultiply<const N: usize>(pixels: &mut [u8]) {
     }
 }
 
-/// Repeats and drops pixels. Source positions are summed up step by step, rounding errors included.
-fn nearest<const N: usize>(pixels: &[u8], from: (usize, usize), to: (usize, usize)) -> Vec<u8> {
-    let places = |from: usize, to: usize| -> Vec<usize> {
-        let step = from as f64 / to as f64;
-        let mut at = step * 0.5;
-        (0..to)
-            .map(|_| {
-                let place = (at as usize).min(from - 1);
-                at += step;
-                place
-            })
-            .collect()
+/// Repeats and drops pixels.
+fn nearest<const N: usize>(pixels: &[u8], columns: &Axis, rows: &Axis) -> Vec<u8> {
+    let places = |axis: &Axis| -> Vec<usize> {
+        let step = axis.from as f64 / axis.to as f64;
+        // Pillow adds up the steps, rounding errors included; it cannot make a picture so long that this lasts.
+        let summed = axis.first.min(1 << 24);
+        let start = (0..summed).fold(step * 0.5, |at, _| at + step) + (axis.first - summed) as f64 * step;
+        let places = std::iter::successors(Some(start), |at| Some(at + step));
+        places.take(axis.count).map(|at| (at as usize).min(axis.from - 1)).collect()
     };
-    let (columns, rows) = (places(from.0, to.0), places(from.1, to.1));
-    let mut out = Vec::with_capacity(to.0 * to.1 * N);
-    for row in rows {
-        for &column in &columns {
-            let at = (row * from.0 + column) * N;
+    let (across, down) = (places(columns), places(rows));
+    let mut out = Vec::with_capacity(across.len() * down.len() * N);
+    for row in down {
+        for column in &across {
+            let at = (row * columns.from + column) * N;
             out.extend_from_slice(&pixels[at..at + N]);
         }
     }
@@ -152,16 +160,19 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// For each target sample the weights of its source samples. When shrinking, the kernel is widened.
-fn windows<L: Level>(from: usize, to: usize) -> Vec<Window<L::Weight>> {
-    let scale = from as f64 / to as f64;
+/// For each kept sample the weights of its source samples. When shrinking, the kernel is widened.
+fn windows<L: Level>(axis: &Axis) -> Vec<Window<L::Weight>> {
+    let scale = axis.from as f64 / axis.to as f64;
     let stretch = scale.max(1.0);
     let support = 2.0 * stretch;
-    (0..to)
+    (axis.first..axis.first + axis.count)
         .map(|i| {
+            if axis.from == axis.to {
+                return Window { first: i, weights: vec![L::weight(1.0)] };
+            }
             let centre = (i as f64 + 0.5) * scale;
             let first = ((centre - support + 0.5).max(0.0)) as usize;
-            let last = ((centre + support + 0.5) as usize).min(from);
+            let last = ((centre + support + 0.5) as usize).min(axis.from);
             let weights: Vec<f64> = (first..last).map(|x| cubic((x as f64 - centre + 0.5) * (1.0 / stretch))).collect();
             let sum: f64 = weights.iter().sum();
             let share = |w: f64| if sum != 0.0 { w / sum } else { w };
@@ -170,33 +181,38 @@ fn windows<L: Level>(from: usize, to: usize) -> Vec<Window<L::Weight>> {
         .collect()
 }
 
-fn bicubic<L: Level, const N: usize>(pixels: &[L], from: (usize, usize), to: (usize, usize)) -> Vec<L> {
-    let pixels = if from.0 == to.0 { pixels.to_vec() } else { horizontal::<L, N>(pixels, from, to.0) };
-    if from.1 == to.1 { pixels } else { vertical::<L, N>(&pixels, (to.0, from.1), to.1) }
-}
-
-fn horizontal<L: Level, const N: usize>(pixels: &[L], from: (usize, usize), to: usize) -> Vec<L> {
-    let windows = windows::<L>(from.0, to);
-    let mut out = Vec::with_capacity(to * from.1 * N);
-    for row in pixels.chunks_exact(from.0 * N) {
-        for window in &windows {
+/// A horizontal pass over the rows that matter, then a vertical one.
+fn bicubic<L: Level, const N: usize>(pixels: &[L], columns: &Axis, rows: &Axis) -> Vec<L> {
+    let (across, down) = (windows::<L>(columns), windows::<L>(rows));
+    let top = down.iter().map(|window| window.first).min().unwrap_or(0);
+    let bottom = down.iter().map(|window| window.first + window.weights.len()).max().unwrap_or(0);
+    let stride = columns.count * N;
+    let mut wide = Vec::with_capacity((bottom - top) * stride);
+    for row in pixels.chunks_exact(columns.from * N).take(bottom).skip(top) {
+        for window in &across {
             for channel in 0..N {
                 let samples = row[window.first * N + channel..].iter().step_by(N).copied();
-                out.push(L::sum(samples.zip(window.weights.iter().copied())));
+                wide.push(L::sum(samples.zip(window.weights.iter().copied())));
             }
         }
     }
-    out
-}
-
-fn vertical<L: Level, const N: usize>(pixels: &[L], from: (usize, usize), to: usize) -> Vec<L> {
-    let stride = from.0 * N;
-    let mut out = Vec::with_capacity(stride * to);
-    for window in windows::<L>(from.1, to) {
+    let mut out = Vec::with_capacity(rows.count * stride);
+    for window in &down {
         for column in 0..stride {
-            let samples = pixels[window.first * stride + column..].iter().step_by(stride).copied();
+            let samples = wide[(window.first - top) * stride + column..].iter().step_by(stride).copied();
             out.push(L::sum(samples.zip(window.weights.iter().copied())));
         }
     }
     out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::centre;
+
+    #[test]
+    fn halves_round_to_even() {
+        // Python: [round(x / 2) for x in range(7)]
+        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(|rest| centre(10 + rest, 10)), [0, 0, 1, 2, 2, 2, 3]);
+    }
 }
