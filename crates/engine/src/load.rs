@@ -75,14 +75,19 @@ fn snapshot(folder: &Arc<ModelFolder>, name: String, dtype: DType) -> Option<Ten
     let path: Vec<String> = name.split('.').map(str::to_string).collect();
     let folder = folder.clone();
     let read = move || {
-        let view = folder.tensor(&name).ok_or_else(|| TensorSnapshotError::DataError(format!("no tensor `{name}`")))?;
+        let gone = || TensorSnapshotError::DataError(format!("no tensor `{name}`"));
+        let view = folder.tensor(&name).ok_or_else(gone)?;
         let stored = match view.dtype {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::Bf16 => DType::BF16,
         };
-        let data = TensorData::from_bytes(Bytes::from_bytes_vec(view.bytes.to_vec()), view.shape.to_vec(), stored);
-        Ok(data.convert_dtype(dtype))
+        if stored == dtype {
+            let bytes = Bytes::from_bytes_vec(view.bytes.to_vec());
+            return Ok(TensorData::from_bytes(bytes, view.shape.to_vec(), stored));
+        }
+        let numbers = folder.tensor_f32(&name).ok_or_else(gone)?;
+        Ok(TensorData::new(numbers, view.shape.to_vec()).convert_dtype(dtype))
     };
     Some(TensorSnapshot::from_closure(Rc::new(read), dtype, shape, path, Vec::new(), ParamId::new()))
 }

@@ -110,6 +110,16 @@ pub enum SourceDtype {
     Bool,
 }
 
+impl From<Dtype> for SourceDtype {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::F32 => Self::F32,
+            Dtype::F16 => Self::F16,
+            Dtype::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 impl SourceDtype {
     /// Bytes of one number.
     pub fn size(self) -> usize {

@@ -8,7 +8,7 @@ use flamingo_config::ModelConfig;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 
-use crate::{Dtype, WeightsError, layout};
+use crate::{Dtype, SourceDtype, WeightsError, layout};
 
 /// A model folder: its config, and its tensors mapped from disk.
 #[derive(Debug)]
@@ -81,6 +81,14 @@ impl ModelFolder {
         let place = self.tensors.get(name)?;
         let bytes = &self.files[place.file][place.start..place.end];
         Some(TensorView { dtype: place.dtype, shape: &place.shape, bytes })
+    }
+
+    /// A tensor's numbers by name, in row-major order.
+    pub fn tensor_f32(&self, name: &str) -> Option<Vec<f32>> {
+        let view = self.tensor(name)?;
+        let mut numbers = Vec::with_capacity(view.bytes.len() / view.dtype.size());
+        SourceDtype::from(view.dtype).decode(view.bytes, &mut numbers);
+        Some(numbers)
     }
 
     fn add(&mut self, path: &Path) -> Result<(), WeightsError> {
