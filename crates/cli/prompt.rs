@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use flamingo_data::{ENDOFCHUNK, IMAGE, Picture};
+use flamingo_data::{Part, Picture, assemble, few_shot};
 use flamingo_zoo::Prompt;
 use serde::Deserialize;
 
@@ -13,7 +13,7 @@ use crate::args::PromptArgs;
 /// One part of an interleaved file.
 #[derive(Deserialize)]
 #[serde(untagged, deny_unknown_fields)]
-enum Part {
+enum FilePart {
     Plain(String),
     Text { text: String },
     Image { image: PathBuf },
@@ -24,41 +24,28 @@ pub fn build(args: &PromptArgs) -> anyhow::Result<Prompt> {
     if let Some(file) = &args.interleaved {
         return interleaved(file);
     }
-    let mut text = String::new();
-    let mut pictures = Vec::new();
-    for shot in args.shot.chunks_exact(2) {
-        pictures.push(open(Path::new(&shot[0]))?);
-        text += &format!("{IMAGE}{}{ENDOFCHUNK}", shot[1]);
-    }
-    if let Some(image) = &args.image {
-        pictures.push(open(image)?);
-        text += IMAGE;
-    }
-    text += &args.prompt;
-    if text.is_empty() {
+    let shots = args.shot.chunks_exact(2).map(|shot| Ok((open(Path::new(&shot[0]))?, shot[1].as_str())));
+    let shots = shots.collect::<anyhow::Result<Vec<_>>>()?;
+    let query = args.image.as_deref().map(open).transpose()?;
+    let prompt = few_shot(shots, query, args.prompt.as_str())?;
+    if prompt.text.is_empty() {
         bail!("nothing to continue: give --image, --prompt or --interleaved");
     }
-    Ok(Prompt { text, pictures })
+    Ok(prompt)
 }
 
 /// A file of text and image parts; image paths are relative to the file.
 fn interleaved(file: &Path) -> anyhow::Result<Prompt> {
     let json = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let parts: Vec<Part> = serde_json::from_str(&json).with_context(|| {
+    let parts: Vec<FilePart> = serde_json::from_str(&json).with_context(|| {
         format!("{} is not a JSON list of strings, {{\"text\": …}} and {{\"image\": …}}", file.display())
     })?;
     let folder = file.parent().unwrap_or(Path::new(""));
-    let (mut text, mut pictures) = (String::new(), Vec::new());
-    for part in parts {
-        match part {
-            Part::Plain(part) | Part::Text { text: part } => text += &part,
-            Part::Image { image } => {
-                pictures.push(open(&folder.join(image))?);
-                text += IMAGE;
-            }
-        }
-    }
-    Ok(Prompt { text, pictures })
+    let parts = parts.into_iter().map(|part| match part {
+        FilePart::Plain(text) | FilePart::Text { text } => Ok(Part::Text(text)),
+        FilePart::Image { image } => Ok(Part::Image(open(&folder.join(image))?)),
+    });
+    Ok(assemble(parts.collect::<anyhow::Result<Vec<_>>>()?)?)
 }
 
 fn open(path: &Path) -> anyhow::Result<Arc<Picture>> {

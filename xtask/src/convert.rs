@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use flamingo_config::ModelConfig;
+use flamingo_data::Tokenizer;
 use flamingo_weights::{Dtype, Inputs, Report};
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -35,6 +36,8 @@ pub fn config(name: &str) -> anyhow::Result<ModelConfig> {
 /// # Errors
 /// Whatever keeps the files from being converted.
 pub fn run(inputs: &Inputs, config: &ModelConfig, dtype: Dtype, out: &Path, force: bool) -> anyhow::Result<Report> {
+    // Before the hours of work, not after them.
+    let tokenizer = tokenizer(&inputs.language_model, config)?;
     let bar = bytes_bar();
     let report = flamingo_weights::convert(inputs, config, dtype, out, force, &mut |progress| {
         bar.set_length(progress.total);
@@ -42,7 +45,25 @@ pub fn run(inputs: &Inputs, config: &ModelConfig, dtype: Dtype, out: &Path, forc
         bar.set_message(progress.tensor.to_string());
     });
     bar.finish_and_clear();
-    Ok(report?)
+    let report = report?;
+    tokenizer.save(&out.join("tokenizer.json"))?;
+    Ok(report)
+}
+
+/// A language model's tokenizer with upstream's tokens, which must get the ids that the config says.
+fn tokenizer(language_model: &Path, config: &ModelConfig) -> anyhow::Result<Tokenizer> {
+    let mut tokenizer = Tokenizer::open(language_model)?;
+    let special = tokenizer.add_flamingo_tokens()?;
+    let t = &config.tokens;
+    let (found, expected) = ([special.endofchunk, special.image, special.pad], [t.endofchunk, t.image, t.pad]);
+    if found != expected {
+        bail!(
+            "the tokenizer in {} gives <|endofchunk|>, <image> and padding the ids {found:?}, the config says \
+             {expected:?}: they belong to different models",
+            language_model.display()
+        );
+    }
+    Ok(tokenizer)
 }
 
 /// Fetches a released model's parts into `folder`, with a progress bar on stderr.

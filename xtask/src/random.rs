@@ -42,7 +42,25 @@ pub fn write(config: &ModelConfig, dtype: Dtype, seed: u64, folder: &Path) -> an
     }
     let index = json!({"metadata": {}, "weight_map": map});
     fs::write(files.language_model.join("model.safetensors.index.json"), index.to_string())?;
+    tokenizer(config, &files.language_model)?;
     archive(&files.checkpoint, &tensors.checkpoint, dtype, seed)
+}
+
+/// A tokenizer of bytes, filled up to the size that the config says, in GPT-2's form.
+fn tokenizer(config: &ModelConfig, folder: &Path) -> anyhow::Result<()> {
+    // GPT-2 writes printable bytes as themselves and the others as the characters from 256 on.
+    let printable = |b: u32| matches!(b, 33..=126 | 161..=172 | 174..=255);
+    let mut others = 256..;
+    let bytes = (0..256u32).map(|b| if printable(b) { b } else { others.next().unwrap_or(b) });
+    let bytes = bytes.filter_map(char::from_u32).map(String::from);
+    let filler = (256..).map(|i| format!("<filler {i}>"));
+    let tokens: Vec<String> = bytes.chain(filler).take(config.tokens.base_rows()).collect();
+    let vocab: Map<String, Value> = tokens.iter().enumerate().map(|(i, token)| (token.clone(), i.into())).collect();
+    fs::write(folder.join("vocab.json"), Value::Object(vocab).to_string())?;
+    fs::write(folder.join("merges.txt"), "#version: 0.2\n")?;
+    let own_pad = tokens.get(config.tokens.pad as usize);
+    fs::write(folder.join("tokenizer_config.json"), json!({"pad_token": own_pad}).to_string())?;
+    Ok(())
 }
 
 /// Numbers of one tensor: norms are near the identity, gates half open, everything else small. They depend on

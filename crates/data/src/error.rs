@@ -24,6 +24,14 @@ pub enum DataError {
         /// The largest that is read.
         limit: u64,
     },
+    /// Marks and pictures do not fit together.
+    #[error("the text has {marks} <image> mark(s) and there are {pictures} picture(s): each picture needs its mark")]
+    Marks {
+        /// `<image>` marks in the text.
+        marks: usize,
+        /// Pictures given with it.
+        pictures: usize,
+    },
     /// No tokenizer, or an unusable one.
     #[error("{0}")]
     Tokenizer(String),

@@ -3,8 +3,10 @@
 
 mod error;
 mod image;
+mod prompt;
 mod text;
 
 pub use error::DataError;
 pub use image::{ConvertOrder, ImageTransform, MAX_PIXELS, Picture};
+pub use prompt::{Interleaved, Part, assemble, check_marks, few_shot};
 pub use text::{Batch, ENDOFCHUNK, IMAGE, PAD, PaddingSide, SpecialTokens, TextStream, Tokenizer, pad_batch};

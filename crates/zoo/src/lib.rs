@@ -14,7 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flamingo_config::ModelConfig;
-use flamingo_data::{ImageTransform, PaddingSide, Picture, TextStream, Tokenizer, pad_batch};
+use flamingo_data::{ImageTransform, Interleaved, PaddingSide, Picture, TextStream, Tokenizer, pad_batch};
 use flamingo_engine::{Device, Engine, EngineError, Pixels, Precision, SessionOptions, Text};
 use flamingo_generate::{GenerateError, GenerationConfig, generate, sequence_log_prob};
 use flamingo_weights::{ModelFolder, WeightsError};
@@ -43,13 +43,7 @@ pub enum ZooError {
 }
 
 /// An interleaved prompt: text with one `<image>` mark for each picture, in order.
-#[derive(Clone, Debug)]
-pub struct Prompt {
-    /// The text.
-    pub text: String,
-    /// The pictures.
-    pub pictures: Vec<Arc<Picture>>,
-}
+pub type Prompt = Interleaved<Arc<Picture>>;
 
 /// One generated continuation.
 #[derive(Clone, Debug)]
@@ -208,11 +202,9 @@ impl Model {
         for prompt in prompts {
             let row = self.tokenizer.encode(&prompt.text)?;
             let marks = row.iter().filter(|&&id| id == image).count();
-            if marks != prompt.pictures.len() {
-                return Err(ZooError::Prompt(format!(
-                    "the text has {marks} <image> mark(s) and there are {} picture(s): each picture needs its mark",
-                    prompt.pictures.len()
-                )));
+            let pictures = prompt.images.len();
+            if marks != pictures {
+                return Err(flamingo_data::DataError::Marks { marks, pictures }.into());
             }
             if row.is_empty() {
                 return Err(ZooError::Prompt("the prompt is empty: give an image or a text".into()));
@@ -222,17 +214,17 @@ impl Model {
         let batch = pad_batch(&ids, self.config().tokens.pad, PaddingSide::Left);
         let text = Text::new(ids.len(), batch.ids, batch.mask);
 
-        let images = prompts.iter().map(|p| p.pictures.len()).max().unwrap_or(0);
+        let images = prompts.iter().map(|p| p.images.len()).max().unwrap_or(0);
         if images == 0 {
             return Ok((text, None));
         }
         let side = self.transform.size;
         let mut data = Vec::with_capacity(prompts.len() * images * 3 * side * side);
         for prompt in prompts {
-            for picture in &prompt.pictures {
+            for picture in &prompt.images {
                 data.extend(self.transform.tensor(picture));
             }
-            data.resize(data.len() + (images - prompt.pictures.len()) * 3 * side * side, 0.0);
+            data.resize(data.len() + (images - prompt.images.len()) * 3 * side * side, 0.0);
         }
         Ok((text, Some(Pixels { rows: prompts.len(), images, frames: 1, side, data })))
     }

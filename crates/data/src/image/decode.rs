@@ -1,14 +1,13 @@
 //! Decoding to Pillow's modes.
 
 use std::io::Cursor;
-use std::num::NonZeroU64;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::{DynamicImage, ImageFormat, ImageReader, Limits};
 use mozjpeg::ColorSpace as Space;
 use png::{BitDepth, ColorType, Transformations};
 
-use super::{MAX_PIXELS, Picture, Pixels};
+use super::{Picture, Pixels};
 use crate::DataError;
 
 fn wrong(what: impl std::fmt::Display) -> DataError {
@@ -16,36 +15,38 @@ fn wrong(what: impl std::fmt::Display) -> DataError {
 }
 
 /// Fails for more pixels than the limit, before they are allocated.
-fn check_size(width: u32, height: u32) -> Result<(), DataError> {
+fn check_size(width: u32, height: u32, limit: u64) -> Result<(), DataError> {
     let pixels = u64::from(width) * u64::from(height);
     match pixels {
         0 => Err(wrong("it has no pixel")),
-        _ if pixels > MAX_PIXELS => Err(DataError::TooLarge { pixels, limit: MAX_PIXELS }),
+        _ if pixels > limit => Err(DataError::TooLarge { pixels, limit }),
         _ => Ok(()),
     }
 }
 
-pub(super) fn decode(bytes: &[u8]) -> Result<Picture, DataError> {
+pub(super) fn decode(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
     let format = image::guess_format(bytes).map_err(|_| wrong("it is neither PNG, JPEG, WebP, GIF nor BMP"))?;
     let decode = || match format {
-        ImageFormat::Png => decode_png(bytes),
-        ImageFormat::Jpeg => decode_jpeg(bytes),
-        ImageFormat::WebP => decode_webp(bytes),
-        ImageFormat::Gif => decode_gif(bytes),
-        ImageFormat::Bmp => decode_bmp(bytes),
+        ImageFormat::Png => decode_png(bytes, limit),
+        ImageFormat::Jpeg => decode_jpeg(bytes, limit),
+        ImageFormat::Gif => decode_gif(bytes, limit),
+        ImageFormat::Bmp => Ok(as_pillow_reads_bmp(bytes, decode_other(bytes, format, limit)?)),
+        // The decoder takes what a truncated file has; libwebp does not.
+        ImageFormat::WebP if riff_length(bytes) > bytes.len() as u64 => Err(wrong("it is truncated")),
+        ImageFormat::WebP => decode_other(bytes, format, limit),
         other => Err(wrong(format!("{other:?} is not supported: PNG, JPEG, WebP, GIF and BMP are"))),
     };
     // A decoder's bug on a hostile file must not end the program.
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(wrong("it is damaged")))
 }
 
-fn decode_png(bytes: &[u8]) -> Result<Picture, DataError> {
+fn decode_png(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(Transformations::IDENTITY);
     let mut reader = decoder.read_info().map_err(wrong)?;
     let info = reader.info();
     let (width, height) = (info.width, info.height);
-    check_size(width, height)?;
+    check_size(width, height, limit)?;
     let (colour, depth) = (info.color_type, info.bit_depth);
     let palette = info.palette.as_ref().map(|palette| palette.to_vec());
     let size = reader.output_buffer_size().ok_or_else(|| wrong("its size is absurd"))?;
@@ -80,20 +81,20 @@ fn decode_png(bytes: &[u8]) -> Result<Picture, DataError> {
         (ColorType::Indexed, _) => {
             let palette = palette.ok_or_else(|| wrong("it has no palette"))?;
             let indices = if depth == BitDepth::Eight { data } else { unpacked(depth as usize) };
-            coloured(&indices, &palette)
+            Pixels::Palette(colours(&palette, &indices))
         }
     };
     Ok(Picture { width, height, pixels })
 }
 
 /// Decodes with libjpeg's arithmetic, which is Pillow's: pure Rust decoders differ from it by up to five levels.
-fn decode_jpeg(bytes: &[u8]) -> Result<Picture, DataError> {
+fn decode_jpeg(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
     if !is_whole(bytes) {
         return Err(wrong("it is truncated"));
     }
     let decoder = mozjpeg::Decompress::new_mem(bytes).map_err(wrong)?;
     let (width, height) = (decoder.width() as u32, decoder.height() as u32);
-    check_size(width, height)?;
+    check_size(width, height, limit)?;
     let (space, channels) = match decoder.color_space() {
         Space::JCS_GRAYSCALE => (Space::JCS_GRAYSCALE, 1),
         Space::JCS_CMYK | Space::JCS_YCCK => (Space::JCS_CMYK, 4),
@@ -125,103 +126,109 @@ fn is_whole(bytes: &[u8]) -> bool {
     false
 }
 
-fn decode_webp(bytes: &[u8]) -> Result<Picture, DataError> {
-    let image = decode_rgb(bytes, ImageFormat::WebP)?;
-    let (width, height) = (image.width(), image.height());
-    let pixels = match image {
-        DynamicImage::ImageRgba8(image) => Pixels::Rgba(image.into_raw()),
-        image => Pixels::Rgb(image.into_rgb8().into_raw()),
-    };
-    Ok(Picture { width, height, pixels })
+/// How long a RIFF file says that it is.
+fn riff_length(bytes: &[u8]) -> u64 {
+    bytes.get(4..8).map_or(u64::MAX, |b| 8 + u64::from(u32::from_le_bytes([b[0], b[1], b[2], b[3]])))
 }
 
-/// Decodes what crate `image` gives as Pillow does, but for the mode.
-fn decode_rgb(bytes: &[u8], format: ImageFormat) -> Result<DynamicImage, DataError> {
-    let reader = || ImageReader::with_format(Cursor::new(bytes), format);
-    let (width, height) = reader().into_dimensions().map_err(wrong)?;
-    check_size(width, height)?;
-    let mut reader = reader();
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(8 * MAX_PIXELS);
-    reader.limits(limits);
-    reader.decode().map_err(wrong)
-}
-
-/// The first frame.
-fn decode_gif(bytes: &[u8]) -> Result<Picture, DataError> {
+/// The first frame. Pillow has the mode `L` where the palette is 0, 1, 2, ... and `P` elsewhere; a canvas that the
+/// frame does not fill shows the transparent colour or the first, and a frame that is larger widens it.
+fn decode_gif(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
     let mut options = gif::DecodeOptions::new();
     options.set_color_output(gif::ColorOutput::Indexed);
-    options.set_memory_limit(gif::MemoryLimit::Bytes(NonZeroU64::new(MAX_PIXELS).expect("not zero")));
+    options.check_frame_consistency(false);
     let mut decoder = options.read_info(bytes).map_err(wrong)?;
-    check_size(u32::from(decoder.width()), u32::from(decoder.height()))?;
-    let screen = (usize::from(decoder.width()), usize::from(decoder.height()));
-    let frame = decoder.read_next_frame().map_err(wrong)?.ok_or_else(|| wrong("it has no frame"))?;
+    let global = decoder.global_palette().map(<[u8]>::to_vec);
+    let canvas = (usize::from(decoder.width()), usize::from(decoder.height()));
+    let frame = decoder.next_frame_info().map_err(wrong)?.ok_or_else(|| wrong("it has no frame"))?;
     let (left, top) = (usize::from(frame.left), usize::from(frame.top));
     let (columns, rows) = (usize::from(frame.width), usize::from(frame.height));
-    // Frames may be smaller than the screen, and larger.
-    let (width, height) = (screen.0.max(left + columns), screen.1.max(top + rows));
-    check_size(width as u32, height as u32)?;
-    let mut indices = vec![frame.transparent.unwrap_or(0); width * height];
-    if columns > 0 {
-        for (y, row) in frame.buffer.chunks_exact(columns).enumerate() {
-            indices[(top + y) * width + left..][..columns].copy_from_slice(row);
-        }
+    let (width, height) = (canvas.0.max(left + columns), canvas.1.max(top + rows));
+    check_size(width as u32, height as u32, limit)?;
+    let palette = frame.palette.clone().or(global).filter(|palette| !is_ramp(palette));
+    let fill = frame.transparent.unwrap_or(0);
+    let mut data = vec![0; columns * rows];
+    decoder.read_into_buffer(&mut data).map_err(wrong)?;
+
+    let mut indices = vec![fill; width * height];
+    for (y, row) in data.chunks_exact(columns.max(1)).enumerate() {
+        let at = (top + y) * width + left;
+        indices[at..at + columns].copy_from_slice(row);
     }
-    let local = frame.palette.clone();
-    let palette = local.or_else(|| decoder.global_palette().map(<[u8]>::to_vec)).unwrap_or_default();
-    // A grey ramp is no palette to Pillow.
-    let ramp = palette.chunks(3).enumerate().all(|(i, colour)| colour.iter().all(|&c| usize::from(c) == i));
-    let pixels = if ramp { Pixels::Grey(indices) } else { coloured(&indices, &palette) };
+    let pixels = match palette {
+        Some(palette) => Pixels::Palette(colours(&palette, &indices)),
+        None => Pixels::Grey(indices),
+    };
     Ok(Picture { width: width as u32, height: height as u32, pixels })
 }
 
-/// What the indices stand for; black beyond the palette's end.
-fn coloured(indices: &[u8], palette: &[u8]) -> Pixels {
-    let mut colours = [[0; 3]; 256];
-    for (colour, entry) in colours.iter_mut().zip(palette.chunks_exact(3)) {
-        colour.copy_from_slice(entry);
-    }
-    Pixels::Palette(indices.iter().flat_map(|&index| colours[usize::from(index)]).collect())
+/// Whether each colour of a palette is the grey of its own index.
+fn is_ramp(palette: &[u8]) -> bool {
+    palette.chunks_exact(3).enumerate().all(|(i, colour)| colour.iter().all(|&c| usize::from(c) == i))
 }
 
-fn decode_bmp(bytes: &[u8]) -> Result<Picture, DataError> {
-    let image = decode_rgb(bytes, ImageFormat::Bmp)?;
-    let (width, height) = (image.width(), image.height());
-    let number = |at: usize| bytes.get(at..at + 4).map_or(0, |b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]));
-    let header = number(14) as usize;
-    // OS/2's header is short and has no alignment.
-    let (bits, entries, entry) =
-        if header == 12 { (number(24) & 0xffff, 0, 3) } else { (number(28) & 0xffff, number(46), 4) };
-    let pixels = match image {
-        DynamicImage::ImageRgba8(image) => Pixels::Rgba(image.into_raw()),
-        image if bits <= 8 => {
-            let entries = if entries == 0 { 1 << bits } else { entries.min(256) as usize };
-            let palette = bytes.get(14 + header..).unwrap_or_default().chunks_exact(entry).take(entries);
-            let step = if entries == 2 { 255 } else { 1 };
-            // A grey ramp is no palette to Pillow.
-            let ramp = palette.enumerate().all(|(i, colour)| colour[..3].iter().all(|&c| usize::from(c) == i * step));
-            let rgb = image.into_rgb8().into_raw();
-            let grey = || rgb.iter().step_by(3).copied().collect();
-            match (ramp, entries) {
-                (true, 0..=2) => Pixels::Bilevel(grey()),
-                (true, _) => Pixels::Grey(grey()),
-                (false, _) => Pixels::Palette(rgb),
-            }
-        }
-        image => {
-            let mut rgb = image.into_rgb8().into_raw();
-            if bits == 16 {
-                // 5 or 6 bits a colour, which Pillow rounds down when it widens them.
-                let six = number(30) == 3 && number(58) == 0x7e0;
-                for pixel in rgb.chunks_exact_mut(3) {
-                    for (channel, level) in pixel.iter_mut().enumerate() {
-                        let most = if six && channel == 1 { 63 } else { 31 };
-                        *level = ((u32::from(*level) * most + 127) / 255 * 255 / most) as u8;
-                    }
+/// The colours that indices stand for; black where the palette has none.
+fn colours(palette: &[u8], indices: &[u8]) -> Vec<u8> {
+    let colour = |i: usize| palette.get(3 * i..3 * i + 3).map_or([0; 3], |c| [c[0], c[1], c[2]]);
+    let table: [[u8; 3]; 256] = std::array::from_fn(colour);
+    indices.iter().flat_map(|&i| table[usize::from(i)]).collect()
+}
+
+/// What Pillow makes of a BMP whose colours are `picture`'s: the mode is that of the palette if there is one, and
+/// 5 and 6 bits are scaled to 8 without rounding.
+fn as_pillow_reads_bmp(bytes: &[u8], mut picture: Picture) -> Picture {
+    let word = |at: usize| bytes.get(at..at + 2).map_or(0, |b| u32::from(u16::from_le_bytes([b[0], b[1]])));
+    let long = |at: usize| word(at) | word(at + 2) << 16;
+    let header = long(14);
+    // IBM's first form has a short header and three bytes a colour.
+    let (bits, entry, colours) = if header == 12 { (word(24), 3, 0) } else { (word(28), 4, long(46)) };
+    let Pixels::Rgb(p) = &mut picture.pixels else { return picture };
+    match bits {
+        16 => {
+            const BITFIELDS: u32 = 3;
+            let green = if long(30) == BITFIELDS && long(58) == 0x7e0 { 63 } else { 31 };
+            for pixel in p.chunks_exact_mut(3) {
+                for (level, most) in pixel.iter_mut().zip([31, green, 31]) {
+                    let stored = (u32::from(*level) * most + 127) / 255;
+                    *level = (stored * 255 / most) as u8;
                 }
             }
-            Pixels::Rgb(rgb)
         }
+        1 | 2 | 4 | 8 => {
+            let colours = if colours == 0 { 1 << bits } else { colours as usize };
+            let step = if colours == 2 { 255 } else { 1 };
+            let grey = |i: usize| {
+                let at = 14 + header as usize + i * entry;
+                bytes.get(at..at + 3).is_some_and(|c| c.iter().all(|&c| usize::from(c) == i * step))
+            };
+            let is_grey = colours <= 256 && (0..colours).all(grey);
+            let levels = || p.iter().step_by(3).copied().collect();
+            picture.pixels = match is_grey {
+                true if colours <= 2 => Pixels::Bilevel(levels()),
+                true => Pixels::Grey(levels()),
+                false => Pixels::Palette(std::mem::take(p)),
+            };
+        }
+        _ => {}
+    }
+    picture
+}
+
+fn decode_other(bytes: &[u8], format: ImageFormat, limit: u64) -> Result<Picture, DataError> {
+    let reader = || ImageReader::with_format(Cursor::new(bytes), format);
+    let (width, height) = reader().into_dimensions().map_err(wrong)?;
+    check_size(width, height, limit)?;
+    let mut reader = reader();
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(limit.saturating_mul(8));
+    reader.limits(limits);
+    let image = reader.decode().map_err(wrong)?;
+    let (width, height) = (image.width(), image.height());
+    let pixels = match image {
+        DynamicImage::ImageLuma8(image) => Pixels::Grey(image.into_raw()),
+        DynamicImage::ImageLumaA8(image) => Pixels::GreyAlpha(image.into_raw()),
+        DynamicImage::ImageRgba8(image) => Pixels::Rgba(image.into_raw()),
+        image => Pixels::Rgb(image.into_rgb8().into_raw()),
     };
     Ok(Picture { width, height, pixels })
 }

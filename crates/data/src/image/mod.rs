@@ -4,7 +4,7 @@
 //! shorter side (bicubic, antialiased), crop the centre, convert to RGB, scale to 0..1, normalise. Pillow
 //! resizes in the picture's own mode, so a [`Picture`] keeps it: a palette picture is resized by nearest
 //! neighbour, transparency is premultiplied, CMYK stays CMYK. EXIF orientation is ignored, as upstream ignores
-//! it.
+//! it. Grey of 16 bits is read as Pillow reads it since 11 (earlier releases refuse to resize it or wrap around).
 
 mod decode;
 mod resize;
@@ -13,7 +13,7 @@ use std::path::Path;
 
 use crate::DataError;
 
-/// Most pixels of a picture that is read: Pillow warns of "decompression bombs" beyond.
+/// Most pixels of a picture that [`Picture::decode`] reads: Pillow warns of "decompression bombs" beyond.
 pub const MAX_PIXELS: u64 = 89_478_485;
 
 /// A decoded picture in Pillow's mode.
@@ -70,26 +70,27 @@ pub struct ImageTransform {
 
 impl ImageTransform {
     /// OpenAI's CLIP normalisation.
+    #[allow(clippy::excessive_precision, reason = "OpenAI's digits")]
     pub fn clip(size: usize) -> Self {
         Self {
             size,
             mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
-            std: [0.268_629_54, 0.261_302_6, 0.275_777_1],
+            std: [0.268_629_54, 0.261_302_58, 0.275_777_11],
             order: ConvertOrder::default(),
         }
     }
 
     /// The picture's pixels before normalisation, `[3, size, size]`.
     pub fn pixels(&self, picture: &Picture) -> Vec<u8> {
+        let side = self.size as u32;
         let square = match self.order {
-            ConvertOrder::ResizeFirst => resize::middle_square(picture, self.size),
-            ConvertOrder::RgbFirst => {
-                let rgb = Picture { pixels: Pixels::Rgb(picture.rgb()), ..*picture };
-                resize::middle_square(&rgb, self.size)
+            ConvertOrder::RgbFirst if !matches!(picture.pixels, Pixels::Rgb(_)) => {
+                resize::square(&Picture { pixels: Pixels::Rgb(picture.rgb()), ..*picture }, side)
             }
+            _ => resize::square(picture, side),
         };
         let rgb = square.rgb();
-        (0..3).flat_map(|channel| rgb.iter().skip(channel).step_by(3).copied()).collect()
+        (0..3).flat_map(|channel| rgb.iter().skip(channel).step_by(3)).copied().collect()
     }
 
     /// The model's input, `[3, size, size]`.
@@ -120,7 +121,16 @@ impl Picture {
     /// [`DataError::Image`] for anything else and for damaged files, [`DataError::TooLarge`] beyond
     /// [`MAX_PIXELS`].
     pub fn decode(bytes: &[u8]) -> Result<Self, DataError> {
-        decode::decode(bytes)
+        Self::decode_within(bytes, MAX_PIXELS)
+    }
+
+    /// Decodes as [`Picture::decode`] does, with a limit of the caller's.
+    ///
+    /// # Errors
+    /// [`DataError::TooLarge`] for more than `limit` pixels, known from the header and before anything is allocated;
+    /// otherwise as [`Picture::decode`].
+    pub fn decode_within(bytes: &[u8], limit: u64) -> Result<Self, DataError> {
+        decode::decode(bytes, limit)
     }
 
     /// Width in pixels.

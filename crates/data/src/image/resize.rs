@@ -1,59 +1,80 @@
 //! Pillow's resize (`libImaging/Resample.c`, `Geometry.c`), to the last bit.
 //!
-//! Two passes, horizontal and vertical, each rounded to whole levels; 8-bit pixels are weighted with
-//! coefficients of 22 fractional bits.
+//! Two passes, horizontal and then vertical, each rounded to whole levels; 8-bit pixels are weighted with
+//! coefficients of 22 fractional bits. So does Pillow up to 12.0; Pillow 13.0 begins with the vertical pass where a
+//! picture more than twice as high as wide is shrunk, and rounds some pixels of those differently.
+
+use std::ops::Range;
 
 use super::{Picture, Pixels};
 
 /// Fractional bits of a coefficient.
 const PRECISION: u32 = 22;
 
-/// The middle square of the picture, after a resize that gives its shorter side `size` pixels and the other
-/// `int(size * long / short)`, as torchvision computes it. What lies beside the square is never computed.
-pub(super) fn middle_square(picture: &Picture, size: usize) -> Picture {
-    let from = (picture.width as usize, picture.height as usize);
-    let (short, long) = (from.0.min(from.1), from.0.max(from.1));
-    let long = if short == size { long } else { (size as f64 * long as f64 / short as f64) as usize };
-    let to = if from.0 <= from.1 { (size, long) } else { (long, size) };
-    let columns = Axis { from: from.0, to: to.0, first: centre(to.0, size), count: size };
-    let rows = Axis { from: from.1, to: to.1, first: centre(to.1, size), count: size };
+/// Steps that positions are summed up for, as Pillow sums them; behind them they are multiplied. Pillow has no memory
+/// for pictures that long.
+const SUMMED: u64 = 1 << 26;
+
+/// One axis: `from` source samples become `to`, of which `wanted` are computed.
+struct Axis {
+    from: usize,
+    to: u64,
+    wanted: Range<u64>,
+}
+
+impl Axis {
+    /// The middle `side` of `to` samples.
+    fn centred(from: u32, to: u64, side: u64) -> Self {
+        let first = centre(to, side);
+        Self { from: from as usize, to, wanted: first..first + side }
+    }
+
+    fn scale(&self) -> f64 {
+        self.from as f64 / self.to as f64
+    }
+}
+
+/// Where the middle `side` of `length` begins: half the rest, a half rounded to even as Python rounds.
+fn centre(length: u64, side: u64) -> u64 {
+    let rest = length.saturating_sub(side);
+    let half = rest / 2;
+    if rest.is_multiple_of(2) || half.is_multiple_of(2) { half } else { half + 1 }
+}
+
+/// Resizes so that the shorter side has `side` pixels and the other `int(side * long / short)`, as torchvision computes
+/// it, and crops the middle `side * side`.
+///
+/// Only what the crop shows is computed: a line of a million pixels would be resized to terabytes.
+pub(super) fn square(picture: &Picture, side: u32) -> Picture {
+    let (width, height) = (picture.width, picture.height);
+    let (short, long) = (width.min(height), width.max(height));
+    let long = (f64::from(side) * f64::from(long) / f64::from(short)) as u64;
+    let side_64 = u64::from(side);
+    let (to_width, to_height) = if width <= height { (side_64, long) } else { (long, side_64) };
+    let x = Axis::centred(width, to_width, side_64);
+    let y = Axis::centred(height, to_height, side_64);
     let pixels = match &picture.pixels {
-        Pixels::Bilevel(p) => Pixels::Bilevel(nearest::<1>(p, &columns, &rows)),
-        Pixels::Palette(p) => Pixels::Palette(nearest::<3>(p, &columns, &rows)),
-        Pixels::Grey(p) => Pixels::Grey(bicubic::<u8, 1>(p, &columns, &rows)),
-        Pixels::Grey16(p) => Pixels::Grey16(bicubic::<u16, 1>(p, &columns, &rows)),
-        Pixels::Rgb(p) => Pixels::Rgb(bicubic::<u8, 3>(p, &columns, &rows)),
-        Pixels::Cmyk(p) => Pixels::Cmyk(bicubic::<u8, 4>(p, &columns, &rows)),
-        // Without a resize nothing is premultiplied.
-        Pixels::GreyAlpha(p) if from == to => Pixels::GreyAlpha(bicubic::<u8, 2>(p, &columns, &rows)),
-        Pixels::Rgba(p) if from == to => Pixels::Rgba(bicubic::<u8, 4>(p, &columns, &rows)),
+        Pixels::Bilevel(p) => Pixels::Bilevel(nearest::<1>(p, &x, &y)),
+        Pixels::Palette(p) => Pixels::Palette(nearest::<3>(p, &x, &y)),
+        Pixels::Grey(p) => Pixels::Grey(bicubic::<u8, 1>(p, &x, &y)),
+        Pixels::Grey16(p) => Pixels::Grey16(bicubic::<u16, 1>(p, &x, &y)),
+        Pixels::Rgb(p) => Pixels::Rgb(bicubic::<u8, 3>(p, &x, &y)),
+        Pixels::Cmyk(p) => Pixels::Cmyk(bicubic::<u8, 4>(p, &x, &y)),
+        // A picture of the right size is only cropped: premultiplying would lose colour levels.
+        Pixels::GreyAlpha(p) if short == side => Pixels::GreyAlpha(nearest::<2>(p, &x, &y)),
+        Pixels::Rgba(p) if short == side => Pixels::Rgba(nearest::<4>(p, &x, &y)),
         Pixels::GreyAlpha(p) => {
-            let mut p = bicubic::<u8, 2>(&premultiplied::<2>(p), &columns, &rows);
+            let mut p = bicubic::<u8, 2>(&premultiplied::<2>(p), &x, &y);
             unpremultiply::<2>(&mut p);
             Pixels::GreyAlpha(p)
         }
         Pixels::Rgba(p) => {
-            let mut p = bicubic::<u8, 4>(&premultiplied::<4>(p), &columns, &rows);
+            let mut p = bicubic::<u8, 4>(&premultiplied::<4>(p), &x, &y);
             unpremultiply::<4>(&mut p);
             Pixels::Rgba(p)
         }
     };
-    Picture { width: size as u32, height: size as u32, pixels }
-}
-
-/// One direction of a resize from `from` samples to `to`, of which `count` from `first` on are kept.
-struct Axis {
-    from: usize,
-    to: usize,
-    first: usize,
-    count: usize,
-}
-
-/// Where the middle `side` of `length` begins: half the rest, a half rounded to even as Python rounds.
-fn centre(length: usize, side: usize) -> usize {
-    let rest = length.saturating_sub(side);
-    let half = rest / 2;
-    if rest.is_multiple_of(2) || half.is_multiple_of(2) { half } else { half + 1 }
+    Picture { width: side, height: side, pixels }
 }
 
 /// `a * b / 255`, rounded: Pillow's `MULDIV255`.
@@ -85,21 +106,30 @@ fn unpremultiply<const N: usize>(pixels: &mut [u8]) {
     }
 }
 
-/// Repeats and drops pixels.
-fn nearest<const N: usize>(pixels: &[u8], columns: &Axis, rows: &Axis) -> Vec<u8> {
+/// Repeats and drops pixels. Source positions are summed up step by step, rounding errors included.
+fn nearest<const N: usize>(pixels: &[u8], x: &Axis, y: &Axis) -> Vec<u8> {
     let places = |axis: &Axis| -> Vec<usize> {
-        let step = axis.from as f64 / axis.to as f64;
-        // Pillow adds up the steps, rounding errors included; it cannot make a picture so long that this lasts.
-        let summed = axis.first.min(1 << 24);
-        let start = (0..summed).fold(step * 0.5, |at, _| at + step) + (axis.first - summed) as f64 * step;
-        let places = std::iter::successors(Some(start), |at| Some(at + step));
-        places.take(axis.count).map(|at| (at as usize).min(axis.from - 1)).collect()
+        let step = axis.scale();
+        let mut at = step * 0.5;
+        if axis.wanted.start > SUMMED {
+            at += step * axis.wanted.start as f64;
+        } else {
+            (0..axis.wanted.start).for_each(|_| at += step);
+        }
+        axis.wanted
+            .clone()
+            .map(|_| {
+                let place = (at as usize).min(axis.from - 1);
+                at += step;
+                place
+            })
+            .collect()
     };
-    let (across, down) = (places(columns), places(rows));
-    let mut out = Vec::with_capacity(across.len() * down.len() * N);
-    for row in down {
-        for column in &across {
-            let at = (row * columns.from + column) * N;
+    let (columns, rows) = (places(x), places(y));
+    let mut out = Vec::with_capacity(rows.len() * columns.len() * N);
+    for row in rows {
+        for &column in &columns {
+            let at = (row * x.from + column) * N;
             out.extend_from_slice(&pixels[at..at + N]);
         }
     }
@@ -160,16 +190,14 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// For each kept sample the weights of its source samples. When shrinking, the kernel is widened.
+/// For each wanted sample the weights of its source samples. When shrinking, the kernel is widened.
 fn windows<L: Level>(axis: &Axis) -> Vec<Window<L::Weight>> {
-    let scale = axis.from as f64 / axis.to as f64;
+    let scale = axis.scale();
     let stretch = scale.max(1.0);
     let support = 2.0 * stretch;
-    (axis.first..axis.first + axis.count)
+    axis.wanted
+        .clone()
         .map(|i| {
-            if axis.from == axis.to {
-                return Window { first: i, weights: vec![L::weight(1.0)] };
-            }
             let centre = (i as f64 + 0.5) * scale;
             let first = ((centre - support + 0.5).max(0.0)) as usize;
             let last = ((centre + support + 0.5) as usize).min(axis.from);
@@ -181,25 +209,36 @@ fn windows<L: Level>(axis: &Axis) -> Vec<Window<L::Weight>> {
         .collect()
 }
 
-/// A horizontal pass over the rows that matter, then a vertical one.
-fn bicubic<L: Level, const N: usize>(pixels: &[L], columns: &Axis, rows: &Axis) -> Vec<L> {
-    let (across, down) = (windows::<L>(columns), windows::<L>(rows));
-    let top = down.iter().map(|window| window.first).min().unwrap_or(0);
-    let bottom = down.iter().map(|window| window.first + window.weights.len()).max().unwrap_or(0);
-    let stride = columns.count * N;
-    let mut wide = Vec::with_capacity((bottom - top) * stride);
-    for row in pixels.chunks_exact(columns.from * N).take(bottom).skip(top) {
-        for window in &across {
+/// Both passes. Where an axis keeps its length the weights are 0 and 1, and its pass copies.
+fn bicubic<L: Level, const N: usize>(pixels: &[L], x: &Axis, y: &Axis) -> Vec<L> {
+    let (columns, mut rows) = (windows::<L>(x), windows::<L>(y));
+    // The horizontal pass makes only the rows that the vertical one reads.
+    let top = rows.iter().map(|window| window.first).min().unwrap_or(0);
+    let bottom = rows.iter().map(|window| window.first + window.weights.len()).max().unwrap_or(0);
+    rows.iter_mut().for_each(|window| window.first -= top);
+    let stride = x.from * N;
+    let narrow = horizontal::<L, N>(&pixels[top * stride..bottom * stride], stride, &columns);
+    vertical(&narrow, columns.len() * N, &rows)
+}
+
+fn horizontal<L: Level, const N: usize>(pixels: &[L], stride: usize, columns: &[Window<L::Weight>]) -> Vec<L> {
+    let mut out = Vec::with_capacity(columns.len() * (pixels.len() / stride) * N);
+    for row in pixels.chunks_exact(stride) {
+        for window in columns {
             for channel in 0..N {
                 let samples = row[window.first * N + channel..].iter().step_by(N).copied();
-                wide.push(L::sum(samples.zip(window.weights.iter().copied())));
+                out.push(L::sum(samples.zip(window.weights.iter().copied())));
             }
         }
     }
-    let mut out = Vec::with_capacity(rows.count * stride);
-    for window in &down {
+    out
+}
+
+fn vertical<L: Level>(pixels: &[L], stride: usize, rows: &[Window<L::Weight>]) -> Vec<L> {
+    let mut out = Vec::with_capacity(stride * rows.len());
+    for window in rows {
         for column in 0..stride {
-            let samples = wide[(window.first - top) * stride + column..].iter().step_by(stride).copied();
+            let samples = pixels[window.first * stride + column..].iter().step_by(stride).copied();
             out.push(L::sum(samples.zip(window.weights.iter().copied())));
         }
     }
