@@ -73,7 +73,7 @@ pub fn check_language_model(config: &ModelConfig, folder: &Path) -> Result<(), W
     let text = std::fs::read_to_string(&path).map_err(WeightsError::io("read", &path))?;
     let json: Value =
         serde_json::from_str(&text).map_err(|e| WeightsError::format(&path, format!("is not JSON: {e}")))?;
-    let theirs = hf::decoder(&json).map_err(|source| WeightsError::Config { path: path.clone(), source })?;
+    let theirs = hf::decoder(&json).map_err(|reason| WeightsError::Config { path: path.clone(), reason })?;
     if theirs == config.decoder {
         return Ok(());
     }

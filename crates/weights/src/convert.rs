@@ -1,6 +1,5 @@
 //! `convert-weights`: upstream's files to one model folder.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use flamingo_config::ModelConfig;
@@ -81,6 +80,9 @@ pub fn convert(
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, WeightsError> {
     check_language_model(config, &inputs.language_model)?;
+    if replace {
+        spare_inputs(inputs, out)?;
+    }
     let sources = Sources {
         clip: (inputs.clip.clone(), readers::open(&inputs.clip)?),
         language_model: (inputs.language_model.clone(), readers::open(&inputs.language_model)?),
@@ -103,7 +105,7 @@ pub fn convert(
     for file in TOKENIZER {
         let source = inputs.language_model.join(file);
         if source.is_file() {
-            fs::copy(&source, staging.path(file)).map_err(WeightsError::io("read", &source))?;
+            staging.copy(&source, file)?;
         }
     }
     let report = Report {
@@ -122,6 +124,21 @@ pub fn convert(
     staging.write("README.md", &card(config, inputs, dtype, &report))?;
     staging.finish()?;
     Ok(report)
+}
+
+/// Refuses to replace a folder that holds what is to be converted.
+fn spare_inputs(inputs: &Inputs, out: &Path) -> Result<(), WeightsError> {
+    let Ok(out) = out.canonicalize() else { return Ok(()) };
+    for input in [&inputs.clip, &inputs.language_model, &inputs.checkpoint] {
+        if input.canonicalize().is_ok_and(|input| input.starts_with(&out)) {
+            return Err(WeightsError::Mismatch(format!(
+                "{} holds {}, which --force would delete: give another --out",
+                out.display(),
+                input.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Names of the sources in a recipe, each once.

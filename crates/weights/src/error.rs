@@ -8,14 +8,14 @@ use flamingo_config::ConfigError;
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
     /// The file system refused.
-    #[error("cannot {action} {}", path.display())]
+    #[error("cannot {action} {}: {reason}", path.display())]
     Io {
         /// What was tried: "read", "write".
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
+        /// Why not. It is part of the message, so it is no `source` that would be printed a second time.
+        reason: std::io::Error,
     },
     /// A file is not what it should be.
     #[error("{}: {what}", path.display())]
@@ -80,12 +80,12 @@ pub enum WeightsError {
         value: f32,
     },
     /// The model's config is unusable.
-    #[error("cannot use {}", path.display())]
+    #[error("{}: {reason}", path.display())]
     Config {
         /// Where it was read.
         path: PathBuf,
-        /// What is wrong.
-        source: ConfigError,
+        /// What is wrong; part of the message too.
+        reason: ConfigError,
     },
     /// The config and the files describe different models.
     #[error("{0}")]
@@ -98,7 +98,7 @@ pub enum WeightsError {
 impl WeightsError {
     pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
-        move |source| Self::Io { action, path, source }
+        move |reason| Self::Io { action, path, reason }
     }
 
     pub(crate) fn format(path: &Path, what: impl Into<String>) -> Self {

@@ -48,7 +48,7 @@ impl ModelFolder {
     pub fn open(folder: &Path) -> Result<Self, WeightsError> {
         let path = folder.join("model.toml");
         let text = fs::read_to_string(&path).map_err(WeightsError::io("read", &path))?;
-        let config = ModelConfig::from_toml(&text).map_err(|source| WeightsError::Config { path, source })?;
+        let config = ModelConfig::from_toml(&text).map_err(|reason| WeightsError::Config { path, reason })?;
         let mut opened = Self { config, files: Vec::new(), tensors: BTreeMap::new() };
         let index = folder.join("model.safetensors.index.json");
         if index.is_file() {

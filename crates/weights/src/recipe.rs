@@ -1,6 +1,7 @@
 //! From sources to recipes: which runs of which source tensors make up each tensor of a model folder.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use flamingo_config::ModelConfig;
@@ -53,23 +54,25 @@ pub(crate) fn plan(config: &ModelConfig, sources: Sources) -> Result<Plan, Weigh
     let tied = config.decoder.architecture().tied_head;
 
     let (clip_path, clip) = sources.clip;
-    let clip = Part::new(without_prefix(clip, "module."), clip_path);
+    let clip = Part::new(without_prefix(clip, "module."), clip_path, names);
     let clip_table = if clip.tensors.keys().any(|name| name.starts_with("vision_model.")) {
         &tables::CLIP_HF
     } else {
         &tables::CLIP
     };
     let (checkpoint_path, checkpoint) = sources.checkpoint;
-    let (flamingo, trained) = split_checkpoint(checkpoint, names, &checkpoint_path)?;
-    let flamingo = Part::new(flamingo, checkpoint_path.clone());
+    let checkpoint = split_checkpoint(checkpoint, names, &checkpoint_path)?;
+    let flamingo =
+        Part { spelling: checkpoint.spelling, ..Part::new(checkpoint.flamingo, checkpoint_path.clone(), names) };
     let (lm_path, lm) = sources.language_model;
-    let mut language_model = Part::new(with_prefix(lm, names), lm_path);
+    let mut language_model = Part::new(with_prefix(lm, names), lm_path, names);
+    let mut dropped = checkpoint.dropped;
     // What the checkpoint has of the language model is newer.
-    let mut dropped = Vec::new();
-    for (name, tensor) in trained {
+    for (name, tensor) in checkpoint.trained {
         if language_model.tensors.insert(name.clone(), tensor).is_some() {
             dropped.push(format!("{name} of the language model (the checkpoint's is newer)"));
         }
+        language_model.spelling.insert(name.clone(), format!("lang_encoder.{name}"));
     }
 
     let mut parts =
@@ -83,7 +86,8 @@ pub(crate) fn plan(config: &ModelConfig, sources: Sources) -> Result<Plan, Weigh
     dropped.extend(parts.clip.leftovers(|name| clip_table.drops(name))?);
     dropped.extend(parts.flamingo.leftovers(|name| tables::FLAMINGO.drops(name))?);
     let duplicate = |name: &str| tied && name == names.head;
-    dropped.extend(parts.language_model.leftovers(|name| names.table.drops(name) || duplicate(name))?);
+    let leftovers = parts.language_model.leftovers(|name| names.table.drops(name) || duplicate(name));
+    dropped.extend(leftovers.map_err(|error| blame(error, &parts.flamingo.path))?);
     Ok(Plan { recipes, dropped, initialised })
 }
 
@@ -92,16 +96,28 @@ struct Part {
     tensors: Tensors,
     path: PathBuf,
     used: BTreeSet<String>,
+    /// How the file spells those names that it spells differently.
+    spelling: BTreeMap<String, String>,
+    names: &'static DecoderTable,
 }
 
 impl Part {
-    fn new(tensors: Tensors, path: PathBuf) -> Self {
-        Self { tensors, path, used: BTreeSet::new() }
+    fn new(tensors: Tensors, path: PathBuf, names: &'static DecoderTable) -> Self {
+        Self { tensors, path, used: BTreeSet::new(), spelling: BTreeMap::new(), names }
+    }
+
+    /// A name as the file spells it, or would.
+    fn spelled(&self, name: &str) -> String {
+        let gated = || {
+            let (layer, rest) = name.strip_prefix("gated.")?.split_once('.')?;
+            Some(format!("lang_encoder.{}.{layer}.gated_cross_attn_layer.{rest}", self.names.blocks))
+        };
+        self.spelling.get(name).cloned().or_else(gated).unwrap_or_else(|| name.to_string())
     }
 
     fn take(&mut self, name: &str, target: &str) -> Result<SourceTensor, WeightsError> {
         let tensor = self.tensors.get(name).cloned();
-        let missing = || WeightsError::Missing { name: name.to_string(), target: target.to_string() };
+        let missing = || WeightsError::Missing { name: self.spelled(name), target: target.to_string() };
         let tensor = tensor.ok_or_else(missing)?;
         self.used.insert(name.to_string());
         Ok(tensor)
@@ -110,8 +126,22 @@ impl Part {
     /// Unused tensors, all of which must be known.
     fn leftovers(&self, known: impl Fn(&str) -> bool) -> Result<Vec<String>, WeightsError> {
         let unused = self.tensors.keys().filter(|name| !self.used.contains(*name));
-        let (dropped, names): (Vec<_>, Vec<_>) = unused.cloned().partition(|name| known(name));
+        let (dropped, names): (Vec<_>, Vec<_>) = unused.partition(|name| known(name));
+        let spelled =
+            |names: Vec<&String>| -> Vec<String> { names.into_iter().map(|name| self.spelled(name)).collect() };
+        let (dropped, names) = (spelled(dropped), spelled(names));
         if names.is_empty() { Ok(dropped) } else { Err(WeightsError::Unexpected { path: self.path.clone(), names }) }
+    }
+}
+
+/// Names the checkpoint where what is unexpected among the language model's tensors came from there.
+fn blame(error: WeightsError, checkpoint: &Path) -> WeightsError {
+    match error {
+        WeightsError::Unexpected { names, .. } if names.iter().any(|name| name.starts_with("lang_encoder.")) => {
+            let names = names.into_iter().filter(|name| name.starts_with("lang_encoder.")).collect();
+            WeightsError::Unexpected { path: checkpoint.to_path_buf(), names }
+        }
+        error => error,
     }
 }
 
@@ -134,12 +164,12 @@ impl Parts {
         let target = spec.name.as_str();
         let base = config.tokens.base_rows();
         match target {
-            "decoder.embedding.base" => return self.rows(self.names.embedding, spec, 0, initialised),
-            "decoder.embedding.added" => return self.rows(self.names.embedding, spec, base, initialised),
-            "decoder.head.weight" => return self.rows(self.names.head, spec, 0, initialised),
+            "decoder.embedding.base" => return self.rows(self.names.embedding, spec, 0, config, initialised),
+            "decoder.embedding.added" => return self.rows(self.names.embedding, spec, base, config, initialised),
+            "decoder.head.weight" => return self.rows(self.names.head, spec, 0, config, initialised),
             "decoder.head.bias" => {
                 let bias = self.names.head.replace(".weight", ".bias");
-                return self.rows(&bias, spec, 0, initialised);
+                return self.rows(&bias, spec, 0, config, initialised);
             }
             _ => {}
         }
@@ -154,32 +184,39 @@ impl Parts {
         let mut tensors = Vec::with_capacity(sources.len());
         for name in sources {
             let tensor = part.take(&name, target)?;
-            tensors.push((name, tensor));
+            tensors.push((part.spelled(&name), tensor));
         }
         assemble(spec, how, tensors, self.heads)
     }
 
-    /// Consecutive rows of a table that may have more rows than the model, or (a table that was never resized)
-    /// fewer.
+    /// Consecutive rows of a table. The language model's may have more rows than the model, or (it was never
+    /// resized) fewer; the checkpoint's has as many.
     fn rows(
         &mut self,
         name: &str,
         spec: &TensorSpec,
         first: usize,
+        config: &ModelConfig,
         initialised: &mut Vec<String>,
     ) -> Result<Vec<Piece>, WeightsError> {
         let tensor = self.language_model.take(name, &spec.name)?;
-        let row = tensor.row_len();
+        let trained = self.language_model.spelling.contains_key(name);
+        let name = &self.language_model.spelled(name);
+        let vocab_size = config.tokens.vocab_size;
         if tensor.shape.len() != spec.shape.len() || tensor.shape[1..] != spec.shape[1..] {
-            return Err(wrong_shape(name, &tensor, spec, None));
+            return Err(wrong_shape(name, &tensor, spec, vocab_size));
+        }
+        if trained && tensor.shape[0] != vocab_size {
+            return Err(wrong_shape(name, &tensor, spec, vocab_size));
         }
         let wanted = spec.shape[0];
         let there = wanted.min(tensor.shape[0].saturating_sub(first));
         let lacking = wanted - there;
         // Only what upstream adds can be lacking; a base table that is too short belongs to another model.
         if there == 0 && first == 0 || lacking > 0 && spec.name == "decoder.embedding.base" {
-            return Err(wrong_shape(name, &tensor, spec, Some(first + wanted)));
+            return Err(wrong_shape(name, &tensor, spec, first + wanted));
         }
+        let row = tensor.row_len();
         let mut pieces = Vec::new();
         if there > 0 {
             pieces.push(Piece::Run { name: name.to_string(), tensor, start: first * row, count: there * row });
@@ -195,9 +232,9 @@ impl Parts {
     }
 }
 
-fn wrong_shape(name: &str, tensor: &SourceTensor, spec: &TensorSpec, rows: Option<usize>) -> WeightsError {
+fn wrong_shape(name: &str, tensor: &SourceTensor, spec: &TensorSpec, rows: usize) -> WeightsError {
     let mut expected = spec.shape.clone();
-    if let (Some(rows), Some(first)) = (rows, expected.first_mut()) {
+    if let Some(first) = expected.first_mut() {
         *first = rows;
     }
     WeightsError::Shape { name: name.to_string(), target: spec.name.clone(), found: tensor.shape.clone(), expected }
@@ -279,10 +316,21 @@ fn with_prefix(tensors: Tensors, names: &DecoderTable) -> Tensors {
     tensors
 }
 
-/// Sorts a checkpoint into OpenFlamingo's own tensors (gated blocks renamed to `gated.{layer}.…`) and newer
-/// versions of the language model's.
-fn split_checkpoint(tensors: Tensors, names: &DecoderTable, path: &Path) -> Result<(Tensors, Tensors), WeightsError> {
+/// A checkpoint's tensors, sorted.
+struct Checkpoint {
+    /// OpenFlamingo's own; those of gated blocks are renamed to `gated.{layer}.…`.
+    flamingo: Tensors,
+    /// How the file spells the renamed ones.
+    spelling: BTreeMap<String, String>,
+    /// Newer versions of the language model's.
+    trained: Tensors,
+    /// What is there a second time.
+    dropped: Vec<String>,
+}
+
+fn split_checkpoint(tensors: Tensors, names: &DecoderTable, path: &Path) -> Result<Checkpoint, WeightsError> {
     let (mut flamingo, mut trained, mut first_spelling) = (Tensors::new(), Tensors::new(), Tensors::new());
+    let (mut spelling, mut dropped) = (BTreeMap::new(), Vec::new());
     for (name, tensor) in without_prefix(tensors, "module.") {
         let Some(rest) = name.strip_prefix("lang_encoder.") else {
             flamingo.insert(name, tensor);
@@ -290,6 +338,7 @@ fn split_checkpoint(tensors: Tensors, names: &DecoderTable, path: &Path) -> Resu
         };
         // Decoder blocks that upstream's wrapper keeps a second time.
         if rest.starts_with("old_decoder_blocks.") {
+            dropped.push(name);
             continue;
         }
         if let Some(gated) = rest.strip_prefix("gated_cross_attn_layers.") {
@@ -300,7 +349,9 @@ fn split_checkpoint(tensors: Tensors, names: &DecoderTable, path: &Path) -> Resu
         match in_block {
             Some((layer, rest)) => match rest.strip_prefix("gated_cross_attn_layer.") {
                 Some(gated) => {
-                    flamingo.insert(format!("gated.{layer}.{gated}"), tensor);
+                    let gated = format!("gated.{layer}.{gated}");
+                    spelling.insert(gated.clone(), name);
+                    flamingo.insert(gated, tensor);
                 }
                 None => {
                     let rest = rest.strip_prefix("decoder_layer.").unwrap_or(rest);
@@ -313,10 +364,17 @@ fn split_checkpoint(tensors: Tensors, names: &DecoderTable, path: &Path) -> Resu
         }
     }
     for (name, tensor) in first_spelling {
-        flamingo.entry(name).or_insert(tensor);
+        let first = name.replacen("gated", "lang_encoder.gated_cross_attn_layers", 1);
+        match flamingo.entry(name) {
+            Entry::Occupied(_) => dropped.push(first),
+            Entry::Vacant(place) => {
+                spelling.insert(place.key().clone(), first);
+                place.insert(tensor);
+            }
+        }
     }
-    if flamingo.is_empty() {
+    if !flamingo.keys().any(|name| name.starts_with("perceiver.") || name.starts_with("gated.")) {
         return Err(WeightsError::format(path, "holds no tensor of OpenFlamingo: is it the checkpoint?"));
     }
-    Ok((flamingo, trained))
+    Ok(Checkpoint { flamingo, spelling, trained, dropped })
 }

@@ -31,25 +31,38 @@ impl Staging {
         if occupied && !replace {
             return Err(WeightsError::Exists(out.to_path_buf()));
         }
+        if out.is_file() {
+            return Err(WeightsError::format(out, "is a file, not a folder: give another --out"));
+        }
         let name = out.file_name().ok_or_else(|| WeightsError::format(out, "is no name for a folder"))?;
         let parent = match out.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
         fs::create_dir_all(parent).map_err(WeightsError::io("write", parent))?;
-        let stem = format!(".{}.partial-", name.to_string_lossy());
+        let name = name.to_string_lossy();
+        let own = std::process::id().to_string();
+        // Our own number on a folder that is already there was used before, as in containers. Without /proc nobody
+        // knows, and nothing is removed.
+        let in_use =
+            |pid: &str| pid != own && (Path::new("/proc").join(pid).exists() || !Path::new("/proc/self").exists());
         for entry in fs::read_dir(parent).map_err(WeightsError::io("read", parent))?.flatten() {
-            let name = entry.file_name();
-            let pid = name.to_string_lossy().strip_prefix(&stem).map(str::to_string);
-            // Only Linux says whether the other conversion still lives; elsewhere its remains are left.
-            let processes = Path::new("/proc");
-            if processes.join("self").exists() && pid.is_some_and(|pid| !processes.join(pid).exists()) {
+            let file = entry.file_name();
+            let Some((kind, pid)) = file.to_str().and_then(|file| {
+                let rest = file.strip_prefix('.')?.strip_prefix(&*name)?;
+                rest.strip_prefix('.')?.rsplit_once('-')
+            }) else {
+                continue;
+            };
+            // What was moved aside is kept while there is nothing in its place.
+            let removable = kind == "partial" || kind == "replaced" && occupied;
+            if removable && pid.parse::<u32>().is_ok() && !in_use(pid) {
                 tracing::info!(folder = %entry.path().display(), "removing what a killed conversion left");
                 fs::remove_dir_all(entry.path()).map_err(WeightsError::io("write", &entry.path()))?;
             }
         }
-        let partial = parent.join(format!("{stem}{}", std::process::id()));
-        fs::create_dir_all(&partial).map_err(WeightsError::io("write", &partial))?;
+        let partial = parent.join(format!(".{name}.partial-{own}"));
+        fs::create_dir(&partial).map_err(WeightsError::io("write", &partial))?;
         Ok(Self { partial, out: out.to_path_buf(), replace, finished: false })
     }
 
@@ -62,18 +75,46 @@ impl Staging {
         fs::write(&path, content).map_err(WeightsError::io("write", &path))
     }
 
-    /// Gives the folder its name.
+    /// Copies a file as it is.
+    pub(crate) fn copy(&self, source: &Path, file: &str) -> Result<(), WeightsError> {
+        let bytes = fs::read(source).map_err(WeightsError::io("read", source))?;
+        let path = self.path(file);
+        fs::write(&path, bytes).map_err(WeightsError::io("write", &path))
+    }
+
+    /// Gives the folder its name, once all of it is on the disk. A folder that it replaces is moved aside first, so
+    /// that there is a whole one at any time but for the moment between two renamings.
     pub(crate) fn finish(mut self) -> Result<(), WeightsError> {
-        if self.out.is_dir() && self.replace {
-            fs::remove_dir_all(&self.out).map_err(WeightsError::io("write", &self.out))?;
+        for entry in fs::read_dir(&self.partial).map_err(WeightsError::io("read", &self.partial))?.flatten() {
+            sync(&entry.path())?;
+        }
+        sync(&self.partial)?;
+        let aside = self.partial.with_extension(format!("replaced-{}", std::process::id()));
+        let replaces = self.out.is_dir() && self.replace;
+        if replaces {
+            fs::rename(&self.out, &aside).map_err(WeightsError::io("write", &self.out))?;
         } else if self.out.is_dir() {
             // Empty, as `begin` made sure.
             fs::remove_dir(&self.out).map_err(WeightsError::io("write", &self.out))?;
         }
-        fs::rename(&self.partial, &self.out).map_err(WeightsError::io("write", &self.out))?;
+        if let Err(error) = fs::rename(&self.partial, &self.out) {
+            if replaces {
+                fs::rename(&aside, &self.out).ok();
+            }
+            return Err(WeightsError::io("write", &self.out)(error));
+        }
         self.finished = true;
+        if replaces {
+            fs::remove_dir_all(&aside).map_err(WeightsError::io("write", &aside))?;
+        }
+        // The new name too. The folder is there; a file system that cannot say so is no error.
+        self.out.parent().map(sync);
         Ok(())
     }
+}
+
+fn sync(path: &Path) -> Result<(), WeightsError> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(WeightsError::io("write", path))
 }
 
 impl Drop for Staging {
@@ -160,15 +201,14 @@ fn file(
             })?;
         }
     }
-    let file = out.into_inner().map_err(|e| io()(e.into_error()))?;
-    file.sync_all().map_err(io())
+    out.flush().map_err(io())
 }
 
-/// Takes a source tensor's name and its next numbers.
-type WriteBlock<'a> = &'a mut dyn FnMut(&str, &[f32]) -> Result<(), WeightsError>;
+/// Takes a source's name and some of its numbers.
+type Sink<'a> = dyn FnMut(&str, &[f32]) -> Result<(), WeightsError> + 'a;
 
 /// A piece's numbers, a block at a time, all finite.
-fn blocks(piece: &Piece, numbers: &mut Vec<f32>, write: WriteBlock) -> Result<(), WeightsError> {
+fn blocks(piece: &Piece, numbers: &mut Vec<f32>, write: &mut Sink) -> Result<(), WeightsError> {
     let finite = |name: &str, numbers: &[f32]| match numbers.iter().find(|x| !x.is_finite()) {
         Some(&value) => Err(WeightsError::NotFinite { name: name.to_string(), value }),
         None => Ok(()),

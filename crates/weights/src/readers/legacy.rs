@@ -9,11 +9,11 @@ use std::sync::Arc;
 
 use super::pickle::{self, Node, Pickle};
 use super::torch::error;
-use super::{SourceFile, SourceTensor, Tensors};
+use super::{SourceFile, SourceTensor, Tensors, walk};
 use crate::WeightsError;
 
 /// Most bytes that the five pickles may take; the storages behind them are not read.
-const MAX_PICKLES: u64 = 1 << 28;
+const MAX_PICKLES: u64 = 1 << 27;
 
 pub(super) fn open(file: &Arc<SourceFile>) -> Result<Tensors, WeightsError> {
     let path = &file.path;
@@ -67,7 +67,7 @@ pub(super) fn open(file: &Arc<SourceFile>) -> Result<Tensors, WeightsError> {
     }
 
     let mut tensors = Tensors::new();
-    for (name, tensor) in pickle::tensors(&object).map_err(|e| error(file, e))? {
+    for (name, tensor) in walk::tensors(&object).map_err(|e| error(file, e))? {
         let storage = &tensor.storage;
         let Some(&(start, size)) = storages.get(storage.key.as_str()) else {
             return Err(wrong("is truncated or damaged: a tensor has no storage"));

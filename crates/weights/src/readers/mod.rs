@@ -3,10 +3,12 @@
 //! A file is recognised by its content, not its name. Nothing is loaded when a file is opened: a
 //! [`SourceTensor`] knows where its numbers lie and reads ranges of them.
 
+mod allowed;
 mod legacy;
 mod pickle;
 mod safetensors;
 mod torch;
+mod walk;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -15,6 +17,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::{SourceDtype, WeightsError};
+
+/// Most elements of one tensor: 64 times those of a 9B model.
+const MAX_ELEMENTS: usize = 1 << 40;
+
+/// Elements of a view that are read together although others lie between them.
+const GAP: usize = 1024;
+
+/// Elements of a view that are gathered at a time: 4 MiB of f32.
+const GATHER: usize = 1 << 20;
 
 /// A named tensor in a file.
 #[derive(Clone, Debug)]
@@ -69,7 +80,7 @@ impl SourceFile {
 }
 
 impl SourceTensor {
-    /// A tensor whose elements lie in the usual order. Fails if it reaches beyond `limit` bytes of the file.
+    /// A view of `storage_len` bytes of the file. Fails if it reaches beyond them.
     fn new(
         file: &Arc<SourceFile>,
         dtype: SourceDtype,
@@ -82,10 +93,10 @@ impl SourceTensor {
         if shape.len() != strides.len() {
             return Err(format!("shape {shape:?} with strides {strides:?}"));
         }
-        // A view may repeat its storage, but no tensor has this many elements.
-        let elements = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
-        if elements.is_none_or(|n| n > 1 << 40) {
-            return Err(format!("shape {shape:?} is absurd"));
+        // Strides of zero make any shape fit, so elements are counted on their own.
+        let elements = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n.max(1)));
+        if elements.is_none_or(|elements| elements > MAX_ELEMENTS) {
+            return Err(format!("shape {shape:?} has more elements than any tensor"));
         }
         // The last element must lie in the storage; every step of the sum is checked against overflow.
         let empty = shape.contains(&0);
@@ -125,15 +136,33 @@ impl SourceTensor {
         if self.is_contiguous() {
             return self.read_run(self.first + start, count, out);
         }
-        // A view: gather the longest runs that lie together, which are single elements for a transposition.
-        for i in start..start + count {
-            let mut rest = i;
-            let mut at = self.first;
-            for (&n, &stride) in self.shape.iter().zip(&self.strides).rev() {
-                at += (rest % n) * stride;
-                rest /= n;
+        for first in (start..start + count).step_by(GATHER) {
+            self.gather(first, GATHER.min(start + count - first), out)?;
+        }
+        Ok(())
+    }
+
+    /// Reads elements of a view, near ones together and in the order of the file.
+    fn gather(&self, start: usize, count: usize, out: &mut Vec<f32>) -> Result<(), WeightsError> {
+        let place = |i: usize| {
+            let dims = self.shape.iter().zip(&self.strides).rev();
+            dims.fold((i, self.first), |(rest, at), (&n, &stride)| (rest / n, at + rest % n * stride)).1
+        };
+        let mut places: Vec<(usize, usize)> = (0..count).map(|i| (place(start + i), i)).collect();
+        places.sort_unstable();
+        let base = out.len();
+        out.resize(base + count, 0.0);
+        let mut run = Vec::new();
+        let mut rest = &places[..];
+        while let Some(&(from, _)) = rest.first() {
+            let near = |pair: &[(usize, usize)]| pair[1].0 - pair[0].0 <= GAP && pair[1].0 - from < GATHER;
+            let len = 1 + rest.windows(2).take_while(|pair| near(pair)).count();
+            run.clear();
+            self.read_run(from, rest[len - 1].0 - from + 1, &mut run)?;
+            for &(at, i) in &rest[..len] {
+                out[base + i] = run[at - from];
             }
-            self.read_run(at, 1, out)?;
+            rest = &rest[len..];
         }
         Ok(())
     }
@@ -162,12 +191,14 @@ pub fn open(path: &Path) -> Result<Tensors, WeightsError> {
     let mut magic = [0; 10];
     let read = (&file.file).read(&mut magic).map_err(WeightsError::io("read", path))?;
     let magic = &magic[..read];
-    if magic.starts_with(b"PK\x03\x04") {
+    // First, because the length of a safetensors header may look like the first bytes of a pickle. No pickle or
+    // archive looks like a header: its eight bytes make too large a number.
+    if safetensors::is_header(magic) {
+        safetensors::open(&file)
+    } else if magic.starts_with(b"PK\x03\x04") {
         torch::open(&file)
     } else if magic.starts_with(&[0x80]) && magic.get(1).is_some_and(|&v| (2..=5).contains(&v)) {
         legacy::open(&file)
-    } else if magic.len() > 8 && magic[8] == b'{' {
-        safetensors::open(&file)
     } else if magic.starts_with(b"version https://git-lfs") || magic.starts_with(b"version ht") {
         Err(WeightsError::format(path, "is a git-lfs pointer, not the file itself: run `git lfs pull`"))
     } else {

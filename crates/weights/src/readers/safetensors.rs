@@ -10,6 +10,11 @@ use crate::{SourceDtype, WeightsError};
 /// Largest header that is read; the format's own limit.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// Whether a file that begins so can be one.
+pub(super) fn is_header(magic: &[u8]) -> bool {
+    magic.first_chunk().is_some_and(|&size| u64::from_le_bytes(size) <= MAX_HEADER) && magic.get(8) == Some(&b'{')
+}
+
 pub(super) fn open(file: &Arc<SourceFile>) -> Result<Tensors, WeightsError> {
     let path = &file.path;
     let wrong = |what: String| WeightsError::format(path, what);

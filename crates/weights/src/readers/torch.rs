@@ -7,11 +7,11 @@ use std::sync::Arc;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::pickle::{self, PickleError};
-use super::{SourceFile, SourceTensor, Tensors};
+use super::{SourceFile, SourceTensor, Tensors, walk};
 use crate::WeightsError;
 
 /// Largest pickle that is read. It holds names and shapes, not weights: real ones have a few megabytes.
-const MAX_PICKLE: u64 = 1 << 28;
+const MAX_PICKLE: u64 = 1 << 27;
 
 pub(super) fn open(file: &Arc<SourceFile>) -> Result<Tensors, WeightsError> {
     let path = &file.path;
@@ -57,7 +57,7 @@ pub(super) fn open(file: &Arc<SourceFile>) -> Result<Tensors, WeightsError> {
     let len = file.len()?;
     let parsed = pickle::parse(&bytes).map_err(|e| error(file, e))?;
     let mut tensors = Tensors::new();
-    for (name, tensor) in pickle::tensors(&parsed).map_err(|e| error(file, e))? {
+    for (name, tensor) in walk::tensors(&parsed).map_err(|e| error(file, e))? {
         let storage = &tensor.storage;
         let Some(&(start, size)) = storages.get(&storage.key) else {
             return Err(wrong(format!("is truncated: the storage of tensor `{name}` is not in it")));
