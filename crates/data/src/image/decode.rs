@@ -43,10 +43,13 @@ pub(super) fn decode(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
 fn decode_png(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     decoder.set_transformations(Transformations::IDENTITY);
+    let header = decoder.read_header_info().map_err(wrong)?;
+    let (width, height) = (header.width, header.height);
+    check_size(width, height, limit)?;
+    // Rows are allocated from here on; one may hold the whole picture, of 8 bytes a pixel.
+    decoder.set_limits(png::Limits { bytes: usize::try_from(limit.saturating_mul(16)).unwrap_or(usize::MAX) });
     let mut reader = decoder.read_info().map_err(wrong)?;
     let info = reader.info();
-    let (width, height) = (info.width, info.height);
-    check_size(width, height, limit)?;
     let (colour, depth) = (info.color_type, info.bit_depth);
     let palette = info.palette.as_ref().map(|palette| palette.to_vec());
     let size = reader.output_buffer_size().ok_or_else(|| wrong("its size is absurd"))?;

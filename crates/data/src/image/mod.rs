@@ -4,7 +4,7 @@
 //! shorter side (bicubic, antialiased), crop the centre, convert to RGB, scale to 0..1, normalise. Pillow
 //! resizes in the picture's own mode, so a [`Picture`] keeps it: a palette picture is resized by nearest
 //! neighbour, transparency is premultiplied, CMYK stays CMYK. EXIF orientation is ignored, as upstream ignores
-//! it. Grey of 16 bits is read as Pillow reads it since 11 (earlier releases refuse to resize it or wrap around).
+//! it. Grey of 16 bits is resized as by Pillow 13 (10 refuses to resize it, 11 and 12 wrap around at the extremes).
 
 mod decode;
 mod resize;
