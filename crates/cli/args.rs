@@ -36,8 +36,7 @@ pub struct ModelArgs {
     pub model: String,
     #[command(flatten)]
     pub zoo: ZooArgs,
-    /// auto, flex, ndarray, wgpu[:N] or cuda[:N].
-    #[arg(long, default_value = "auto")]
+    #[arg(long, default_value = "auto", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
     pub device: Device,
     /// f32, f16 or bf16: the type of weights and activations on the device.
     #[arg(long, default_value = "f32")]

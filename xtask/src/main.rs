@@ -62,8 +62,7 @@ struct VerifyArgs {
     /// A folder with a recording.
     #[arg(long)]
     case: PathBuf,
-    /// auto, flex, ndarray, wgpu[:N] or cuda[:N].
-    #[arg(long, default_value = "flex")]
+    #[arg(long, default_value = "flex", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
     device: Device,
     /// One JSON object on stdout instead of a table.
     #[arg(long)]

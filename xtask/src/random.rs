@@ -13,7 +13,7 @@ use rand_chacha::rand_core::{RngCore, SeedableRng};
 use serde_json::{Map, Value, json};
 use sha2::Digest;
 
-/// Paths of the files that [`write`] makes.
+/// Paths of the files that [`write()`] makes.
 pub fn inputs(folder: &Path) -> Inputs {
     Inputs {
         clip: folder.join("clip.safetensors"),

@@ -274,6 +274,6 @@ mod cuda {
 
     fn first(names: &[&str]) -> Option<Library> {
         // SAFETY: NVIDIA's libraries run no code of consequence when they are loaded.
-        names.iter().find_map(|name| unsafe { Library::new(name).ok() })
+        names.iter().find_map(|name| unsafe { Library::new(*name).ok() })
     }
 }
