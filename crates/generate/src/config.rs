@@ -1,5 +1,7 @@
 //! Settings of a generation.
 
+use crate::ConfigError;
+
 /// How to continue prompts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerationConfig {
@@ -26,9 +28,10 @@ pub enum Strategy {
     Greedy,
     /// The likeliest sequence, as far as a beam sees.
     Beam {
-        /// Sequences kept at each step: 2 or more.
+        /// Sequences kept at each step. One is greedy search, which gives no scores.
         num_beams: usize,
-        /// Scores are divided by the sequence's length to this power.
+        /// Scores are divided by the sequence's length to this power: as they are negative, more than 0 favours
+        /// long sequences, less than 0 short ones.
         length_penalty: f64,
         /// When the search ends.
         early_stopping: EarlyStopping,
@@ -37,7 +40,7 @@ pub enum Strategy {
     Sample {
         /// Logits are divided by this.
         temperature: f32,
-        /// Only so many likeliest tokens are possible.
+        /// Only so many likeliest tokens are possible, and those that equal the last of them.
         top_k: Option<usize>,
         /// Only the likeliest tokens that together have this probability are possible.
         top_p: Option<f32>,
@@ -58,11 +61,6 @@ pub enum EarlyStopping {
     Never,
 }
 
-/// Settings that make no sense.
-#[derive(Clone, Debug, PartialEq, thiserror::Error)]
-#[error("{0}")]
-pub struct ConfigError(String);
-
 impl GenerationConfig {
     /// Greedy search for at most `max_new_tokens`.
     pub fn greedy(max_new_tokens: usize, stop: u32, pad: u32) -> Self {
@@ -80,41 +78,43 @@ impl GenerationConfig {
     /// Checks the settings against each other.
     ///
     /// # Errors
-    /// One sentence on the first that makes no sense.
+    /// The first that makes no sense.
     pub fn validate(&self) -> Result<(), ConfigError> {
-        let wrong = |what: String| Err(ConfigError(what));
-        let n = self.num_return_sequences;
-        if self.max_new_tokens == 0 {
-            return wrong("max_new_tokens is 0: there is nothing to generate".into());
+        let (min, max, sequences) = (self.min_new_tokens, self.max_new_tokens, self.num_return_sequences);
+        if max == 0 {
+            return Err(ConfigError::NoNewTokens);
         }
-        if self.min_new_tokens > self.max_new_tokens {
-            let (min, max) = (self.min_new_tokens, self.max_new_tokens);
-            return wrong(format!("min_new_tokens {min} is more than max_new_tokens {max}"));
+        if min > max {
+            return Err(ConfigError::MinAboveMax { min, max });
         }
-        if n == 0 {
-            return wrong("num_return_sequences is 0".into());
+        if sequences == 0 {
+            return Err(ConfigError::NoSequences);
         }
         match self.strategy {
-            Strategy::Greedy if n > 1 => {
-                wrong(format!("greedy search has one result: num_return_sequences {n} needs beams or sampling"))
-            }
-            Strategy::Beam { num_beams, .. } if num_beams < 2 => {
-                wrong(format!("{num_beams} beam(s) are no beam search: use greedy search"))
-            }
-            Strategy::Beam { num_beams, .. } if n > num_beams => {
-                wrong(format!("num_return_sequences {n} is more than num_beams {num_beams}"))
+            Strategy::Greedy if sequences > 1 => Err(ConfigError::GreedySequences(sequences)),
+            Strategy::Greedy => Ok(()),
+            Strategy::Beam { num_beams: 0, .. } => Err(ConfigError::NoBeams),
+            Strategy::Beam { num_beams: beams, .. } if sequences > beams => {
+                Err(ConfigError::SequencesAboveBeams { sequences, beams })
             }
             Strategy::Beam { length_penalty, .. } if !length_penalty.is_finite() => {
-                wrong(format!("length_penalty {length_penalty} is no number"))
+                Err(ConfigError::LengthPenalty(length_penalty))
             }
-            Strategy::Sample { temperature, .. } if !(temperature > 0.0 && temperature.is_finite()) => {
-                wrong(format!("temperature {temperature} is not above 0"))
-            }
-            Strategy::Sample { top_k: Some(0), .. } => wrong("top_k 0 leaves no token".into()),
-            Strategy::Sample { top_p: Some(p), .. } if !(p > 0.0 && p <= 1.0) => {
-                wrong(format!("top_p {p} is not in (0, 1]"))
-            }
-            _ => Ok(()),
+            Strategy::Beam { .. } => Ok(()),
+            Strategy::Sample { temperature, top_k, top_p, .. } => validate_sampling(temperature, top_k, top_p),
         }
+    }
+}
+
+pub(crate) fn validate_sampling(temperature: f32, top_k: Option<usize>, top_p: Option<f32>) -> Result<(), ConfigError> {
+    if !(temperature > 0.0 && temperature.is_finite()) {
+        return Err(ConfigError::Temperature(temperature));
+    }
+    if top_k == Some(0) {
+        return Err(ConfigError::TopK);
+    }
+    match top_p {
+        Some(p) if !(p > 0.0 && p <= 1.0) => Err(ConfigError::TopP(p)),
+        _ => Ok(()),
     }
 }

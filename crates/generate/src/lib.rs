@@ -3,18 +3,23 @@
 //!
 //! Results are those of `generate` in transformers 4.33, whose oddities are part of the numbers: beam scores
 //! are divided by the length of the whole sequence, prompt and left padding included, and n-gram blocking sees
-//! the prompt.
+//! the prompt. Where torch leaves the order of equal values open, the lower token (of the lower beam) is first.
 
 mod beam;
 mod config;
+mod error;
 mod greedy;
-mod logits;
+mod processors;
+mod sample;
 mod score;
+mod select;
 
 use std::ops::ControlFlow;
 
-pub use config::{ConfigError, EarlyStopping, GenerationConfig, Strategy};
-pub use score::sequence_log_prob;
+pub use config::{EarlyStopping, GenerationConfig, Strategy};
+pub use error::{ConfigError, GenerateError, InputError};
+pub use sample::sampling_distribution;
+pub use score::{SequenceScore, sequence_log_prob};
 
 /// A batch of sequences that a model is continuing. Its caches live behind it.
 pub trait Decoder {
@@ -45,22 +50,12 @@ pub struct Generated {
     pub finished: bool,
 }
 
-/// Why nothing was generated.
-#[derive(Debug, thiserror::Error)]
-pub enum GenerateError<E> {
-    /// The settings are unusable.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Prompts or logits are unusable.
-    #[error("{0}")]
-    Input(String),
-    /// The model failed.
-    #[error("{0}")]
-    Decoder(E),
-}
-
-/// Sees each token as it is chosen; may break off.
+/// Sees each token as it is chosen, with the row of its continuation; may break off.
 pub type OnToken<'a> = &'a mut dyn FnMut(usize, u32) -> ControlFlow<()>;
+
+/// Rows decoded at once, prompts times beams or samples: far beyond any model's memory, and small enough that
+/// no size computed from it overflows.
+const MAX_ROWS: usize = 1 << 16;
 
 /// Continues prompts.
 ///
@@ -80,32 +75,57 @@ pub fn generate<D: Decoder + ?Sized>(
     on_token: OnToken,
 ) -> Result<Vec<Generated>, GenerateError<D::Error>> {
     config.validate()?;
-    let wrong = |what: String| Err(GenerateError::Input(what));
-    let Some(first) = prompts.first() else { return wrong("there is no prompt".into()) };
-    if first.is_empty() || prompts.iter().any(|p| p.len() != first.len()) {
-        return wrong("prompts must have one width, of one token at least".into());
-    }
-    if first_logits.is_empty() || !first_logits.len().is_multiple_of(prompts.len()) {
-        return wrong(format!("{} logits for {} prompts", first_logits.len(), prompts.len()));
-    }
+    let beams = match config.strategy {
+        Strategy::Beam { num_beams, .. } => num_beams,
+        _ => config.num_return_sequences,
+    };
+    let vocab = check(prompts, &first_logits, beams)?;
     match config.strategy {
-        Strategy::Greedy | Strategy::Sample { .. } => greedy::run(decoder, prompts, first_logits, config, on_token),
-        Strategy::Beam { num_beams, length_penalty, early_stopping } => {
+        Strategy::Beam { num_beams, length_penalty, early_stopping } if num_beams > 1 => {
             let search = beam::Search { num_beams, length_penalty, early_stopping };
-            beam::run(decoder, prompts, first_logits, config, search, on_token)
+            beam::run(decoder, prompts, first_logits, vocab, config, search, on_token)
         }
+        // One beam is greedy search.
+        _ => greedy::run(decoder, prompts, first_logits, vocab, config, on_token),
     }
+}
+
+/// Whether prompts and logits fit together; returns the size of the vocabulary.
+fn check(prompts: &[Vec<u32>], logits: &[f32], rows_per_prompt: usize) -> Result<usize, InputError> {
+    let width = prompts.first().ok_or(InputError::NoPrompt)?.len();
+    if let Some(row) = prompts.iter().position(Vec::is_empty) {
+        return Err(InputError::EmptyPrompt { row });
+    }
+    if let Some((row, prompt)) = prompts.iter().enumerate().find(|(_, p)| p.len() != width) {
+        return Err(InputError::PromptWidth { row, found: prompt.len(), expected: width });
+    }
+    if prompts.len().saturating_mul(rows_per_prompt) > MAX_ROWS {
+        return Err(InputError::TooManyRows { prompts: prompts.len(), each: rows_per_prompt, most: MAX_ROWS });
+    }
+    let vocab = logits.len() / prompts.len();
+    if vocab == 0 || vocab > u32::MAX as usize || !logits.len().is_multiple_of(prompts.len()) {
+        return Err(InputError::FirstLogits { found: logits.len(), prompts: prompts.len() });
+    }
+    Ok(vocab)
+}
+
+/// Whether the model returned a row of logits for each row.
+fn check_logits(logits: &[f32], rows: usize, vocab: usize) -> Result<(), InputError> {
+    let expected = rows * vocab;
+    if logits.len() == expected { Ok(()) } else { Err(InputError::Logits { found: logits.len(), expected }) }
 }
 
 /// Prompts and continuations as `generate` of transformers returns them: each prompt (repeated for several
 /// continuations) with its new tokens, filled with `pad` to the longest.
+///
+/// `out` is what [`generate`] returned for `prompts`; continuations beyond the last prompt get none.
 pub fn padded(prompts: &[Vec<u32>], out: &[Generated], pad: u32) -> Vec<Vec<u32>> {
     let each = (out.len() / prompts.len().max(1)).max(1);
     let longest = out.iter().map(|g| g.ids.len()).max().unwrap_or(0);
     out.iter()
         .enumerate()
         .map(|(i, generated)| {
-            let mut row = prompts[i / each].clone();
+            let mut row = prompts.get(i / each).cloned().unwrap_or_default();
             row.extend_from_slice(&generated.ids);
             row.resize(row.len() + longest - generated.ids.len(), pad);
             row

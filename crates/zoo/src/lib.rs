@@ -16,7 +16,7 @@ use std::sync::Arc;
 use flamingo_config::ModelConfig;
 use flamingo_data::{ImageTransform, Interleaved, PaddingSide, Picture, TextStream, Tokenizer, pad_batch};
 use flamingo_engine::{Device, Engine, EngineError, Pixels, Precision, SessionOptions, Text};
-use flamingo_generate::{GenerateError, GenerationConfig, generate, sequence_log_prob};
+use flamingo_generate::{GenerateError, GenerationConfig, SequenceScore, generate, sequence_log_prob};
 use flamingo_weights::{ModelFolder, WeightsError};
 
 /// Why a model cannot be opened or asked.
@@ -56,17 +56,6 @@ pub struct Output {
     pub score: Option<f64>,
     /// Whether the model ended the text itself.
     pub finished: bool,
-}
-
-/// How likely a model finds a candidate answer.
-#[derive(Clone, Debug)]
-pub struct Score {
-    /// Sum of the tokens' log-probabilities.
-    pub total: f64,
-    /// Mean of the tokens' log-probabilities: what upstream's evaluation compares.
-    pub mean: f64,
-    /// Number of tokens.
-    pub tokens: usize,
 }
 
 /// A model ready to answer.
@@ -166,7 +155,7 @@ impl Model {
     ///
     /// # Errors
     /// As [`Model::generate`]; [`ZooError::Prompt`] for a candidate without a token.
-    pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<Vec<Score>, ZooError> {
+    pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<Vec<SequenceScore>, ZooError> {
         let ids: Vec<Vec<u32>> =
             candidates.iter().map(|text| self.tokenizer.encode_plain(text)).collect::<Result<_, _>>()?;
         if let Some(i) = ids.iter().position(Vec::is_empty) {
@@ -187,9 +176,7 @@ impl Model {
             // The prompt's last logits predict the first token, each token's logits the next.
             let mut steps = first.clone();
             steps.extend_from_slice(&row[..(ids.len() - 1) * vocab]);
-            let log_probs = sequence_log_prob(&steps, vocab, ids);
-            let total: f64 = log_probs.iter().map(|&x| f64::from(x)).sum();
-            Score { total, mean: total / ids.len() as f64, tokens: ids.len() }
+            SequenceScore::new(&sequence_log_prob(&steps, vocab, ids))
         });
         Ok(scores.collect())
     }

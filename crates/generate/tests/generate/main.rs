@@ -1,0 +1,5 @@
+//! Tests of searches on toy models.
+
+mod properties;
+mod toy;
+mod transformers;
