@@ -1,99 +1,79 @@
-//! Every recording on every backend of this build: the same numbers as upstream.
+//! Every recording on every backend: the same numbers as upstream. One test each, named `backend::recording`:
+//! `cargo test --test golden flex` runs those of one backend.
+//!
+//! A backend that this build lacks, or whose device this machine lacks, is printed as ignored. `FLAMINGO_REQUIRE`
+//! (`flex,wgpu`) makes that a failure.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
-use flamingo_engine::Device;
+use flamingo_engine::{Device, probe};
+use libtest_mimic::{Arguments, Failed, Trial};
 use xtask::verify::{self, Outcome};
 
-use crate::recordings;
-
-/// Recordings that the repository carries, so that this test says something wherever it runs.
-fn carried() -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden")
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    let required = std::env::var("FLAMINGO_REQUIRE").unwrap_or_default();
+    let cases = recordings();
+    let mut trials = Vec::new();
+    for (name, device) in [
+        ("flex", Device::Flex),
+        ("ndarray", Device::NdArray),
+        ("wgpu", Device::Wgpu(None)),
+        ("cuda", Device::Cuda(None)),
+    ] {
+        if let Err(error) = probe(device) {
+            let ignored = !required.split(',').any(|required| required == name);
+            let message = error.to_string();
+            let trial = Trial::test(format!("{name} (skipped: {error})"), move || Err(message.into()));
+            trials.push(trial.with_ignored_flag(ignored));
+            continue;
+        }
+        for (label, case) in &cases {
+            let case = case.clone();
+            trials.push(Trial::test(format!("{name}::{label}"), move || check(&case, device)));
+        }
+    }
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// All folders with a recording below `folder`.
-fn cases(folder: &Path) -> Vec<std::path::PathBuf> {
+/// Recordings that the repository carries, so that this test says something wherever it runs, and the full set
+/// where it is at hand; with their names.
+fn recordings() -> Vec<(String, PathBuf)> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = cases("carried", &here.join("tests/fixtures/golden"));
+    assert!(!found.is_empty(), "the repository carries recordings");
+    let all = std::env::var_os("FLAMINGO_GOLDEN").map_or_else(|| here.join("../shared/golden"), PathBuf::from);
+    if all.is_dir() {
+        found.extend(cases("all", &all));
+    } else {
+        eprintln!("the full set of recordings is skipped: there is no {}", all.display());
+    }
+    found
+}
+
+/// All folders with a recording below `folder`, and their names.
+fn cases(name: &str, folder: &Path) -> Vec<(String, PathBuf)> {
     let mut cases = Vec::new();
     for entry in std::fs::read_dir(folder).expect("a folder of recordings").flatten() {
         let path = entry.path();
+        let name = format!("{name}::{}", entry.file_name().display());
         if ["case.json", "clip.json", "preprocess.json"].iter().any(|file| path.join(file).is_file()) {
-            cases.push(path);
-        } else if path.file_name().is_some_and(|name| name == "_clip") {
-            cases.extend(self::cases(&path));
+            cases.push((name, path));
+        } else if entry.file_name() == "_clip" {
+            cases.extend(self::cases(&name, &path));
         }
     }
     cases.sort();
     cases
 }
 
-fn check(folder: &Path, device: Device) {
-    for case in cases(folder) {
-        let values = verify::compute(&case, device).unwrap_or_else(|e| panic!("{}: {e:#}", case.display()));
-        let summary = verify::check(&case, &values, device).unwrap_or_else(|e| panic!("{}: {e:#}", case.display()));
-        let failed: Vec<_> = summary.rows.iter().filter(|row| row.outcome == Outcome::Fail).collect();
-        assert!(failed.is_empty(), "{} on {device}: {failed:#?}", case.display());
-        assert!(summary.passed(), "{} on {device}: nothing was compared", case.display());
+fn check(case: &Path, device: Device) -> Result<(), Failed> {
+    let values = verify::compute(case, device).map_err(|e| format!("{e:#}"))?;
+    let summary = verify::check(case, &values, device).map_err(|e| format!("{e:#}"))?;
+    let failed: Vec<_> = summary.rows.iter().filter(|row| row.outcome == Outcome::Fail).collect();
+    if !failed.is_empty() {
+        return Err(format!("{failed:#?}").into());
     }
-}
-
-/// Runs the recordings on a device, or says why not.
-fn run(device: Device, backend: &str) {
-    if !flamingo_engine::compiled().contains(&backend) {
-        eprintln!("skipped: {backend} is not in this build (--features {backend})");
-        return;
-    }
-    check(&carried(), device);
-    if let Some(folder) = recordings() {
-        check(&folder, device);
-    }
-}
-
-#[test]
-fn flex_gives_upstreams_numbers() {
-    run(Device::Flex, "flex");
-}
-
-#[test]
-fn ndarray_gives_upstreams_numbers() {
-    run(Device::NdArray, "ndarray");
-}
-
-#[test]
-fn wgpu_gives_upstreams_numbers() {
-    run(Device::Wgpu(None), "wgpu");
-}
-
-#[test]
-fn the_check_notices_wrong_numbers() {
-    let Some(case) = cases(&carried()).into_iter().find(|case| case.join("case.json").is_file()) else {
-        panic!("the repository carries a recorded model");
-    };
-    let mut values = verify::compute(&case, Device::Flex).expect("values");
-    let Some(verify::Value::Floats(logits)) = values.0.get_mut("right.logits") else { panic!("logits") };
-    logits.data[0] += 0.1;
-    let summary = verify::check(&case, &values, Device::Flex).expect("a summary");
-    assert!(!summary.passed());
-    assert_eq!(summary.rows.iter().filter(|r| r.outcome == Outcome::Fail).count(), 1);
-    values.0.remove("right.loss");
-    let summary = verify::check(&case, &values, Device::Flex).expect("a summary");
-    assert_eq!(summary.rows.iter().filter(|r| r.outcome == Outcome::Fail).count(), 2);
-}
-
-#[test]
-fn dumped_values_read_back_under_the_recordings_names() {
-    let Some(case) = cases(&carried()).into_iter().find(|case| case.join("case.json").is_file()) else {
-        panic!("the repository carries a recorded model");
-    };
-    let values = verify::compute(&case, Device::Flex).expect("values");
-    let work = tempfile::tempdir().expect("a temporary folder");
-    let file = work.path().join("dump.safetensors");
-    values.write(&file).expect("a dump");
-    let bytes = std::fs::read(&file).expect("a dump");
-    let dump = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
-    assert_eq!(dump.names().len(), values.0.len());
-    let logits = dump.tensor("right.logits").expect("logits");
-    assert_eq!(logits.dtype(), safetensors::Dtype::F32);
-    assert_eq!(dump.tensor("gen.3.sequences").expect("ids").dtype(), safetensors::Dtype::I32);
-    assert_eq!(std::fs::read_dir(work.path()).expect("a folder").count(), 1, "a partial file is left");
+    if summary.passed() { Ok(()) } else { Err("nothing was compared".into()) }
 }

@@ -76,6 +76,27 @@ pub fn compiled() -> Vec<&'static str> {
     .collect()
 }
 
+/// Whether a device can be used.
+///
+/// # Errors
+/// [`EngineError::Device`] if it is not compiled in or not there.
+pub fn probe(device: Device) -> Result<(), EngineError> {
+    let (name, there) = match device {
+        Device::Auto => return Ok(()),
+        Device::Flex => ("flex", cfg!(feature = "flex")),
+        Device::NdArray => ("ndarray", cfg!(feature = "ndarray")),
+        #[cfg(feature = "wgpu")]
+        Device::Wgpu(index) => return wgpu_adapters::find(index).map(|_| ()),
+        #[cfg(not(feature = "wgpu"))]
+        Device::Wgpu(_) => ("wgpu", false),
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => return cuda::find(index).map(|_| ()),
+        #[cfg(not(feature = "cuda"))]
+        Device::Cuda(_) => ("cuda", false),
+    };
+    if there { Ok(()) } else { Err(absent(name)) }
+}
+
 /// Loads a model onto a device.
 ///
 /// # Errors
@@ -124,12 +145,11 @@ fn start<B: Backend>(
 }
 
 /// The sentence for a backend that is not in this build.
-#[allow(dead_code, reason = "unused when every backend is compiled in")]
-fn absent(name: &str) -> Result<Box<dyn Engine>, EngineError> {
-    Err(EngineError::Device(format!(
+fn absent(name: &str) -> EngineError {
+    EngineError::Device(format!(
         "this build has no {name} backend (it has: {}); rebuild with `--features {name}`",
         compiled().join(", ")
-    )))
+    ))
 }
 
 #[cfg(feature = "flex")]
@@ -139,7 +159,7 @@ fn open_flex(folder: &Arc<ModelFolder>, precision: Precision) -> Result<Box<dyn 
 
 #[cfg(not(feature = "flex"))]
 fn open_flex(_: &Arc<ModelFolder>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    absent("flex")
+    Err(absent("flex"))
 }
 
 #[cfg(feature = "ndarray")]
@@ -149,7 +169,7 @@ fn open_ndarray(folder: &Arc<ModelFolder>, precision: Precision) -> Result<Box<d
 
 #[cfg(not(feature = "ndarray"))]
 fn open_ndarray(_: &Arc<ModelFolder>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    absent("ndarray")
+    Err(absent("ndarray"))
 }
 
 #[cfg(feature = "wgpu")]
@@ -158,21 +178,13 @@ fn open_wgpu(
     index: Option<usize>,
     precision: Precision,
 ) -> Result<Box<dyn Engine>, EngineError> {
-    let adapters = wgpu_adapters::list();
-    let Some(adapter) = adapters.get(index.unwrap_or(0)) else {
-        return Err(EngineError::Device(match (index, adapters.len()) {
-            (_, 0) => "no GPU was found through wgpu: install a Vulkan driver, or use --device flex".into(),
-            (index, count) => {
-                format!("there is no wgpu:{}; adapters: wgpu:0 to wgpu:{}", index.unwrap_or(0), count - 1)
-            }
-        }));
-    };
-    start::<burn_wgpu::Wgpu>(folder, adapter.device.clone(), format!("{} (wgpu)", adapter.name), precision)
+    let adapter = wgpu_adapters::find(index)?;
+    start::<burn_wgpu::Wgpu>(folder, adapter.device, format!("{} (wgpu)", adapter.name), precision)
 }
 
 #[cfg(not(feature = "wgpu"))]
 fn open_wgpu(_: &Arc<ModelFolder>, _: Option<usize>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    absent("wgpu")
+    Err(absent("wgpu"))
 }
 
 #[cfg(feature = "cuda")]
@@ -181,17 +193,13 @@ fn open_cuda(
     index: Option<usize>,
     precision: Precision,
 ) -> Result<Box<dyn Engine>, EngineError> {
-    let index = index.unwrap_or(0);
-    let count = cuda::devices().map_err(EngineError::Device)?;
-    if index >= count {
-        return Err(EngineError::Device(format!("there is no cuda:{index}: this machine has {count} CUDA device(s)")));
-    }
+    let index = cuda::find(index)?;
     start::<burn_cuda::Cuda>(folder, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), precision)
 }
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(_: &Arc<ModelFolder>, _: Option<usize>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    absent("cuda")
+    Err(absent("cuda"))
 }
 
 #[cfg(feature = "wgpu")]
@@ -201,6 +209,8 @@ mod wgpu_adapters {
     use burn_wgpu::WgpuDevice;
     use burn_wgpu::graphics::{AutoGraphicsApi, GraphicsApi};
     use wgpu::DeviceType;
+
+    use crate::EngineError;
 
     pub(super) struct Adapter {
         pub(super) device: WgpuDevice,
@@ -214,13 +224,30 @@ mod wgpu_adapters {
         }
     }
 
+    /// The adapter at a place in the list, the first unless said.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if there is none.
+    pub(super) fn find(index: Option<usize>) -> Result<Adapter, EngineError> {
+        let mut adapters = list();
+        let (index, count) = (index.unwrap_or(0), adapters.len());
+        if index < count {
+            return Ok(adapters.swap_remove(index));
+        }
+        Err(EngineError::Device(match count {
+            0 => "no GPU was found through wgpu: install a Vulkan driver, or use --device flex".into(),
+            _ => format!("there is no wgpu:{index}; adapters: wgpu:0 to wgpu:{}", count - 1),
+        }))
+    }
+
     /// Discrete, integrated and virtual GPUs, then software adapters.
     pub(super) fn list() -> Vec<Adapter> {
+        let backends = AutoGraphicsApi::backend().into();
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-            backends: wgpu::Backends::all(),
+            backends,
             ..wgpu::InstanceDescriptor::new_without_display_handle()
         });
-        let found = pollster::block_on(instance.enumerate_adapters(AutoGraphicsApi::backend().into()));
+        let found = pollster::block_on(instance.enumerate_adapters(backends));
         let kinds = [DeviceType::DiscreteGpu, DeviceType::IntegratedGpu, DeviceType::VirtualGpu, DeviceType::Cpu];
         let mut adapters = Vec::new();
         for kind in kinds {
@@ -243,6 +270,20 @@ mod cuda {
     //! Whether CUDA can be used: burn-cuda panics where it cannot.
 
     use libloading::{Library, Symbol};
+
+    use crate::EngineError;
+
+    /// The number of a device that is there, 0 unless said.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if it is not, or CUDA cannot be used.
+    pub(super) fn find(index: Option<usize>) -> Result<usize, EngineError> {
+        let (index, count) = (index.unwrap_or(0), devices().map_err(EngineError::Device)?);
+        if index < count {
+            return Ok(index);
+        }
+        Err(EngineError::Device(format!("there is no cuda:{index}: this machine has {count} CUDA device(s)")))
+    }
 
     /// Number of CUDA devices.
     ///

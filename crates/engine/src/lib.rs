@@ -17,7 +17,7 @@ mod load;
 mod session;
 
 pub use array::{Array, Pixels};
-pub use device::{Device, compiled, open};
+pub use device::{Device, compiled, open, probe};
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
 pub use load::Precision;
