@@ -87,7 +87,7 @@ fn main() {
     let (parts, out) = (work.path().join("parts"), work.path().join("model"));
     xtask::random::write(&config, Dtype::F32, 0, &parts).expect("random weights");
     let inputs = xtask::random::inputs(&parts);
-    flamingo_weights::convert(&inputs, &config, Dtype::F32, &out, false, &mut |_| {}).expect("a conversion");
+    flamingo_weights::convert(&inputs, &config, Dtype::F32, &out, false, &[], &mut |_| {}).expect("a conversion");
     let folder = Arc::new(ModelFolder::open(&out).expect("a folder"));
 
     let side = config.vision.image_size;

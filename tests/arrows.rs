@@ -12,6 +12,19 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("crates/weights", &["flamingo-config"]),
     ("crates/engine", &["flamingo-config", "flamingo-generate", "flamingo-model", "flamingo-weights"]),
     ("crates/zoo", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
+    ("xtask", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
+    // The binary `flamingo`, in crates/cli.
+    (
+        ".",
+        &[
+            "flamingo-config",
+            "flamingo-data",
+            "flamingo-engine",
+            "flamingo-generate",
+            "flamingo-weights",
+            "flamingo-zoo",
+        ],
+    ),
 ];
 
 /// Crates that may use Burn at all, and the one that may name its backends.

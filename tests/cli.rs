@@ -19,6 +19,8 @@ fn flamingo(args: &[&str]) -> Output {
         .current_dir(root())
         .env_remove("FLAMINGO_MODELS")
         .env("NO_COLOR", "1")
+        // Vulkan drivers complain on stderr where it is not set.
+        .env("XDG_RUNTIME_DIR", std::env::temp_dir())
         .output()
         .expect("the binary runs")
 }
@@ -118,6 +120,12 @@ fn parts_are_interleaved_freely_from_a_file() {
         std::fs::write(&file, bad).expect("a file");
         fails(&["generate", "--model", "golden-tiny", "--interleaved", &file]);
     }
+    // A picture that is named a thousand times is decoded once, and one that never ends not at all.
+    let parts = vec![serde_json::json!({"image": "cup.jpg"}); 1000];
+    std::fs::write(&file, serde_json::Value::from(parts).to_string()).expect("a file");
+    assert!(fails(&["generate", "--model", "nothing", "--interleaved", &file]).contains("nothing"));
+    std::fs::write(&file, r#"[{"image": "/dev/zero"}]"#).expect("a file");
+    assert!(fails(&["generate", "--model", "golden-tiny", "--interleaved", &file]).contains("regular file"));
 }
 
 #[test]
@@ -187,4 +195,23 @@ fn damaged_model_folders_are_errors() {
     copy(&folder);
     std::fs::write(folder.join("model.toml"), "name = 3").expect("a file");
     assert!(run(&folder).contains("model.toml"));
+    // A tokenizer that parses and makes its library panic.
+    let folder = work.path().join("hostile_tokenizer");
+    copy(&folder);
+    let path = folder.join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+    tokenizer["model"]["continuing_subword_prefix"] = "#".repeat(1000).into();
+    std::fs::write(&path, tokenizer.to_string()).expect("a file");
+    assert!(run(&folder).contains("tokenizer"));
+}
+
+#[test]
+fn names_from_files_do_not_command_the_terminal() {
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let text = std::fs::read_to_string(root().join("models/openflamingo-3b/model.toml")).expect("a config");
+    let text = text.replace("name = \"openflamingo-3b\"", "name = \"a\\u001b]0;pwned\\u0007b\"");
+    std::fs::write(work.path().join("model.toml"), text).expect("a file");
+    let shown = stdout(&flamingo(&["inspect", &work.path().display().to_string()]));
+    assert!(shown.starts_with("a\u{fffd}]0;pwned\u{fffd}b\n"), "{shown}");
+    assert!(!shown.contains('\u{1b}'));
 }

@@ -10,6 +10,9 @@ use flamingo_config::{HubFile, Source};
 use sha2::{Digest, Sha256};
 use xtask::hub::Hub;
 
+/// The revision of every listed repository.
+const REVISION: &str = "0123abcd";
+
 /// What the server does wrong, and what it was asked.
 #[derive(Default)]
 struct State {
@@ -60,10 +63,10 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let mut words = first.split(' ');
     let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
     if let Some(repo) = path.strip_prefix("/api/models/") {
-        let prefix = format!("/{repo}/resolve/main/");
+        let prefix = format!("/{repo}/resolve/{REVISION}/");
         let names = state.files.keys().filter_map(|f| f.strip_prefix(&prefix));
         let siblings: Vec<_> = names.map(|name| serde_json::json!({"rfilename": name})).collect();
-        let body = serde_json::json!({"siblings": siblings}).to_string();
+        let body = serde_json::json!({"sha": REVISION, "siblings": siblings}).to_string();
         let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n", body.len());
         stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes())).ok();
         return;
@@ -111,12 +114,12 @@ fn files() -> HashMap<String, Vec<u8>> {
     HashMap::from([
         ("/openai/clip/resolve/main/model.safetensors".into(), bytes(5000)),
         ("/openflamingo/model/resolve/main/checkpoint.pt".into(), bytes(70_000)),
-        ("/someone/lm/resolve/main/config.json".into(), b"{}".to_vec()),
-        ("/someone/lm/resolve/main/pytorch_model.bin".into(), bytes(300)),
-        ("/someone/lm/resolve/main/model-00001-of-00002.safetensors".into(), bytes(100)),
-        ("/someone/lm/resolve/main/model-00002-of-00002.safetensors".into(), bytes(200)),
-        ("/someone/lm/resolve/main/model.safetensors.index.json".into(), b"{}".to_vec()),
-        ("/someone/lm/resolve/main/README.md".into(), b"a card".to_vec()),
+        ("/someone/lm/resolve/0123abcd/config.json".into(), b"{}".to_vec()),
+        ("/someone/lm/resolve/0123abcd/pytorch_model.bin".into(), bytes(300)),
+        ("/someone/lm/resolve/0123abcd/model-00001-of-00002.safetensors".into(), bytes(100)),
+        ("/someone/lm/resolve/0123abcd/model-00002-of-00002.safetensors".into(), bytes(200)),
+        ("/someone/lm/resolve/0123abcd/model.safetensors.index.json".into(), b"{}".to_vec()),
+        ("/someone/lm/resolve/0123abcd/README.md".into(), b"a card".to_vec()),
     ])
 }
 
@@ -153,18 +156,35 @@ fn the_parts_of_a_model_arrive_and_are_not_fetched_twice() {
 }
 
 #[test]
-fn an_interrupted_download_continues_where_it_broke_off() {
+fn a_line_that_breaks_is_taken_up_again_where_it_broke() {
     let server = Server::start(files());
     let work = tempfile::tempdir().expect("a temporary folder");
     server.set(|state| state.break_after = Some(4000));
-    assert!(fetch(&server, work.path()).is_err());
-    assert!(!work.path().join("clip/model.safetensors").exists(), "half a file has the whole one's name");
+    let inputs = fetch(&server, work.path()).expect("the parts");
+    let expected = files();
+    assert!(std::fs::read(&inputs.clip).expect("a file") == expected["/openai/clip/resolve/main/model.safetensors"]);
+    let checkpoint = &expected["/openflamingo/model/resolve/main/checkpoint.pt"];
+    assert!(std::fs::read(&inputs.checkpoint).expect("a file") == *checkpoint);
+    server.set(|state| assert_eq!(state.ranges, 1 + 17));
+}
+
+#[test]
+fn a_dead_line_is_an_error_and_a_later_run_goes_on() {
+    let server = Server::start(files());
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let file = work.path().join("clip/model.safetensors");
     let partial = work.path().join("clip/model.safetensors.incomplete");
+    std::fs::create_dir(work.path().join("clip")).expect("a folder");
+    let whole = &files()["/openai/clip/resolve/main/model.safetensors"];
+    std::fs::write(&partial, &whole[..4000]).expect("what a killed run left");
+    server.set(|state| state.break_after = Some(0));
+    assert!(fetch(&server, work.path()).is_err());
+    assert!(!file.exists(), "half a file has the whole one's name");
     assert_eq!(std::fs::metadata(&partial).expect("a partial file").len(), 4000);
-    server.set(|state| state.break_after = None);
+    server.set(|state| (state.break_after, state.ranges) = (None, 0));
     fetch(&server, work.path()).expect("the parts");
     server.set(|state| assert_eq!(state.ranges, 1));
-    assert!(!partial.exists());
+    assert!(std::fs::read(&file).expect("a file") == *whole && !partial.exists());
 }
 
 #[test]

@@ -38,7 +38,7 @@ fn the_modules_have_exactly_the_tensors_of_the_layout() {
         let (parts, out) = (work.path().join("parts"), work.path().join("model"));
         xtask::random::write(&config, Dtype::F32, 1, &parts).expect("random weights");
         let inputs = xtask::random::inputs(&parts);
-        flamingo_weights::convert(&inputs, &config, Dtype::F32, &out, false, &mut |_| {}).expect("a conversion");
+        flamingo_weights::convert(&inputs, &config, Dtype::F32, &out, false, &[], &mut |_| {}).expect("a conversion");
         let folder = Arc::new(ModelFolder::open(&out).expect("a folder"));
         let engine = flamingo_engine::open(&folder, Device::Flex, Precision::F32).expect("an engine");
 

@@ -46,7 +46,7 @@ pub struct ModelArgs {
 /// Where the zoo is.
 #[derive(Args)]
 pub struct ZooArgs {
-    /// Folder of the zoo.
+    /// Folder of the zoo: where models are found by name.
     #[arg(long = "models", value_name = "DIR", env = "FLAMINGO_MODELS", default_value = "models")]
     pub folder: PathBuf,
 }
@@ -63,7 +63,8 @@ pub struct PromptArgs {
     /// Text after the picture in question, to be continued.
     #[arg(long, default_value = "")]
     pub prompt: String,
-    /// Free interleaving instead: a JSON list of strings, {"text": "…"} and {"image": "path"}.
+    /// Free interleaving instead: a JSON list of strings, {"text": "…"} and {"image": "path"}. Paths are relative to
+    /// the file; a demonstration's text ends with <|endofchunk|>, which --shot adds and this does not.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["shot", "image", "prompt"])]
     pub interleaved: Option<PathBuf>,
 }
@@ -124,7 +125,7 @@ pub struct ScoreArgs {
     pub model: ModelArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
-    /// A candidate answer. Give two or more.
+    /// A candidate answer, appended to the prompt as it is: begin it with a space where one belongs. Give two or more.
     #[arg(long = "candidate", value_name = "TEXT", required = true)]
     pub candidates: Vec<String>,
     /// One JSON object on stdout instead of a table.

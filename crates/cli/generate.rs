@@ -1,9 +1,11 @@
 //! `flamingo generate`.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use flamingo_data::printable;
 use flamingo_generate::{EarlyStopping, GenerationConfig, Strategy};
 use flamingo_zoo::{Model, find};
 use indicatif::ProgressBar;
@@ -62,10 +64,9 @@ pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Text for the eyes: a model must not ring a terminal's bell or move its cursor.
-fn shown(text: &str, terminal: bool) -> String {
-    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
-    text.chars().map(|c| if terminal && !harmless(c) { char::REPLACEMENT_CHARACTER } else { c }).collect()
+/// A terminal gets what is harmless there, a file or a pipe what was written.
+pub fn shown(text: &str, terminal: bool) -> Cow<'_, str> {
+    if terminal { printable(text).into() } else { text.into() }
 }
 
 fn settings(args: &GenerateArgs, model: &Model) -> GenerationConfig {

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use flamingo_config::ModelConfig;
-use flamingo_weights::ModelFolder;
+use flamingo_data::printable;
+use flamingo_weights::{ModelFolder, layout};
 use flamingo_zoo::{find, parts};
 use serde_json::json;
 
@@ -31,6 +32,7 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let per_token = (2 * a.n_layers * a.d_model * 4) as u64;
     let x = &config.cross_attention;
     let blocks = (0..a.n_layers).filter(|&layer| x.has_block(layer)).count();
+    let largest = layout(&config).iter().map(|spec| spec.shape.iter().product::<usize>()).max().unwrap_or(0) as u64;
     let per_image = (2 * blocks * config.resampler.num_latents * x.heads * x.dim_head * 4) as u64;
 
     let mut stdout = std::io::stdout().lock();
@@ -46,12 +48,13 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
                 "weights_f16": total * 2,
                 "cache_per_token_f32": per_token,
                 "cache_per_image_f32": per_image,
+                "largest_tensor_f32": largest * 4,
             },
         });
         writeln!(stdout, "{result}")?;
         return Ok(());
     }
-    writeln!(stdout, "{}", config.name)?;
+    writeln!(stdout, "{}", printable(&config.name))?;
     for part in &parts {
         writeln!(stdout, "  {:<16} {:>9}", part.name, count(part.parameters))?;
     }
@@ -59,14 +62,14 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     for (dtype, tensors) in &dtypes {
         writeln!(stdout, "stored as {dtype}: {tensors} tensors")?;
     }
-    writeln!(stdout, "memory for the weights: {} in f32, {} in f16 or bf16", bytes(total * 4), bytes(total * 2))?;
-    writeln!(
-        stdout,
-        "and for each sequence in f32: {} a token, {} an image (half in f16 or bf16)",
-        bytes(per_token),
-        bytes(per_image)
-    )?;
-    write!(stdout, "\n{}", config.to_toml())?;
+    writeln!(stdout, "\nmemory; activations come on top")?;
+    writeln!(stdout, "{:<34} {:>10} {:>12} {:>12}", "device and --precision", "weights", "one token", "one image")?;
+    for (device, share) in [("any: f32", 1), ("flex, cuda, many GPUs: f16, bf16", 2)] {
+        let sizes = [total * 4 / share, per_token / share, per_image / share].map(bytes);
+        writeln!(stdout, "{device:<34} {:>10} {:>12} {:>12}", sizes[0], sizes[1], sizes[2])?;
+    }
+    writeln!(stdout, "largest tensor: {} in f32, which a GPU must take as one buffer", bytes(largest * 4))?;
+    write!(stdout, "\n{}", printable(&config.to_toml()))?;
     Ok(())
 }
 
@@ -86,7 +89,7 @@ fn config_alone(path: &Path, by_name: &Path) -> anyhow::Result<Option<ModelConfi
 /// How many tensors are stored in each type.
 fn dtypes(folder: &ModelFolder) -> BTreeMap<String, usize> {
     let mut count = BTreeMap::new();
-    for spec in flamingo_weights::layout(folder.config()) {
+    for spec in layout(folder.config()) {
         if let Some(tensor) = folder.tensor(&spec.name) {
             *count.entry(tensor.dtype.to_string()).or_insert(0) += 1;
         }

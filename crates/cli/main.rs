@@ -7,29 +7,31 @@ mod models;
 mod prompt;
 mod score;
 
+use std::panic::catch_unwind;
 use std::process::ExitCode;
 
 use clap::Parser;
+use flamingo_data::printable;
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.verbose);
-    let result = match &cli.command {
+    let result = catch_unwind(|| match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
         Command::Models(args) => models::run(args),
         Command::Inspect(args) => inspect::run(args),
+    });
+    let error = match result {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) if is_broken_pipe(&error) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(_) => "something went wrong that should not: run again with -v and report what it says".to_string(),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    eprintln!("error: {}", printable(&error));
+    ExitCode::FAILURE
 }
 
 /// Logs go to stderr; results alone go to stdout.

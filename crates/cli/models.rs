@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use flamingo_data::printable;
 use flamingo_zoo::{list, parts};
 use serde_json::json;
 
@@ -30,20 +31,21 @@ pub fn run(args: &ModelsArgs) -> anyhow::Result<()> {
     }
     writeln!(stdout, "{:<26} {:<11} {:>10} {:>11} {:>8}", "name", "decoder", "parameters", "cross-attn", "on disk")?;
     for entry in &entries {
+        let name = printable(&entry.name);
         match &entry.config {
             Ok(config) => {
                 let parameters: u64 = parts(config).iter().map(|p| p.parameters).sum();
                 writeln!(
                     stdout,
                     "{:<26} {:<11} {:>10} {:>11} {:>8}",
-                    entry.name,
+                    name,
                     config.decoder.family(),
                     count(parameters),
                     format!("every {}", config.cross_attention.every_n_layers),
                     if entry.weights { "yes" } else { "no" },
                 )?;
             }
-            Err(error) => writeln!(stdout, "{:<26} unusable: {error}", entry.name)?,
+            Err(error) => writeln!(stdout, "{name:<26} unusable: {}", printable(&error.to_string()))?,
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! From what was typed to a prompt.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -24,9 +25,10 @@ pub fn build(args: &PromptArgs) -> anyhow::Result<Prompt> {
     if let Some(file) = &args.interleaved {
         return interleaved(file);
     }
-    let shots = args.shot.chunks_exact(2).map(|shot| Ok((open(Path::new(&shot[0]))?, shot[1].as_str())));
+    let mut pictures = Pictures::default();
+    let shots = args.shot.chunks_exact(2).map(|shot| Ok((pictures.open(Path::new(&shot[0]))?, shot[1].as_str())));
     let shots = shots.collect::<anyhow::Result<Vec<_>>>()?;
-    let query = args.image.as_deref().map(open).transpose()?;
+    let query = args.image.as_deref().map(|path| pictures.open(path)).transpose()?;
     let prompt = few_shot(shots, query, args.prompt.as_str())?;
     if prompt.text.is_empty() {
         bail!("nothing to continue: give --image, --prompt or --interleaved");
@@ -41,13 +43,36 @@ fn interleaved(file: &Path) -> anyhow::Result<Prompt> {
         format!("{} is not a JSON list of strings, {{\"text\": …}} and {{\"image\": …}}", file.display())
     })?;
     let folder = file.parent().unwrap_or(Path::new(""));
+    let mut pictures = Pictures::default();
     let parts = parts.into_iter().map(|part| match part {
         FilePart::Plain(text) | FilePart::Text { text } => Ok(Part::Text(text)),
-        FilePart::Image { image } => Ok(Part::Image(open(&folder.join(image))?)),
+        FilePart::Image { image } => Ok(Part::Image(pictures.open(&folder.join(image))?)),
     });
     Ok(assemble(parts.collect::<anyhow::Result<Vec<_>>>()?)?)
 }
 
-fn open(path: &Path) -> anyhow::Result<Arc<Picture>> {
-    Ok(Arc::new(Picture::open(path).with_context(|| format!("cannot use the picture {}", path.display()))?))
+/// Most pixels of one prompt's pictures together: 3 GiB of them, decoded.
+const MAX_PIXELS: u64 = 1 << 30;
+
+/// The pictures of a prompt, each decoded once however often it is named.
+#[derive(Default)]
+struct Pictures {
+    opened: HashMap<PathBuf, Arc<Picture>>,
+    pixels: u64,
+}
+
+impl Pictures {
+    fn open(&mut self, path: &Path) -> anyhow::Result<Arc<Picture>> {
+        if let Some(picture) = self.opened.get(path) {
+            return Ok(picture.clone());
+        }
+        let picture = Picture::open(path).with_context(|| format!("cannot use the picture {}", path.display()))?;
+        self.pixels += u64::from(picture.width()) * u64::from(picture.height());
+        if self.pixels > MAX_PIXELS {
+            bail!("the prompt's pictures have more than {MAX_PIXELS} pixels together: make them smaller first");
+        }
+        let picture = Arc::new(picture);
+        self.opened.insert(path.to_path_buf(), picture.clone());
+        Ok(picture)
+    }
 }

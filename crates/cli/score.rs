@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use flamingo_data::printable;
 use serde_json::json;
 
 use crate::args::ScoreArgs;
@@ -28,7 +29,7 @@ pub fn run(args: &ScoreArgs) -> anyhow::Result<()> {
     best.sort_by(|a, b| b.1.mean.total_cmp(&a.1.mean));
     writeln!(stdout, "{:>12} {:>12} {:>7}  candidate", "mean", "sum", "tokens")?;
     for (text, score) in best {
-        writeln!(stdout, "{:>12.5} {:>12.5} {:>7}  {text}", score.mean, score.total, score.tokens)?;
+        writeln!(stdout, "{:>12.5} {:>12.5} {:>7}  {}", score.mean, score.total, score.tokens, printable(text))?;
     }
     Ok(())
 }

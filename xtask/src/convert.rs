@@ -38,16 +38,15 @@ pub fn config(name: &str) -> anyhow::Result<ModelConfig> {
 pub fn run(inputs: &Inputs, config: &ModelConfig, dtype: Dtype, out: &Path, force: bool) -> anyhow::Result<Report> {
     // Before the hours of work, not after them.
     let tokenizer = tokenizer(&inputs.language_model, config)?;
+    let files = [("tokenizer.json", tokenizer.to_json()?), ("special_tokens_map.json", tokenizer.special_tokens_map())];
     let bar = bytes_bar();
-    let report = flamingo_weights::convert(inputs, config, dtype, out, force, &mut |progress| {
+    let report = flamingo_weights::convert(inputs, config, dtype, out, force, &files, &mut |progress| {
         bar.set_length(progress.total);
         bar.set_position(progress.written);
         bar.set_message(progress.tensor.to_string());
     });
     bar.finish_and_clear();
-    let report = report?;
-    tokenizer.save(&out.join("tokenizer.json"))?;
-    Ok(report)
+    Ok(report?)
 }
 
 /// A language model's tokenizer with upstream's tokens, which must get the ids that the config says.

@@ -60,7 +60,7 @@ impl Case {
     /// # Errors
     /// Whatever keeps it from being converted.
     pub fn convert(&self, out: &Path) -> anyhow::Result<Arc<ModelFolder>> {
-        flamingo_weights::convert(&self.inputs(), &self.config()?, Dtype::F32, out, false, &mut |_| {})?;
+        flamingo_weights::convert(&self.inputs(), &self.config()?, Dtype::F32, out, false, &[], &mut |_| {})?;
         Ok(Arc::new(ModelFolder::open(out)?))
     }
 }
@@ -88,6 +88,6 @@ pub fn convert_clip(folder: &Path, work: &Path) -> anyhow::Result<Arc<ModelFolde
     crate::random::write(&config, Dtype::F32, 0, &parts)?;
     let inputs = Inputs { clip: folder.join("open_clip_pytorch_model.pt"), ..crate::random::inputs(&parts) };
     let out = work.join("model");
-    flamingo_weights::convert(&inputs, &config, Dtype::F32, &out, false, &mut |_| {})?;
+    flamingo_weights::convert(&inputs, &config, Dtype::F32, &out, false, &[], &mut |_| {})?;
     Ok(Arc::new(ModelFolder::open(&out)?))
 }

@@ -1,7 +1,7 @@
 //! Fetching the published parts of a released model from the Hugging Face hub, or a mirror of it.
 //!
-//! Plain HTTP: `{endpoint}/api/models/{repo}` lists a repository, `{endpoint}/{repo}/resolve/main/{file}` gives
-//! a file. A download goes to `<file>.incomplete`, continues there after an interruption, is checked against
+//! Plain HTTP: `{endpoint}/api/models/{repo}` lists a repository, `{endpoint}/{repo}/resolve/{revision}/{file}`
+//! gives a file. A download goes to `<file>.incomplete`, continues there after an interruption, is checked against
 //! the size and hash that the hub announces, and only then gets its name.
 
 use std::fs::{File, OpenOptions};
@@ -51,6 +51,8 @@ impl Hub {
                     .max_redirects(redirects)
                     .max_redirects_will_error(false)
                     .timeout_connect(Some(Duration::from_secs(30)))
+                    .timeout_recv_response(Some(Duration::from_secs(60)))
+                    .timeout_recv_body(Some(Duration::from_secs(600)))
                     .build(),
             )
         };
@@ -62,31 +64,40 @@ impl Hub {
     /// # Errors
     /// If a file is not there, does not arrive, or is not what the hub announced.
     pub fn fetch(&self, source: &Source, folder: &Path, on_bytes: OnBytes) -> anyhow::Result<Inputs> {
-        let clip = self.file(&source.clip.repo, &source.clip.file, &folder.join("clip"), on_bytes)?;
-        // The tower's own config stands beside its weights in Hugging Face's layout.
+        let clip = self.file(&source.clip.repo, "main", &source.clip.file, &folder.join("clip"), on_bytes)?;
         let checkpoint =
-            self.file(&source.checkpoint.repo, &source.checkpoint.file, &folder.join("checkpoint"), on_bytes)?;
+            self.file(&source.checkpoint.repo, "main", &source.checkpoint.file, &folder.join("checkpoint"), on_bytes)?;
         let language_model = folder.join("lm");
-        for file in language_model_files(&self.list(&source.language_model)?)
+        let (revision, files) = self.list(&source.language_model)?;
+        for file in language_model_files(&files)
             .with_context(|| format!("{} holds no language model", source.language_model))?
         {
-            self.file(&source.language_model, &file, &language_model, on_bytes)?;
+            self.file(&source.language_model, &revision, &file, &language_model, on_bytes)?;
         }
         Ok(Inputs { clip, language_model, checkpoint })
     }
 
-    /// Names of a repository's files.
-    fn list(&self, repo: &str) -> anyhow::Result<Vec<String>> {
+    /// A repository's newest revision and the names of its files.
+    fn list(&self, repo: &str) -> anyhow::Result<(String, Vec<String>)> {
         let url = format!("{}/api/models/{repo}", self.endpoint);
         let mut response = self.request(&self.download, &url, None)?;
         let json: serde_json::Value = serde_json::from_str(&response.body_mut().read_to_string()?)
             .with_context(|| format!("{url} did not answer with JSON"))?;
         let files = json["siblings"].as_array().with_context(|| format!("{url} lists no files"))?;
-        Ok(files.iter().filter_map(|f| f["rfilename"].as_str()).map(str::to_string).collect())
+        let files = files.iter().filter_map(|f| f["rfilename"].as_str()).map(str::to_string).collect();
+        let revision = json["sha"].as_str().filter(|sha| sha.bytes().all(|b| b.is_ascii_hexdigit()));
+        Ok((revision.unwrap_or("main").to_string(), files))
     }
 
     /// Fetches one file into a folder, unless it is there already and as announced.
-    fn file(&self, repo: &str, file: &str, folder: &Path, on_bytes: OnBytes) -> anyhow::Result<PathBuf> {
+    fn file(
+        &self,
+        repo: &str,
+        revision: &str,
+        file: &str,
+        folder: &Path,
+        on_bytes: OnBytes,
+    ) -> anyhow::Result<PathBuf> {
         // A repository names its files; none of them may leave the folder.
         let relative = Path::new(file);
         if !relative.components().all(|c| matches!(c, std::path::Component::Normal(_))) {
@@ -95,7 +106,7 @@ impl Hub {
         let path = folder.join(relative);
         let parent = path.parent().unwrap_or(folder);
         std::fs::create_dir_all(parent).with_context(|| format!("cannot make {}", parent.display()))?;
-        let url = format!("{}/{repo}/resolve/main/{file}", self.endpoint);
+        let url = format!("{}/{repo}/resolve/{revision}/{file}", self.endpoint);
         let announced = self.announced(&url)?;
         if path.is_file() && announced.check(&path).is_ok() {
             return Ok(path);
@@ -103,7 +114,22 @@ impl Hub {
         let mut partial = path.clone().into_os_string();
         partial.push(".incomplete");
         let partial = PathBuf::from(partial);
-        self.resume(&url, file, &partial, &announced, on_bytes)?;
+        if announced.size.is_none() && announced.hash.is_none() {
+            bail!("{url} announces neither size nor hash, so nothing could be checked: fetch it by hand");
+        }
+        if announced.hash.is_none() {
+            tracing::warn!("{url} announces no hash: only its size is checked");
+        }
+        // An answer ends after ten minutes at the latest. A slow line goes on from there, a dead one has brought
+        // nothing new.
+        let mut before = 0;
+        while let Err(error) = self.resume(&url, file, &partial, &announced, on_bytes) {
+            let have = std::fs::metadata(&partial).map_or(0, |about| about.len());
+            if have <= before {
+                return Err(error);
+            }
+            before = have;
+        }
         if let Err(wrong) = announced.check(&partial) {
             // What is there cannot become right by fetching more of it.
             std::fs::remove_file(&partial).ok();
@@ -201,6 +227,8 @@ impl Hub {
         let response = request.call().with_context(|| format!("cannot reach {url}"))?;
         match response.status().as_u16() {
             200 | 206 => Ok(response),
+            // Nothing lies behind what is there already: it is fetched anew.
+            416 if from.is_some() => self.request(agent, url, None),
             status => bail!("{}", refusal(url, status)),
         }
     }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::{Parser, Subcommand};
+use flamingo_data::printable;
 use flamingo_engine::Device;
 use flamingo_weights::Dtype;
 use xtask::verify::{self, Outcome};
@@ -48,7 +49,7 @@ struct ConvertArgs {
     /// f32, f16 or bf16.
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
-    /// Replace an output folder that exists.
+    /// Replace a converted model that is there.
     #[arg(long)]
     force: bool,
     /// Fetch the released parts instead, into this folder, and keep them there. HF_ENDPOINT names a mirror,
@@ -103,7 +104,7 @@ fn main() -> ExitCode {
     match result {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", printable(&format!("{error:#}")));
             ExitCode::FAILURE
         }
     }
@@ -187,17 +188,17 @@ fn not_compiled(device: Device) -> Option<&'static str> {
     (!flamingo_engine::compiled().contains(&backend)).then_some(backend)
 }
 
-/// Runs the same command in a build that has the backend. `cargo xtask` itself builds flex alone, because every
-/// backend costs minutes.
+/// Runs the same command in a build that has the backend: every backend costs minutes, so `cargo xtask` has only
+/// the default ones.
 fn with_backend(backend: &str) -> anyhow::Result<ExitCode> {
     if std::env::var_os("XTASK_REBUILT").is_some() {
         bail!("the build with --features {backend} has no {backend} backend");
     }
     eprintln!("building with --features {backend}");
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = std::process::Command::new(cargo)
-        .args(["run", "--release", "--quiet", "--features", backend, "--manifest-path"])
+        .args(["run", "--release", "--quiet", "--bin", "xtask", "--features", backend, "--manifest-path"])
         .arg(manifest)
         .arg("--")
         .args(std::env::args_os().skip(1))

@@ -42,6 +42,8 @@ pub fn write(config: &ModelConfig, dtype: Dtype, seed: u64, folder: &Path) -> an
     }
     let index = json!({"metadata": {}, "weight_map": map});
     fs::write(files.language_model.join("model.safetensors.index.json"), index.to_string())?;
+    let lm_config = flamingo_config::hf::language_model(&config.decoder);
+    fs::write(files.language_model.join("config.json"), format!("{lm_config:#}\n"))?;
     tokenizer(config, &files.language_model)?;
     archive(&files.checkpoint, &tensors.checkpoint, dtype, seed)
 }

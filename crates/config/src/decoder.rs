@@ -7,7 +7,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::ConfigError;
+use crate::{ConfigError, within};
 
 /// A language model, by family.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -393,11 +393,10 @@ impl DecoderConfig {
             Self::GptJ(c) => (c.d_model, c.n_heads, c.n_layers),
             Self::GptNeo(c) => (c.d_model, c.n_heads, c.n_layers),
         };
-        for (name, size) in [("d_model", d_model), ("n_heads", n_heads), ("n_layers", n_layers)] {
-            if size == 0 || size > 1 << 24 {
-                return Err(ConfigError::Inconsistent(format!("decoder.{name} = {size} is not between 1 and 2^24")));
-            }
-        }
+        let (width, rows) = (1 << 17, 1 << 24);
+        within("decoder.d_model", d_model, width)?;
+        within("decoder.n_heads", n_heads, width)?;
+        within("decoder.n_layers", n_layers, 1 << 10)?;
         if !d_model.is_multiple_of(n_heads) {
             return Err(ConfigError::Inconsistent(format!(
                 "decoder.d_model {d_model} is not a multiple of decoder.n_heads {n_heads}"
@@ -412,11 +411,26 @@ impl DecoderConfig {
             )));
         }
         let a = self.architecture();
-        if a.d_ff == 0 || a.d_ff > 1 << 24 || a.max_positions == 0 || a.max_positions > 1 << 24 {
-            return Err(ConfigError::Inconsistent(format!(
-                "decoder.d_ff {} and decoder.max_positions {} must be between 1 and 2^24",
-                a.d_ff, a.max_positions
-            )));
+        within("decoder.word_embed_proj_dim", a.embed_dim, width)?;
+        within("decoder.d_ff", a.d_ff, 8 * width)?;
+        within("decoder.max_positions", a.max_positions, rows)?;
+        for window in a.windows.iter().flatten() {
+            within("decoder.window_size", *window, rows)?;
+        }
+        let base = match a.position {
+            Position::Alibi { bias_max, .. } => bias_max,
+            Position::Rotary { base, .. } => base,
+            Position::Learned { .. } => 1.0,
+        };
+        for (name, number) in [
+            ("norm_eps", a.norm_eps),
+            ("alibi_bias_max or rotary_base", base),
+            ("softmax_scale", a.attention_scale),
+            ("clip_qkv", a.clip_qkv.unwrap_or(1.0)),
+        ] {
+            if !(number > 0.0 && number.is_finite()) {
+                return Err(ConfigError::Inconsistent(format!("decoder.{name} = {number} is no positive number")));
+            }
         }
         if let Position::Rotary { dims, .. } = a.position
             && (dims == 0 || dims > a.head_dim() || !dims.is_multiple_of(2))

@@ -1,7 +1,7 @@
 //! Reading upstream's own configs: `config.json` of a Hugging Face language model, and open_clip's or
 //! Hugging Face's description of a CLIP tower.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{
     Activation, ConfigError, DecoderConfig, GptJConfig, GptNeoConfig, GptNeoxConfig, LlamaConfig, MptConfig, OptConfig,
@@ -154,7 +154,7 @@ pub fn decoder(json: &Value) -> Result<DecoderConfig, ConfigError> {
                 d_model,
                 n_heads,
                 n_layers: f.size("n_layer")?,
-                d_ff: f.size_or("n_inner", 4 * d_model)?,
+                d_ff: f.size_or("n_inner", d_model.saturating_mul(4))?,
                 max_positions: f.size_or("n_positions", 2048)?,
                 rotary_dim: f.size_or("rotary_dim", d_model / n_heads.max(1))?,
                 activation: activation(f.text_or("activation_function", "gelu_new")?)?,
@@ -168,7 +168,7 @@ pub fn decoder(json: &Value) -> Result<DecoderConfig, ConfigError> {
                 d_model,
                 n_heads: f.size("num_heads")?,
                 n_layers,
-                d_ff: f.size_or("intermediate_size", 4 * d_model)?,
+                d_ff: f.size_or("intermediate_size", d_model.saturating_mul(4))?,
                 max_positions: f.size_or("max_position_embeddings", 2048)?,
                 local_layers: gpt_neo_layers(&f)?,
                 window_size: f.size_or("window_size", 256)?,
@@ -184,6 +184,68 @@ pub fn decoder(json: &Value) -> Result<DecoderConfig, ConfigError> {
     })
 }
 
+/// The `config.json` that describes a decoder: [`decoder`] reads it back.
+pub fn language_model(config: &DecoderConfig) -> Value {
+    match config {
+        DecoderConfig::MosaicGpt(c) => json!({
+            "model_type": "mosaic_gpt", "d_model": c.d_model, "n_heads": c.n_heads, "n_layers": c.n_layers,
+            "mlp_ratio": c.d_ff / c.d_model, "max_seq_len": c.max_positions, "alibi": true, "no_bias": true,
+            "alibi_bias_max": c.alibi_bias_max, "attn_qk_ln": c.qk_norm, "attn_clip_qkv": c.clip_qkv,
+            "softmax_scale": c.softmax_scale,
+        }),
+        DecoderConfig::Mpt(c) => json!({
+            "model_type": "mpt", "d_model": c.d_model, "n_heads": c.n_heads, "n_layers": c.n_layers,
+            "expansion_ratio": c.d_ff / c.d_model, "max_seq_len": c.max_positions, "no_bias": true,
+            "layer_norm_epsilon": c.norm_eps,
+            "attn_config": {
+                "alibi": true, "alibi_bias_max": c.alibi_bias_max, "qk_ln": c.qk_norm, "clip_qkv": c.clip_qkv,
+                "softmax_scale": c.softmax_scale,
+            },
+        }),
+        DecoderConfig::GptNeox(c) => json!({
+            "model_type": "gpt_neox", "hidden_size": c.d_model, "num_attention_heads": c.n_heads,
+            "num_hidden_layers": c.n_layers, "intermediate_size": c.d_ff, "max_position_embeddings": c.max_positions,
+            "rotary_pct": c.rotary_pct, "rotary_emb_base": c.rotary_base,
+            "use_parallel_residual": c.parallel_residual, "hidden_act": activation_name(c.activation),
+            "tie_word_embeddings": c.tied_head, "layer_norm_eps": c.norm_eps,
+        }),
+        DecoderConfig::Opt(c) => json!({
+            "model_type": "opt", "hidden_size": c.d_model, "word_embed_proj_dim": c.word_embed_proj_dim,
+            "num_attention_heads": c.n_heads, "num_hidden_layers": c.n_layers, "ffn_dim": c.d_ff,
+            "max_position_embeddings": c.max_positions, "do_layer_norm_before": c.pre_norm,
+            "_remove_final_layer_norm": c.pre_norm && !c.final_norm,
+            "activation_function": activation_name(c.activation),
+        }),
+        DecoderConfig::Llama(c) => json!({
+            "model_type": "llama", "hidden_size": c.d_model, "num_attention_heads": c.n_heads,
+            "num_hidden_layers": c.n_layers, "intermediate_size": c.d_ff, "max_position_embeddings": c.max_positions,
+            "rope_theta": c.rotary_base, "tie_word_embeddings": c.tied_head, "rms_norm_eps": c.norm_eps,
+        }),
+        DecoderConfig::GptJ(c) => json!({
+            "model_type": "gptj", "n_embd": c.d_model, "n_head": c.n_heads, "n_layer": c.n_layers, "n_inner": c.d_ff,
+            "n_positions": c.max_positions, "rotary_dim": c.rotary_dim,
+            "activation_function": activation_name(c.activation), "layer_norm_epsilon": c.norm_eps,
+        }),
+        DecoderConfig::GptNeo(c) => json!({
+            "model_type": "gpt_neo", "hidden_size": c.d_model, "num_heads": c.n_heads, "num_layers": c.n_layers,
+            "intermediate_size": c.d_ff, "max_position_embeddings": c.max_positions,
+            "attention_layers": c.local_layers.iter().map(|&l| if l { "local" } else { "global" }).collect::<Vec<_>>(),
+            "window_size": c.window_size, "activation_function": activation_name(c.activation),
+            "layer_norm_epsilon": c.norm_eps,
+        }),
+    }
+}
+
+fn activation_name(activation: Activation) -> &'static str {
+    match activation {
+        Activation::Gelu => "gelu",
+        Activation::GeluTanh => "gelu_new",
+        Activation::QuickGelu => "quick_gelu",
+        Activation::Relu => "relu",
+        Activation::Silu => "silu",
+    }
+}
+
 fn mosaic_gpt(f: &Fields) -> Result<MptConfig, ConfigError> {
     f.require_flag("alibi", true)?;
     f.require_flag("no_bias", true)?;
@@ -194,7 +256,7 @@ fn mosaic_gpt(f: &Fields) -> Result<MptConfig, ConfigError> {
         d_model,
         n_heads: f.size("n_heads")?,
         n_layers: f.size("n_layers")?,
-        d_ff: d_model * f.size_or("mlp_ratio", 4)?,
+        d_ff: d_model.saturating_mul(f.size_or("mlp_ratio", 4)?),
         max_positions: f.size_or("max_seq_len", 2048)?,
         alibi_bias_max: f.number_or("alibi_bias_max", 8.0)?,
         qk_norm: f.flag_or("attn_qk_ln", false)?,
@@ -216,7 +278,7 @@ fn mpt(f: &Fields) -> Result<MptConfig, ConfigError> {
         d_model,
         n_heads: f.size("n_heads")?,
         n_layers: f.size("n_layers")?,
-        d_ff: d_model * f.size_or("expansion_ratio", 4)?,
+        d_ff: d_model.saturating_mul(f.size_or("expansion_ratio", 4)?),
         max_positions: f.size_or("max_seq_len", 2048)?,
         alibi_bias_max: attention.number_or("alibi_bias_max", 8.0)?,
         qk_norm: attention.flag_or("qk_ln", false)?,
@@ -241,13 +303,12 @@ fn gpt_neo_layers(f: &Fields) -> Result<Vec<bool>, ConfigError> {
     for run in f.get("attention_types").and_then(Value::as_array).ok_or_else(|| f.missing("attention_types"))? {
         let kinds = run.get(0).and_then(Value::as_array).ok_or_else(|| f.missing("attention_types"))?;
         let times = run.get(1).and_then(Value::as_u64).ok_or_else(|| f.missing("attention_types"))?;
-        if times > 1 << 16 {
-            return Err(f.missing("attention_types"));
-        }
-        for _ in 0..times {
-            for kind in kinds {
-                layers.push(local(kind)?);
+        for kind in (0..times).flat_map(|_| kinds) {
+            // More than any model has: a number of layers that is checked later would not hold this list.
+            if layers.len() > 1 << 10 {
+                return Err(f.missing("attention_types"));
             }
+            layers.push(local(kind)?);
         }
     }
     Ok(layers)

@@ -223,29 +223,30 @@ impl ModelConfig {
         let r = &self.resampler;
         let x = &self.cross_attention;
         let t = &self.tokens;
-        let sizes = [
-            ("vision.image_size", v.image_size),
-            ("vision.patch_size", v.patch_size),
-            ("vision.width", v.width),
-            ("vision.layers", v.layers),
-            ("vision.heads", v.heads),
-            ("vision.mlp_width", v.mlp_width),
-            ("vision.output_dim", v.output_dim),
-            ("resampler.depth", r.depth),
-            ("resampler.dim_head", r.dim_head),
-            ("resampler.heads", r.heads),
-            ("resampler.num_latents", r.num_latents),
-            ("resampler.ff_mult", r.ff_mult),
-            ("cross_attention.every_n_layers", x.every_n_layers),
-            ("cross_attention.dim_head", x.dim_head),
-            ("cross_attention.heads", x.heads),
-            ("cross_attention.ff_mult", x.ff_mult),
-            ("tokens.vocab_size", t.vocab_size),
-        ];
-        for (name, size) in sizes {
-            if size == 0 || size > 1 << 24 {
-                return wrong(format!("{name} = {size} is not between 1 and 2^24"));
-            }
+        // Far beyond any model that exists, and small enough that no product of them overflows.
+        let (width, count, rows) = (1 << 17, 1 << 10, 1 << 24);
+        for (name, size, limit) in [
+            ("vision.image_size", v.image_size, 1 << 13),
+            ("vision.patch_size", v.patch_size, 1 << 13),
+            ("vision.width", v.width, width),
+            ("vision.layers", v.layers, count),
+            ("vision.heads", v.heads, width),
+            ("vision.mlp_width", v.mlp_width, 8 * width),
+            ("vision.output_dim", v.output_dim, width),
+            ("resampler.depth", r.depth, count),
+            ("resampler.dim_head", r.dim_head, width),
+            ("resampler.heads", r.heads, count),
+            ("resampler.num_latents", r.num_latents, width),
+            ("resampler.ff_mult", r.ff_mult, count),
+            ("resampler.max_num_frames", r.max_num_frames.unwrap_or(1), rows),
+            ("resampler.max_num_media", r.max_num_media.unwrap_or(1), rows),
+            ("cross_attention.every_n_layers", x.every_n_layers, rows),
+            ("cross_attention.dim_head", x.dim_head, width),
+            ("cross_attention.heads", x.heads, count),
+            ("cross_attention.ff_mult", x.ff_mult, count),
+            ("tokens.vocab_size", t.vocab_size, rows),
+        ] {
+            within(name, size, limit)?;
         }
         if !v.image_size.is_multiple_of(v.patch_size) {
             return wrong(format!(
@@ -256,12 +257,14 @@ impl ModelConfig {
         if !v.width.is_multiple_of(v.heads) {
             return wrong(format!("vision.width {} is not a multiple of vision.heads {}", v.width, v.heads));
         }
-        for (name, id) in [("endofchunk", t.endofchunk), ("image", t.image), ("pad", t.pad)] {
+        let ids =
+            [("endofchunk", t.endofchunk), ("image", t.image), ("pad", t.pad), ("generation_pad", t.generation_pad)];
+        for (name, id) in ids {
             if id as usize >= t.vocab_size {
                 return wrong(format!("tokens.{name} = {id} is outside tokens.vocab_size {}", t.vocab_size));
             }
         }
-        if t.image < t.endofchunk || t.endofchunk == 0 {
+        if t.image <= t.endofchunk || t.endofchunk == 0 {
             return wrong(format!(
                 "tokens.image {} must follow tokens.endofchunk {}: upstream adds them in this order",
                 t.image, t.endofchunk
@@ -269,4 +272,12 @@ impl ModelConfig {
         }
         self.decoder.check()
     }
+}
+
+/// Checks that a size is one, and not absurd.
+pub(crate) fn within(name: &str, size: usize, limit: usize) -> Result<(), ConfigError> {
+    if (1..=limit).contains(&size) {
+        return Ok(());
+    }
+    Err(ConfigError::Inconsistent(format!("{name} = {size} is not between 1 and {limit}")))
 }

@@ -9,4 +9,6 @@ mod text;
 pub use error::DataError;
 pub use image::{ConvertOrder, ImageTransform, MAX_PIXELS, Picture};
 pub use prompt::{Interleaved, Part, assemble, check_marks, few_shot};
-pub use text::{Batch, ENDOFCHUNK, IMAGE, PAD, PaddingSide, SpecialTokens, TextStream, Tokenizer, pad_batch};
+pub use text::{
+    Batch, ENDOFCHUNK, IMAGE, PAD, PaddingSide, SpecialTokens, TextStream, Tokenizer, pad_batch, printable,
+};

@@ -1,10 +1,11 @@
 //! Text as upstream's tokenizers read it, with the tokens that upstream adds.
 
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 use tokenizers::models::bpe::BPE;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::processors::template::TemplateProcessing;
@@ -25,6 +26,9 @@ const ENDOFTEXT: &str = "<|endoftext|>";
 /// Ids from here on are taken for damage: no embedding table is that long.
 const MAX_ID: u64 = 1 << 30;
 
+/// LLaMA's tokenizer, which writes spaces with three bytes in several places, grows texts by 27 at most.
+const MAX_GROWTH: f64 = 4096.0;
+
 /// transformers' `clean_up_tokenization`, in its order.
 const CLEAN_UP: [(&str, &str); 10] = [
     (" .", "."),
@@ -44,6 +48,8 @@ const CLEAN_UP: [(&str, &str); 10] = [
 pub struct Tokenizer {
     inner: Inner,
     named: Named,
+    /// `special_tokens_map.json`, with the tokens that were added.
+    map: Map<String, Value>,
     /// Whether decoded text loses the space before punctuation, as Hugging Face's tokenizers do unless told not to.
     clean_up: bool,
 }
@@ -81,7 +87,8 @@ impl Tokenizer {
     /// [`DataError::Tokenizer`] if the folder has neither, or one of the files is unusable; [`DataError::Io`] if one
     /// cannot be read.
     pub fn open(folder: &Path) -> Result<Self, DataError> {
-        let files = [json(&folder.join("special_tokens_map.json"))?, json(&folder.join("tokenizer_config.json"))?];
+        let files =
+            [optional(&folder.join("special_tokens_map.json"))?, optional(&folder.join("tokenizer_config.json"))?];
         let named = |key: &str| files.iter().flatten().find_map(|file| content(&file[key])).map(str::to_string);
         let mut own = Named { bos: named("bos_token"), eos: named("eos_token"), pad: named("pad_token") };
         let whole = folder.join("tokenizer.json");
@@ -103,7 +110,9 @@ impl Tokenizer {
             special.extend(more.iter().filter_map(content).map(str::to_string));
         }
         let keeps = files.iter().flatten().any(|file| file["clean_up_tokenization_spaces"] == Value::Bool(false));
-        let mut tokenizer = Self { inner, named: own, clean_up: !keeps };
+        let [map, _] = files;
+        let map = map.and_then(|map| map.as_object().cloned()).unwrap_or_default();
+        let mut tokenizer = Self { inner, named: own, map, clean_up: !keeps };
         for token in special {
             tokenizer.add(&token)?;
         }
@@ -118,8 +127,11 @@ impl Tokenizer {
     pub fn add_flamingo_tokens(&mut self) -> Result<SpecialTokens, DataError> {
         let endofchunk = self.add(ENDOFCHUNK)?;
         let image = self.add(IMAGE)?;
-        let pad = self.named.pad.clone();
-        let pad = self.add(pad.as_deref().unwrap_or(PAD))?;
+        let pad_token = self.named.pad.get_or_insert_with(|| PAD.to_string()).clone();
+        let pad = self.add(&pad_token)?;
+        self.map.insert("pad_token".into(), pad_token.into());
+        // As upstream's call does it: its two tokens take the place of others in this list.
+        self.map.insert("additional_special_tokens".into(), json!([ENDOFCHUNK, IMAGE]));
         let id = |token: &Option<String>| token.as_deref().and_then(|token| self.inner.token_to_id(token));
         Ok(SpecialTokens { endofchunk, image, pad, bos: id(&self.named.bos), eos: id(&self.named.eos) })
     }
@@ -149,7 +161,8 @@ impl Tokenizer {
     }
 
     fn ids(&self, text: &str, whole: bool) -> Result<Vec<u32>, DataError> {
-        let encoding = self.inner.encode(text, whole).map_err(|e| wrong(format!("cannot tokenize: {e}")))?;
+        let encoding =
+            guarded(|| self.inner.encode(text, whole))?.map_err(|e| wrong(format!("cannot tokenize: {e}")))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -160,7 +173,7 @@ impl Tokenizer {
     }
 
     fn raw(&self, ids: &[u32], skip_special: bool) -> String {
-        self.inner.decode(ids, skip_special).unwrap_or_default()
+        guarded(|| self.inner.decode(ids, skip_special)).ok().and_then(Result::ok).unwrap_or_default()
     }
 
     fn cleaned(&self, text: String) -> String {
@@ -188,30 +201,28 @@ impl Tokenizer {
         self.len() == 0
     }
 
-    /// Writes `tokenizer.json`, added tokens included. The file is there whole or not at all.
+    /// The text of a `tokenizer.json`, added tokens included.
     ///
     /// # Errors
-    /// [`DataError::Tokenizer`] if it cannot be written.
-    pub fn save(&self, path: &Path) -> Result<(), DataError> {
-        let failed = |e: &dyn std::fmt::Display| wrong(format!("cannot write {}: {e}", path.display()));
-        let text = self.inner.to_string(true).map_err(|e| failed(&e))?;
-        let Some(name) = path.file_name() else { return Err(failed(&"it names no file")) };
-        let mut partial = std::ffi::OsString::from(".");
-        partial.push(name);
-        partial.push(format!(".{}.partial", std::process::id()));
-        let partial = path.with_file_name(partial);
-        let written = fs::File::create(&partial)
-            .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-            .and_then(|()| fs::rename(&partial, path));
-        written.map_err(|e| {
-            let _ = fs::remove_file(&partial);
-            failed(&e)
-        })
+    /// [`DataError::Tokenizer`] if the tokenizer cannot be written down.
+    pub fn to_json(&self) -> Result<String, DataError> {
+        self.inner.to_string(true).map_err(|e| wrong(format!("cannot write the tokenizer down: {e}")))
+    }
+
+    /// The text of a `special_tokens_map.json`, which names to Hugging Face's tools what was added.
+    pub fn special_tokens_map(&self) -> String {
+        format!("{:#}\n", Value::Object(self.map.clone()))
     }
 }
 
 fn wrong(what: String) -> DataError {
     DataError::Tokenizer(what)
+}
+
+/// The library panics on some files that parse.
+fn guarded<T>(work: impl FnOnce() -> T) -> Result<T, DataError> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|_| wrong("the tokenizer's file is damaged: it parses but cannot be used".into()))
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, DataError> {
@@ -227,7 +238,7 @@ fn object(path: &Path, bytes: &[u8]) -> Result<Value, DataError> {
 }
 
 /// A JSON object, or `None` where there is no such file.
-fn json(path: &Path) -> Result<Option<Value>, DataError> {
+fn optional(path: &Path) -> Result<Option<Value>, DataError> {
     match read(path) {
         Ok(bytes) => object(path, &bytes).map(Some),
         Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
@@ -253,7 +264,10 @@ fn from_json(path: &Path) -> Result<Inner, DataError> {
     {
         return Err(unusable(&format!("the id of {token:?} is {id}")));
     }
-    let mut inner: Inner = serde_json::from_slice(&bytes).map_err(|e| unusable(&e))?;
+    if growth(&file) > MAX_GROWTH {
+        return Err(unusable(&"its replacements make any text enormous"));
+    }
+    let mut inner: Inner = guarded(|| serde_json::from_slice(&bytes))?.map_err(|e| unusable(&e))?;
     // The library gives added tokens the next free ids, whatever the file says.
     for token in file["added_tokens"].as_array().into_iter().flatten() {
         let Some(text) = content(token) else { continue };
@@ -265,6 +279,22 @@ fn from_json(path: &Path) -> Result<Inner, DataError> {
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|e| unusable(&e))?;
     Ok(inner)
+}
+
+/// How much longer a text can become by the replacements in a tokenizer's file, each of which can feed the next.
+fn growth(part: &Value) -> f64 {
+    let inside = match part {
+        Value::Array(parts) => parts.iter().map(growth).product(),
+        Value::Object(fields) => fields.values().map(growth).product(),
+        _ => 1.0,
+    };
+    match part["type"].as_str() {
+        Some("Replace" | "Prepend") => {
+            let text = part["content"].as_str().or(part["prepend"].as_str()).unwrap_or_default();
+            inside * text.len().max(1) as f64
+        }
+        _ => inside,
+    }
 }
 
 /// GPT-2's byte-level BPE from its two files, with `added_tokens.json` if there is one; `bos` is prepended to every
@@ -286,7 +316,7 @@ fn from_merges(folder: &Path, bos: Option<&str>) -> Result<Inner, DataError> {
     let mut inner = Inner::new(bpe);
     inner.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
     inner.with_decoder(Some(ByteLevel::default()));
-    let added = json(&folder.join("added_tokens.json"))?;
+    let added = optional(&folder.join("added_tokens.json"))?;
     let added = added.as_ref().and_then(Value::as_object).into_iter().flatten();
     let mut added: Vec<(&String, Option<u64>)> = added.map(|(token, id)| (token, id.as_u64())).collect();
     added.sort_by_key(|(_, id)| *id);
@@ -359,6 +389,13 @@ impl TextStream<'_> {
         self.ids.clear();
         (!piece.is_empty()).then(|| self.tokenizer.cleaned(piece))
     }
+}
+
+/// Text from files and models, for a terminal: without the control characters that would ring its bell, move its
+/// cursor or change its title.
+pub fn printable(text: &str) -> String {
+    let harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().map(|c| if harmless(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
 }
 
 /// Which side of a row is filled.

@@ -292,3 +292,23 @@ fn bmps_of_16_bits_are_scaled_without_rounding() {
         assert_eq!(first(3, level << 5), [0, (level * 255 / 63) as u8, 0]);
     }
 }
+
+#[test]
+fn a_jpeg_of_countless_scans_is_refused() {
+    let photos = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/photos");
+    let jpeg = fs::read(photos.join("coffee.jpg")).expect("a photograph");
+    let scan = jpeg.windows(2).position(|pair| pair == [0xff, 0xda]).expect("a scan");
+    let mut hostile = jpeg[..scan].to_vec();
+    for _ in 0..600 {
+        hostile.extend([0xff, 0xda, 0, 8, 1, 1, 0, 0, 63, 0]);
+    }
+    hostile.extend([0xff, 0xd9]);
+    assert!(Picture::decode(&hostile).expect_err("an error").to_string().contains("scans"));
+}
+
+#[test]
+fn what_is_no_file_is_not_read() {
+    for path in ["/dev/zero", "."] {
+        assert!(matches!(Picture::open(Path::new(path)), Err(DataError::Io { .. })), "{path}");
+    }
+}

@@ -248,16 +248,45 @@ fn saved_tokenizers_are_the_same_and_adding_twice_changes_nothing() {
     assert_eq!((special.bos, special.eos, tokenizer.len(), tokenizer.is_empty()), (None, None, 32, false));
     let path = work.path().join("tokenizer.json");
     for _ in 0..2 {
-        tokenizer.save(&path).expect("a file");
+        fs::write(&path, tokenizer.to_json().expect("a tokenizer")).expect("a file");
         let mut again = Tokenizer::open(work.path()).expect("a tokenizer");
         assert_eq!(again.add_flamingo_tokens().expect("special tokens"), special);
         assert_eq!(again.len(), 32);
         let text = format!("{IMAGE}a{PAD}cat{ENDOFCHUNK}");
         assert_eq!(again.encode(&text).expect("ids"), tokenizer.encode(&text).expect("ids"));
     }
-    assert_eq!(fs::read_dir(work.path()).expect("a folder").count(), 3);
-    assert!(tokenizer.save(&work.path().join("absent/tokenizer.json")).is_err());
-    assert!(tokenizer.save(Path::new("/")).is_err());
+    let map = tokenizer.special_tokens_map();
+    fs::write(work.path().join("special_tokens_map.json"), &map).expect("a file");
+    let map: serde_json::Value = serde_json::from_str(&map).expect("JSON");
+    assert_eq!(map["pad_token"], PAD);
+    assert_eq!(map["additional_special_tokens"], serde_json::json!([ENDOFCHUNK, IMAGE]));
+    let mut again = Tokenizer::open(work.path()).expect("a tokenizer");
+    assert_eq!(again.add_flamingo_tokens().expect("special tokens"), special);
+}
+
+/// Files that parse, and that the library panics on or that make any text enormous.
+#[test]
+fn hostile_files_are_errors() {
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let path = work.path().join("tokenizer.json");
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/golden-tiny/tokenizer.json");
+    let sound: serde_json::Value = serde_json::from_slice(&fs::read(tiny).expect("a file")).expect("JSON");
+    let encode = |file: &serde_json::Value| {
+        fs::write(&path, file.to_string()).expect("a file");
+        Tokenizer::open(work.path()).and_then(|tokenizer| tokenizer.encode("a cat"))
+    };
+    encode(&sound).expect("ids");
+    let mut prefix = sound.clone();
+    prefix["model"]["continuing_subword_prefix"] = "#".repeat(1000).into();
+    assert!(encode(&prefix).is_err());
+    let mut template = sound.clone();
+    template["post_processor"] = serde_json::json!({"type": "TemplateProcessing", "special_tokens": {}, "pair": [],
+        "single": [{"SpecialToken": {"id": "zz", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]});
+    assert!(encode(&template).is_err());
+    let mut growing = sound;
+    let longer = serde_json::json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aaaaaaaaaaaaaaaa"});
+    growing["normalizer"] = serde_json::json!({"type": "Sequence", "normalizers": vec![longer; 10]});
+    assert!(encode(&growing).expect_err("an error").to_string().contains("enormous"));
 }
 
 #[test]
@@ -325,7 +354,7 @@ fn unusable_folders_are_errors() {
 fn damaged_files_never_panic() {
     let (work, tokenizer) = letters();
     let path = work.path().join("tokenizer.json");
-    tokenizer.save(&path).expect("a file");
+    fs::write(&path, tokenizer.to_json().expect("a tokenizer")).expect("a file");
     let sound = fs::read(&path).expect("a file");
     let mut noise = Noise(11);
     for _ in 0..2000 {

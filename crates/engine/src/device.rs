@@ -119,7 +119,9 @@ fn best() -> Device {
         return Device::Cuda(None);
     }
     #[cfg(feature = "wgpu")]
-    if let Some(index) = wgpu_adapters::list().iter().position(|adapter| adapter.is_gpu()) {
+    if wgpu_adapters::plausible()
+        && let Some(index) = wgpu_adapters::list().iter().position(|adapter| adapter.is_gpu())
+    {
         return Device::Wgpu(Some(index));
     }
     if cfg!(feature = "flex") { Device::Flex } else { Device::NdArray }
@@ -222,6 +224,13 @@ mod wgpu_adapters {
         pub(super) fn is_gpu(&self) -> bool {
             !matches!(self.device, WgpuDevice::Cpu)
         }
+    }
+
+    /// Whether it is worth asking. A GPU on Linux has a device node; without one, loading every Vulkan driver would
+    /// only cost time and let them complain on stderr.
+    pub(super) fn plausible() -> bool {
+        let nodes = ["/dev/dri", "/dev/nvidiactl", "/dev/nvgpu", "/dev/nvhost-ctrl", "/dev/dxg", "/dev/mali0"];
+        !cfg!(target_os = "linux") || nodes.iter().any(|node| std::path::Path::new(node).exists())
     }
 
     /// The adapter at a place in the list, the first unless said.

@@ -82,12 +82,15 @@ fn snapshot(folder: &Arc<ModelFolder>, name: String, dtype: DType) -> Option<Ten
             Dtype::F16 => DType::F16,
             Dtype::Bf16 => DType::BF16,
         };
-        if stored == dtype {
-            let bytes = Bytes::from_bytes_vec(view.bytes.to_vec());
-            return Ok(TensorData::from_bytes(bytes, view.shape.to_vec(), stored));
-        }
-        let numbers = folder.tensor_f32(&name).ok_or_else(gone)?;
-        Ok(TensorData::new(numbers, view.shape.to_vec()).convert_dtype(dtype))
+        let shape = view.shape.to_vec();
+        let data = if stored == dtype {
+            TensorData::from_bytes(Bytes::from_bytes_vec(view.bytes.to_vec()), shape, stored)
+        } else {
+            let numbers = folder.tensor_f32(&name).ok_or_else(gone)?;
+            TensorData::new(numbers, shape).convert_dtype(dtype)
+        };
+        folder.release(&name);
+        Ok(data)
     };
     Some(TensorSnapshot::from_closure(Rc::new(read), dtype, shape, path, Vec::new(), ParamId::new()))
 }

@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use flamingo_config::{ConfigError, CrossAttentionConfig, ModelConfig, ResamplerConfig, TokenConfig, hf};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::WeightsError;
+use crate::convert::{CLIP_MEAN, CLIP_STD};
 
 /// A model's config from its parts: the vision tower's and the language model's own configs, and upstream's
 /// dimensions as a JSON object
@@ -61,29 +62,68 @@ pub fn config_from_parts(
     Ok(config)
 }
 
-/// Compares a config with the language model's own `config.json`, where the folder has one.
+/// Compares a config with the language model's own `config.json`: two models of one shape can differ in what is
+/// computed.
 ///
 /// # Errors
-/// [`WeightsError::Mismatch`] with the first fields that differ.
+/// [`WeightsError::Mismatch`] with the fields that differ; an error if there is no such file.
 pub fn check_language_model(config: &ModelConfig, folder: &Path) -> Result<(), WeightsError> {
     let path = folder.join("config.json");
-    if !path.is_file() {
-        return Ok(());
-    }
-    let text = std::fs::read_to_string(&path).map_err(WeightsError::io("read", &path))?;
-    let json: Value =
-        serde_json::from_str(&text).map_err(|e| WeightsError::format(&path, format!("is not JSON: {e}")))?;
+    let json = json(&path)?;
     let theirs = hf::decoder(&json).map_err(|reason| WeightsError::Config { path: path.clone(), reason })?;
-    if theirs == config.decoder {
+    compare(&path, "language models", &json!(config.decoder), &json!(theirs))
+}
+
+/// Compares a config with what stands beside CLIP's weights: Hugging Face's `config.json` or open_clip's
+/// `open_clip_config.json`, and the normalisation in `preprocessor_config.json`. OpenAI's archive stands alone.
+///
+/// # Errors
+/// [`WeightsError::Mismatch`] with the fields that differ.
+pub fn check_clip(config: &ModelConfig, clip: &Path) -> Result<(), WeightsError> {
+    let folder = if clip.is_dir() { clip } else { clip.parent().unwrap_or(Path::new("")) };
+    for file in ["config.json", "open_clip_config.json", "preprocessor_config.json"] {
+        let path = folder.join(file);
+        if !path.is_file() {
+            continue;
+        }
+        let json = json(&path)?;
+        let model = json.get("model_cfg").unwrap_or(&json);
+        // Another model's config may stand beside a CLIP file.
+        if model.get("vision_config").or(model.get("vision_cfg")).is_some() {
+            let theirs = hf::vision(model).map_err(|reason| WeightsError::Config { path: path.clone(), reason })?;
+            compare(&path, "vision towers", &json!(config.vision), &json!(theirs))?;
+        }
+        let preprocessing = json.get("preprocess_cfg").unwrap_or(&json);
+        for (keys, ours) in [(["image_mean", "mean"], CLIP_MEAN), (["image_std", "std"], CLIP_STD)] {
+            let theirs = keys.iter().find_map(|key| preprocessing[*key].as_array());
+            let differs = |(theirs, ours): (&Value, &f64)| theirs.as_f64().is_none_or(|x| (x - ours).abs() > 1e-5);
+            if theirs.is_some_and(|theirs| theirs.iter().zip(&ours).any(differs)) {
+                return Err(WeightsError::Mismatch(format!(
+                    "{} normalises pictures with {} other than OpenAI's, which is the one that OpenFlamingo uses",
+                    path.display(),
+                    keys[0]
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn json(path: &Path) -> Result<Value, WeightsError> {
+    let text = std::fs::read_to_string(path).map_err(WeightsError::io("read", path))?;
+    serde_json::from_str(&text).map_err(|e| WeightsError::format(path, format!("is not JSON: {e}")))
+}
+
+fn compare(path: &Path, what: &str, ours: &Value, theirs: &Value) -> Result<(), WeightsError> {
+    if ours == theirs {
         return Ok(());
     }
-    let (ours, theirs) = (serde_json::json!(config.decoder), serde_json::json!(theirs));
     let fields = ours.as_object().into_iter().flatten().filter(|(field, value)| theirs[field.as_str()] != **value);
     let differences: Vec<String> = fields
         .map(|(field, value)| format!("{field}: {value} in model.toml, {} there", theirs[field.as_str()]))
         .collect();
     Err(WeightsError::Mismatch(format!(
-        "model.toml and {} describe different language models ({})",
+        "model.toml and {} describe different {what} ({})",
         path.display(),
         differences.join("; ")
     )))

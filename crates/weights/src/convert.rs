@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::recipe::{self, Piece, Recipe, Sources};
-use crate::write::{self, Staging};
-use crate::{Dtype, WeightsError, check_language_model, readers};
+use crate::write::{self, REPORT, Staging, TOKENIZER};
+use crate::{Dtype, WeightsError, check_clip, check_language_model, readers};
 
 /// The three parts that upstream assembles at run time.
 #[derive(Clone, Debug)]
@@ -53,33 +53,27 @@ pub struct Report {
     pub wrong_shape: Vec<String>,
 }
 
-/// Files of a language model's folder that the tokenizer needs.
-const TOKENIZER: [&str; 6] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "added_tokens.json",
-];
-
 /// Converts upstream's files to a model folder at `out`.
+///
+/// `files` (names and contents, of the tokenizer's) go into the folder in place of the language model's.
 ///
 /// Memory stays at a few megabytes whatever the size: tensors are read, checked and written in blocks. The
 /// folder appears under its name when it is complete; before that, and after an error, it is not there.
 ///
 /// # Errors
 /// Any [`WeightsError`]: a file that cannot be read, a tensor that is missing, misshapen, unexplained or not
-/// finite, an output folder that exists (unless `replace`).
+/// finite, an output folder that exists (unless `replace`, which replaces converted models and nothing else).
 pub fn convert(
     inputs: &Inputs,
     config: &ModelConfig,
     dtype: Dtype,
     out: &Path,
     replace: bool,
+    files: &[(&str, String)],
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, WeightsError> {
     check_language_model(config, &inputs.language_model)?;
+    check_clip(config, &inputs.clip)?;
     if replace {
         spare_inputs(inputs, out)?;
     }
@@ -102,7 +96,10 @@ pub fn convert(
         on_progress(Progress { tensor, written, total });
     })?;
 
-    for file in TOKENIZER {
+    for (file, content) in files {
+        staging.write(file, content)?;
+    }
+    for file in TOKENIZER.into_iter().filter(|file| files.iter().all(|(given, _)| given != file)) {
         let source = inputs.language_model.join(file);
         if source.is_file() {
             staging.copy(&source, file)?;
@@ -120,7 +117,7 @@ pub fn convert(
     staging.write("model.toml", &config.to_toml())?;
     staging.write("config.json", &pretty(&config_json(config, dtype)))?;
     staging.write("preprocessor_config.json", &pretty(&preprocessor(config)))?;
-    staging.write("conversion_report.json", &pretty(&json!(report)))?;
+    staging.write(REPORT, &pretty(&json!(report)))?;
     staging.write("README.md", &card(config, inputs, dtype, &report))?;
     staging.finish()?;
     Ok(report)
@@ -170,6 +167,10 @@ fn config_json(config: &ModelConfig, dtype: Dtype) -> serde_json::Value {
     json
 }
 
+/// OpenAI's normalisation, of each channel.
+pub(crate) const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+pub(crate) const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
 /// What transformers' `CLIPImageProcessor` needs to do the same.
 fn preprocessor(config: &ModelConfig) -> serde_json::Value {
     let side = config.vision.image_size;
@@ -183,8 +184,8 @@ fn preprocessor(config: &ModelConfig) -> serde_json::Value {
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,
-        "image_mean": [0.481_454_66, 0.457_827_5, 0.408_210_73],
-        "image_std": [0.268_629_54, 0.261_302_58, 0.275_777_11],
+        "image_mean": CLIP_MEAN,
+        "image_std": CLIP_STD,
         "do_convert_rgb": true,
     })
 }

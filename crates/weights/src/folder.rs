@@ -91,6 +91,22 @@ impl ModelFolder {
         Some(numbers)
     }
 
+    /// Gives a tensor's memory back to the system, which reads the file again if it is needed again. Without this a
+    /// loaded model would count twice: once where it was copied to, once as pages of its file.
+    pub fn release(&self, name: &str) {
+        #[cfg(unix)]
+        if let Some(place) = self.tensors.get(name) {
+            let (map, length) = (&self.files[place.file], place.end - place.start);
+            // SAFETY: the mapping is of a file and is never written to, so its pages come back as they were.
+            let advised =
+                unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, place.start, length) };
+            // Only a hint.
+            advised.ok();
+        }
+        #[cfg(not(unix))]
+        let _ = name;
+    }
+
     fn add(&mut self, path: &Path) -> Result<(), WeightsError> {
         let file = File::open(path).map_err(WeightsError::io("read", path))?;
         // SAFETY: a model folder is written once and renamed into place; a program that overwrote it while it is

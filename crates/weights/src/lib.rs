@@ -16,7 +16,7 @@ mod tables;
 mod upstream;
 mod write;
 
-pub use case::{check_language_model, config_from_parts};
+pub use case::{check_clip, check_language_model, config_from_parts};
 pub use convert::{Inputs, Progress, Report, convert};
 pub use dtype::{Dtype, SourceDtype};
 pub use error::WeightsError;

@@ -68,11 +68,15 @@ pub(crate) fn plan(config: &ModelConfig, sources: Sources) -> Result<Plan, Weigh
     let mut language_model = Part::new(with_prefix(lm, names), lm_path, names);
     let mut dropped = checkpoint.dropped;
     // What the checkpoint has of the language model is newer.
+    // Upstream drops frozen embeddings from its checkpoints, but not the head that shares their table.
+    let has_embedding = checkpoint.trained.contains_key(names.embedding);
     for (name, tensor) in checkpoint.trained {
+        let spelled = format!("lang_encoder.{name}");
+        let name = if tied && !has_embedding && name == names.head { names.embedding.to_string() } else { name };
         if language_model.tensors.insert(name.clone(), tensor).is_some() {
             dropped.push(format!("{name} of the language model (the checkpoint's is newer)"));
         }
-        language_model.spelling.insert(name.clone(), format!("lang_encoder.{name}"));
+        language_model.spelling.insert(name, spelled);
     }
 
     let mut parts =

@@ -16,6 +16,22 @@ const BLOCK: usize = 1 << 20;
 /// Largest shard, as Hugging Face's tools cut them.
 const MAX_SHARD: u64 = 5_000_000_000;
 
+/// What every conversion leaves in its folder.
+pub(crate) const REPORT: &str = "conversion_report.json";
+
+/// The other files of a converted model, weights and tokenizer left out.
+const WRITTEN: [&str; 5] = [REPORT, "README.md", "config.json", "model.toml", "preprocessor_config.json"];
+
+/// Files of a language model's folder that the tokenizer needs.
+pub(crate) const TOKENIZER: [&str; 6] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "added_tokens.json",
+];
+
 /// A folder under construction beside its place. Dropped before [`Staging::finish`], it is removed.
 pub(crate) struct Staging {
     partial: PathBuf,
@@ -33,6 +49,9 @@ impl Staging {
         }
         if out.is_file() {
             return Err(WeightsError::format(out, "is a file, not a folder: give another --out"));
+        }
+        if occupied {
+            only_ours(out)?;
         }
         let name = out.file_name().ok_or_else(|| WeightsError::format(out, "is no name for a folder"))?;
         let parent = match out.parent() {
@@ -111,6 +130,28 @@ impl Staging {
         self.out.parent().map(sync);
         Ok(())
     }
+}
+
+/// Refuses a folder that holds anything but a converted model: replacing it would delete that.
+fn only_ours(folder: &Path) -> Result<(), WeightsError> {
+    let refuse = |what: String| {
+        WeightsError::Mismatch(format!(
+            "{} is not replaced, because {what}: give another --out, or delete it yourself",
+            folder.display()
+        ))
+    };
+    if !folder.join(REPORT).is_file() {
+        return Err(refuse(format!("it is no converted model (it has no {REPORT})")));
+    }
+    for entry in fs::read_dir(folder).map_err(WeightsError::io("read", folder))?.flatten() {
+        let file = entry.file_name();
+        let name = file.to_string_lossy();
+        let weights = name.starts_with("model") && (name.ends_with(".safetensors") || name.ends_with(".index.json"));
+        if entry.path().is_dir() || !(weights || WRITTEN.contains(&&*name) || TOKENIZER.contains(&&*name)) {
+            return Err(refuse(format!("it also holds {name}")));
+        }
+    }
+    Ok(())
 }
 
 fn sync(path: &Path) -> Result<(), WeightsError> {

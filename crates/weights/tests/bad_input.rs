@@ -6,6 +6,7 @@ use std::fs;
 
 use common::{Files, number};
 use flamingo_weights::{Dtype, ModelFolder, TensorSpec, WeightsError};
+use serde_json::json;
 
 #[test]
 fn good_files_convert_and_open() {
@@ -73,9 +74,45 @@ fn missing_files_are_named() {
     assert!(error.to_string().contains("clip.safetensors"), "{error}");
     // A program that prints an error's sources says the reason once all the same.
     assert!(std::error::Error::source(&error).is_none());
+    for file in ["model.safetensors", "config.json"] {
+        let files = Files::good();
+        fs::remove_file(files.inputs.language_model.join(file)).expect("a file to remove");
+        assert!(files.fails().to_string().contains(file));
+    }
+}
+
+#[test]
+fn a_tower_of_the_same_shape_that_computes_something_else_is_refused() {
+    let v = common::config().vision;
+    let tower = |quick: bool, eps: f64| {
+        let hidden_act = if quick { "quick_gelu" } else { "gelu" };
+        let hugging_face = json!({"projection_dim": v.output_dim, "vision_config": {
+            "image_size": v.image_size, "patch_size": v.patch_size, "hidden_size": v.width,
+            "num_hidden_layers": v.layers, "num_attention_heads": v.heads, "intermediate_size": v.mlp_width,
+            "hidden_act": hidden_act}});
+        let open_clip = json!({"model_cfg": {"embed_dim": v.output_dim, "quick_gelu": quick, "vision_cfg": {
+            "image_size": v.image_size, "patch_size": v.patch_size, "width": v.width, "layers": v.layers,
+            "head_width": v.width / v.heads, "mlp_ratio": v.mlp_width as f64 / v.width as f64}},
+            "preprocess_cfg": {"mean": [0.48145466 + eps, 0.4578275, 0.40821073]}});
+        [("config.json", hugging_face), ("open_clip_config.json", open_clip)]
+    };
+    let quick = v.activation == flamingo_config::Activation::QuickGelu;
+    for (i, (file, good)) in tower(quick, 0.0).into_iter().enumerate() {
+        let files = Files::good();
+        let path = files.work.path().join(file);
+        fs::write(&path, tower(!quick, 0.0)[i].1.to_string()).expect("a file");
+        let error = files.fails().to_string();
+        assert!(error.contains(file) && error.contains("activation"), "{error}");
+        fs::write(&path, good.to_string()).expect("a file");
+        files.convert(Dtype::F32).expect("the right tower");
+    }
     let files = Files::good();
-    fs::remove_file(files.inputs.language_model.join("model.safetensors")).expect("a file to remove");
-    assert!(files.fails().to_string().contains("model.safetensors"));
+    fs::write(files.work.path().join("open_clip_config.json"), tower(quick, 0.01)[1].1.to_string()).expect("a file");
+    assert!(files.fails().to_string().contains("normalises"));
+    // Another model's config beside the weights says nothing of them.
+    let files = Files::good();
+    fs::write(files.work.path().join("config.json"), r#"{"model_type": "mpt"}"#).expect("a file");
+    files.convert(Dtype::F32).expect("a conversion");
 }
 
 #[test]

@@ -13,6 +13,9 @@ const PATH: &str = "lang_encoder.transformer.blocks.0.gated_cross_attn_layer.";
 const FIRST: &str = "lang_encoder.gated_cross_attn_layers.0.";
 const TABLE: &str = "lang_encoder.transformer.wte.weight";
 
+/// The same table, in a model whose head is tied.
+const HEAD: &str = "lang_encoder.lm_head.weight";
+
 impl Files {
     /// Writes another checkpoint: names and shapes as `change` leaves them, numbers by upstream's names.
     fn checkpoint(&self, change: impl Fn(&mut Vec<TensorSpec>)) {
@@ -20,13 +23,13 @@ impl Files {
         change(&mut specs);
         let value = |name: &str, i: usize| {
             let name = name.strip_prefix("module.").unwrap_or(name).replace(".decoder_layer.", ".");
-            number(&name.replace(FIRST, PATH), i)
+            number(&name.replace(FIRST, PATH).replace(HEAD, TABLE), i)
         };
         safetensors(&self.inputs.checkpoint, &specs, value);
     }
 
     fn report(&self) -> Result<Report, WeightsError> {
-        convert(&self.inputs, &config(), Dtype::F32, &self.out(), true, &mut |_| {})
+        convert(&self.inputs, &config(), Dtype::F32, &self.out(), true, &[], &mut |_| {})
     }
 
     fn weights(&self) -> Vec<u8> {
@@ -49,6 +52,8 @@ fn every_spelling_gives_the_same_weights() {
     assert!(files.weights() == expected, "the first releases' spelling");
     files.checkpoint(|specs| rename(specs, "", "module."));
     assert!(files.weights() == expected, "the trainer's prefix");
+    files.checkpoint(|specs| rename(specs, TABLE, HEAD));
+    assert!(files.weights() == expected, "frozen embeddings are left out, the head that shares their table is not");
 
     // The language model without the prefix that its bare form leaves out.
     let specs = upstream_tensors(&config()).language_model;
@@ -228,15 +233,49 @@ fn beside(files: &Files) -> Vec<String> {
 fn force_replaces_a_folder_whole() {
     let files = Files::good();
     let expected = files.weights();
-    fs::write(files.out().join("older"), "").expect("a file");
+    let older = files.out().join("model-00001-of-00009.safetensors");
+    fs::write(&older, "").expect("a file");
     assert!(files.weights() == expected);
-    assert!(!files.out().join("older").exists());
+    assert!(!older.exists());
     assert_eq!(beside(&files), [""; 0]);
     // After an error the older folder is still there.
     files.checkpoint(|specs| specs.truncate(3));
     files.report().expect_err("an error");
     assert!(fs::read(files.out().join("model.safetensors")).expect("weights") == expected);
     assert_eq!(beside(&files), [""; 0]);
+}
+
+#[test]
+fn force_replaces_nothing_but_converted_models() {
+    let files = Files::good();
+    fs::create_dir_all(files.out().join("chapters")).expect("a folder");
+    for file in ["thesis.txt", "chapters/one.txt"] {
+        fs::write(files.out().join(file), "years of work").expect("a file");
+        assert!(files.report().expect_err("an error").to_string().contains("no converted model"));
+        assert_eq!(fs::read_to_string(files.out().join(file)).expect("a file"), "years of work");
+    }
+    // A converted model with something beside it.
+    for (file, name) in [("notes.txt", "notes.txt"), ("chapters/one.txt", "chapters")] {
+        fs::remove_dir_all(files.out()).expect("a folder");
+        files.report().expect("a conversion");
+        fs::create_dir_all(files.out().join(file).parent().expect("a folder")).expect("a folder");
+        fs::write(files.out().join(file), "years of work").expect("a file");
+        assert!(files.report().expect_err("an error").to_string().contains(name));
+        assert_eq!(fs::read_to_string(files.out().join(file)).expect("a file"), "years of work");
+    }
+}
+
+#[test]
+fn given_files_take_the_place_of_the_language_models() {
+    let files = Files::good();
+    for file in ["tokenizer.json", "vocab.json"] {
+        fs::write(files.inputs.language_model.join(file), "{}").expect("a file");
+    }
+    let given = [("tokenizer.json", "{\"with\": \"added tokens\"}".to_string())];
+    convert(&files.inputs, &config(), Dtype::F32, &files.out(), false, &given, &mut |_| {}).expect("a conversion");
+    let read = |file: &str| fs::read_to_string(files.out().join(file)).expect("a file");
+    assert_eq!(read("tokenizer.json"), given[0].1);
+    assert_eq!(read("vocab.json"), "{}");
 }
 
 #[test]
@@ -247,7 +286,7 @@ fn force_spares_a_file_and_the_inputs() {
     assert_eq!(fs::read_to_string(files.out()).expect("a file"), "someone's notes");
 
     for out in [files.work.path(), &files.inputs.language_model] {
-        let error = convert(&files.inputs, &config(), Dtype::F32, out, true, &mut |_| {}).expect_err("an error");
+        let error = convert(&files.inputs, &config(), Dtype::F32, out, true, &[], &mut |_| {}).expect_err("an error");
         assert!(error.to_string().contains("--force would delete"), "{error}");
         assert!(files.inputs.language_model.join("model.safetensors").is_file());
     }

@@ -63,7 +63,7 @@ impl Case {
     fn convert_to(&self, inputs: &Inputs, dtype: Dtype) -> Result<(Vec<u8>, Report), WeightsError> {
         let work = tempfile::tempdir().expect("a temporary folder");
         let out = work.path().join("model");
-        let report = convert(inputs, &self.config, dtype, &out, false, &mut |_| {})?;
+        let report = convert(inputs, &self.config, dtype, &out, false, &[], &mut |_| {})?;
         ModelFolder::open(&out)?;
         Ok((fs::read(out.join("model.safetensors")).expect("weights"), report))
     }
@@ -138,7 +138,7 @@ fn half_precision_rounds_and_halves() {
         let mut sizes = Vec::new();
         for dtype in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
             let out = work.path().join(dtype.to_string());
-            convert(&case.inputs(), &case.config, dtype, &out, false, &mut |_| {}).expect("a conversion");
+            convert(&case.inputs(), &case.config, dtype, &out, false, &[], &mut |_| {}).expect("a conversion");
             let folder = ModelFolder::open(&out).expect("a folder");
             let tensor = folder.tensor("resampler.latents").expect("a tensor");
             assert_eq!(tensor.dtype, dtype);
@@ -157,7 +157,7 @@ fn a_config_of_another_model_is_refused() {
         config.decoder = other.config.decoder.clone();
         let work = tempfile::tempdir().expect("a temporary folder");
         let out = work.path().join("model");
-        let error = convert(&case.inputs(), &config, Dtype::F32, &out, false, &mut |_| {}).expect_err("an error");
+        let error = convert(&case.inputs(), &config, Dtype::F32, &out, false, &[], &mut |_| {}).expect_err("an error");
         assert!(matches!(error, WeightsError::Mismatch(_)), "{error}");
         assert!(!out.exists());
     }

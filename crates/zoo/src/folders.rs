@@ -29,8 +29,12 @@ fn has_weights(folder: &Path) -> bool {
 /// # Errors
 /// [`ZooError::NotFound`] if `zoo` is no readable folder.
 pub fn list(zoo: &Path) -> Result<Vec<Entry>, ZooError> {
-    let folders = std::fs::read_dir(zoo)
-        .map_err(|e| ZooError::NotFound(format!("cannot list the models in {}: {e}", zoo.display())))?;
+    let folders = std::fs::read_dir(zoo).map_err(|e| {
+        ZooError::NotFound(format!(
+            "cannot list the models in {}: {e}; --models or FLAMINGO_MODELS says where they are",
+            zoo.display()
+        ))
+    })?;
     let mut entries: Vec<Entry> = folders
         .filter_map(|folder| folder.ok().map(|f| f.path()))
         .filter_map(|path| {
@@ -68,6 +72,10 @@ pub fn find(model: &str, zoo: &Path) -> Result<PathBuf, ZooError> {
             "{model} is a folder without model.safetensors: convert a checkpoint with `cargo xtask convert-weights`"
         )
     } else {
-        format!("no model {model}: it is neither a folder nor a name that `flamingo models` lists")
+        format!(
+            "no model {model}: it is neither a folder nor one of those in {}; --models or FLAMINGO_MODELS says where \
+             they are",
+            zoo.display()
+        )
     }))
 }

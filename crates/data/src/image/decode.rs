@@ -10,6 +10,9 @@ use png::{BitDepth, ColorType, Transformations};
 use super::{Picture, Pixels};
 use crate::DataError;
 
+/// Scans of a JPEG: progressive encoders write about ten, and no more than one for each bit of each coefficient.
+const MAX_SCANS: usize = 500;
+
 fn wrong(what: impl std::fmt::Display) -> DataError {
     DataError::Image(what.to_string())
 }
@@ -92,9 +95,7 @@ fn decode_png(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
 
 /// Decodes with libjpeg's arithmetic, which is Pillow's: pure Rust decoders differ from it by up to five levels.
 fn decode_jpeg(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
-    if !is_whole(bytes) {
-        return Err(wrong("it is truncated"));
-    }
+    check_jpeg(bytes)?;
     let decoder = mozjpeg::Decompress::new_mem(bytes).map_err(wrong)?;
     let (width, height) = (decoder.width() as u32, decoder.height() as u32);
     check_size(width, height, limit)?;
@@ -116,17 +117,23 @@ fn decode_jpeg(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
     Ok(Picture { width, height, pixels })
 }
 
-/// Whether a JPEG has its end. libjpeg would fill what is missing with grey.
-fn is_whole(bytes: &[u8]) -> bool {
+/// Whether a JPEG has its end: libjpeg would fill what is missing with grey. Each scan of a progressive one goes over
+/// all of its blocks, so a file of many empty scans would keep libjpeg busy for hours.
+fn check_jpeg(bytes: &[u8]) -> Result<(), DataError> {
     let mut at = 2;
     // Segments have their length behind their marker; thumbnails inside them have ends of their own.
     while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
         if marker == 0xda {
-            return bytes[at..].windows(2).any(|pair| pair == [0xff, 0xd9]);
+            let markers = |marker: u8| bytes[at..].windows(2).filter(move |pair| *pair == [0xff, marker]);
+            return match (markers(0xd9).next(), markers(0xda).nth(MAX_SCANS)) {
+                (None, _) => Err(wrong("it is truncated")),
+                (_, Some(_)) => Err(wrong(format!("it has more than {MAX_SCANS} scans"))),
+                _ => Ok(()),
+            };
         }
         at += if marker == 0xff { 1 } else { 2 + usize::from(high) * 256 + usize::from(low) };
     }
-    false
+    Err(wrong("it is truncated"))
 }
 
 /// How long a RIFF file says that it is.

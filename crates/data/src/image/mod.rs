@@ -16,6 +16,9 @@ use crate::DataError;
 /// Most pixels of a picture that [`Picture::decode`] reads: Pillow warns of "decompression bombs" beyond.
 pub const MAX_PIXELS: u64 = 89_478_485;
 
+/// Largest picture file, in bytes: the largest picture uncompressed, at four bytes a pixel, is a third of it.
+const MAX_BYTES: u64 = 1 << 30;
+
 /// A decoded picture in Pillow's mode.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Picture {
@@ -111,8 +114,17 @@ impl Picture {
     /// # Errors
     /// [`DataError::Io`], and as [`Picture::decode`].
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let bytes = std::fs::read(path).map_err(|source| DataError::Io { path: path.to_path_buf(), source })?;
-        Self::decode(&bytes)
+        let failed = |source| DataError::Io { path: path.to_path_buf(), source };
+        // Devices and pipes have no end, or none that comes.
+        let size = std::fs::metadata(path).and_then(|about| match about.is_file() {
+            true => Ok(about.len()),
+            false => Err(std::io::Error::other("it is not a regular file")),
+        });
+        let size = size.map_err(failed)?;
+        if size > MAX_BYTES {
+            return Err(DataError::Image(format!("the file has {size} bytes, more than the limit of {MAX_BYTES}")));
+        }
+        Self::decode(&std::fs::read(path).map_err(failed)?)
     }
 
     /// Decodes PNG, JPEG, WebP, GIF (its first frame) or BMP.

@@ -50,6 +50,8 @@ impl Files {
             checkpoint: work.path().join("checkpoint.safetensors"),
         };
         fs::create_dir(&inputs.language_model).expect("a folder");
+        let lm_config = flamingo_config::hf::language_model(&config().decoder);
+        fs::write(inputs.language_model.join("config.json"), lm_config.to_string()).expect("a file");
         safetensors(&inputs.clip, &tensors.clip, &value);
         safetensors(&inputs.language_model.join("model.safetensors"), &tensors.language_model, &value);
         safetensors(&inputs.checkpoint, &tensors.checkpoint, &value);
@@ -65,7 +67,7 @@ impl Files {
     }
 
     pub fn convert(&self, dtype: Dtype) -> Result<(), WeightsError> {
-        convert(&self.inputs, &config(), dtype, &self.out(), false, &mut |_| {}).map(|_| ())
+        convert(&self.inputs, &config(), dtype, &self.out(), false, &[], &mut |_| {}).map(|_| ())
     }
 
     /// The error, after which nothing of the folder is there.
