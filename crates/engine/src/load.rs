@@ -56,7 +56,7 @@ pub(crate) fn load<B: Backend>(
     precision: Precision,
     device: &B::Device,
 ) -> Result<Flamingo<B>, EngineError> {
-    let mut model = Flamingo::<B>::new(folder.config(), device).no_grad();
+    let mut model = Flamingo::<B>::new(folder.config(), device);
     let names = parameters::<B>(&model).into_iter().map(|(name, _)| name);
     let snapshots = names.filter_map(|name| snapshot(folder, name, precision.dtype()));
     let result = model.apply(snapshots.collect(), None, None, true);
