@@ -9,8 +9,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("crates/data", &[]),
     ("crates/generate", &[]),
     ("crates/model", &["flamingo-config"]),
+    ("crates/train", &["flamingo-config", "flamingo-model"]),
     ("crates/weights", &["flamingo-config"]),
-    ("crates/engine", &["flamingo-config", "flamingo-generate", "flamingo-model", "flamingo-weights"]),
+    (
+        "crates/engine",
+        &["flamingo-config", "flamingo-generate", "flamingo-model", "flamingo-train", "flamingo-weights"],
+    ),
     ("crates/zoo", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
     ("xtask", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
     // The binary `flamingo`, in crates/cli.
@@ -28,7 +32,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that may use Burn at all, and the one that may name its backends.
-const BURN: &[&str] = &["crates/engine", "crates/model"];
+const BURN: &[&str] = &["crates/engine", "crates/model", "crates/train"];
 const BACKENDS: &str = "crates/engine";
 
 fn dependencies(folder: &str) -> BTreeSet<String> {

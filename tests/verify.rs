@@ -24,6 +24,20 @@ fn the_check_notices_wrong_numbers() {
 }
 
 #[test]
+fn the_check_notices_wrong_gradients_losses_and_weights() {
+    let case = case();
+    let values = verify::compute(&case, Device::Flex).expect("values");
+    assert!(verify::check(&case, &values, Device::Flex).expect("a summary").passed());
+    for name in ["grad.perceiver.latents", "train.losses_mmc4", "train.grad_norms", "train.final.perceiver.latents"] {
+        let mut wrong = values.clone();
+        let Some(verify::Value::Floats(array)) = wrong.0.get_mut(name) else { panic!("{name}") };
+        array.data.iter_mut().for_each(|x| *x *= 1.01);
+        let summary = verify::check(&case, &wrong, Device::Flex).expect("a summary");
+        assert!(summary.rows.iter().any(|row| row.name == name && row.outcome == Outcome::Fail), "{name}");
+    }
+}
+
+#[test]
 fn dumped_values_read_back_under_the_recordings_names() {
     let values = verify::compute(&case(), Device::Flex).expect("values");
     let work = tempfile::tempdir().expect("a temporary folder");

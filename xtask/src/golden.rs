@@ -23,6 +23,11 @@ impl Case {
         Ok(Self { folder: folder.to_path_buf(), json: read_json(&folder.join("case.json"))? })
     }
 
+    /// All of `case.json`.
+    pub fn json(&self) -> &Value {
+        &self.json
+    }
+
     /// The recorded generations.
     pub fn generations(&self) -> &[Value] {
         self.json["generation"].as_array().map_or(&[], Vec::as_slice)

@@ -5,11 +5,13 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
+use flamingo_train::{AdamW, Part, Trainer};
 use flamingo_weights::ModelFolder;
 
 use crate::EngineError;
 use crate::engine::{BurnEngine, Engine, guard};
 use crate::load::{Precision, load};
+use crate::training::{BurnTraining, Training};
 
 /// A device as a user names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -127,6 +129,53 @@ fn best() -> Device {
     if cfg!(feature = "flex") { Device::Flex } else { Device::NdArray }
 }
 
+/// Loads a model onto a device to train `parts` of it.
+///
+/// # Errors
+/// As [`open`]; [`EngineError::Device`] for a backend that does not train.
+pub fn open_training(
+    folder: &Arc<ModelFolder>,
+    device: Device,
+    parts: &[Part],
+    optimizer: AdamW,
+) -> Result<Box<dyn Training>, EngineError> {
+    probe(device)?;
+    match device {
+        #[cfg(feature = "flex")]
+        Device::Auto | Device::Flex => {
+            train::<burn_flex::Flex>(folder, burn_flex::FlexDevice, "CPU (flex)".into(), parts, optimizer)
+        }
+        #[cfg(feature = "ndarray")]
+        Device::NdArray => {
+            let cpu = burn_ndarray::NdArrayDevice::Cpu;
+            train::<burn_ndarray::NdArray>(folder, cpu, "CPU (ndarray)".into(), parts, optimizer)
+        }
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => {
+            let index = cuda::find(index)?;
+            let device = burn_cuda::CudaDevice { index };
+            train::<burn_cuda::Cuda>(folder, device, format!("cuda:{index}"), parts, optimizer)
+        }
+        other => Err(EngineError::Device(format!("there is no training on {other}: use flex, ndarray or cuda"))),
+    }
+}
+
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "cuda"))]
+fn train<B: Backend>(
+    folder: &Arc<ModelFolder>,
+    device: B::Device,
+    name: String,
+    parts: &[Part],
+    optimizer: AdamW,
+) -> Result<Box<dyn Training>, EngineError> {
+    guard(|| {
+        let mut engine = ready::<burn_autodiff::Autodiff<B>>(folder, device.clone(), name, Precision::F32)?;
+        let trainer = Trainer::new(&mut engine.model, folder.config(), parts, optimizer, &device);
+        let training: Box<dyn Training> = Box::new(BurnTraining { engine, trainer });
+        Ok(training)
+    })
+}
+
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
 fn start<B: Backend>(
     folder: &Arc<ModelFolder>,
@@ -135,15 +184,24 @@ fn start<B: Backend>(
     precision: Precision,
 ) -> Result<Box<dyn Engine>, EngineError> {
     guard(|| {
-        if !B::supports_dtype(&device, precision.dtype()) {
-            return Err(EngineError::Device(format!("{name} does not compute in {precision:?}: use --precision f32")));
-        }
-        let model = load::<B>(folder, precision, &device)?;
-        tracing::debug!(device = name, ?precision, "model loaded");
-        let config = folder.config().clone();
-        let engine: Box<dyn Engine> = Box::new(BurnEngine::<B> { model, config, device, precision, name });
+        let engine: Box<dyn Engine> = Box::new(ready::<B>(folder, device, name, precision)?);
         Ok(engine)
     })
+}
+
+#[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
+fn ready<B: Backend>(
+    folder: &Arc<ModelFolder>,
+    device: B::Device,
+    name: String,
+    precision: Precision,
+) -> Result<BurnEngine<B>, EngineError> {
+    if !B::supports_dtype(&device, precision.dtype()) {
+        return Err(EngineError::Device(format!("{name} does not compute in {precision:?}: use --precision f32")));
+    }
+    let model = load::<B>(folder, precision, &device)?;
+    tracing::debug!(device = name, ?precision, "model loaded");
+    Ok(BurnEngine { model, config: folder.config().clone(), device, precision, name })
 }
 
 /// The sentence for a backend that is not in this build.

@@ -190,6 +190,30 @@ impl<B: Backend> BurnEngine<B> {
         }
     }
 
+    fn check_labels(&self, text: &Text, labels: &[i64]) -> Result<(), EngineError> {
+        let vocab = self.config.tokens.vocab_size as i64;
+        let known = |&label: &i64| label == crate::IGNORE || (0..vocab).contains(&label);
+        if labels.len() != text.ids.len() || !labels.iter().all(known) {
+            return Err(EngineError::Input("labels that are not one token id (or -100) a token".into()));
+        }
+        Ok(())
+    }
+
+    /// The mean next-token loss of a batch, still on the device.
+    pub(crate) fn loss(
+        &self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: &[i64],
+    ) -> Result<Tensor<B, 1>, EngineError> {
+        self.check_text(text, 0)?;
+        self.check_rows(text, pixels)?;
+        self.check_labels(text, labels)?;
+        let media = self.media(pixels)?;
+        let hidden = self.model.forward(text, &vec![0; text.rows], media.as_ref(), None, &mut ignore);
+        Ok(next_token_loss(self.model.decoder.logits(hidden), labels))
+    }
+
     /// Logits after the last token of each row.
     pub(crate) fn last_logits(&self, hidden: Tensor<B, 3>) -> Result<Vec<f32>, EngineError> {
         let [_, width, _] = hidden.dims();
@@ -254,12 +278,8 @@ impl<B: Backend> Engine for BurnEngine<B> {
         guard(|| {
             self.check_text(text, 0)?;
             self.check_rows(text, pixels)?;
-            let vocab = self.config.tokens.vocab_size as i64;
-            if let Some(labels) = labels
-                && (labels.len() != text.ids.len()
-                    || labels.iter().any(|&l| l != crate::IGNORE && !(0..vocab).contains(&l)))
-            {
-                return Err(EngineError::Input("labels that are not one token id (or -100) a token".into()));
+            if let Some(labels) = labels {
+                self.check_labels(text, labels)?;
             }
             let mut named = Vec::new();
             let media = match pixels {

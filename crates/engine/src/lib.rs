@@ -15,13 +15,16 @@ mod device;
 mod engine;
 mod load;
 mod session;
+mod training;
 
 pub use array::{Array, Pixels};
-pub use device::{Device, compiled, open, probe};
+pub use device::{Device, compiled, open, open_training, probe};
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
+pub use flamingo_train::{AdamW, Part, Schedule};
 pub use load::Precision;
 pub use session::{Session, SessionOptions};
+pub use training::Training;
 
 /// Why a model cannot be opened or run.
 #[derive(Debug, thiserror::Error)]

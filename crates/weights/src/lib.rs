@@ -22,4 +22,4 @@ pub use dtype::{Dtype, SourceDtype};
 pub use error::WeightsError;
 pub use folder::{ModelFolder, TensorView};
 pub use layout::{TensorSpec, layout};
-pub use upstream::{UpstreamTensors, upstream_tensors};
+pub use upstream::{UpstreamTensors, checkpoint_names, embedding_name, upstream_tensors};

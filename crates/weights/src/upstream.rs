@@ -4,7 +4,7 @@ use flamingo_config::ModelConfig;
 
 use crate::layout;
 use crate::layout::TensorSpec;
-use crate::tables::{self, How};
+use crate::tables::{self, DecoderTable, How};
 
 /// Names and shapes of upstream's three files.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,12 +56,8 @@ pub fn upstream_tensors(config: &ModelConfig) -> UpstreamTensors {
                 }
                 How::Reshape => shape.insert(1, 1),
             }
-            if let Some(gated) = source.strip_prefix("gated.") {
-                let (layer, rest) = gated.split_once('.').unwrap_or((gated, ""));
-                let name = format!("lang_encoder.{}.{layer}.gated_cross_attn_layer.{rest}", names.blocks);
-                all.checkpoint.push(TensorSpec { name, shape });
-            } else if source.starts_with("perceiver") {
-                all.checkpoint.push(TensorSpec { name: source, shape });
+            if source.starts_with("gated.") || source.starts_with("perceiver") {
+                all.checkpoint.push(TensorSpec { name: in_checkpoint(names, &source), shape });
             } else if source.starts_with("visual") {
                 all.clip.push(TensorSpec { name: source, shape });
             } else {
@@ -70,4 +66,29 @@ pub fn upstream_tensors(config: &ModelConfig) -> UpstreamTensors {
         }
     }
     all
+}
+
+/// The name in a checkpoint of a row's source in [`tables::FLAMINGO`].
+fn in_checkpoint(names: &DecoderTable, source: &str) -> String {
+    match source.strip_prefix("gated.").and_then(|gated| gated.split_once('.')) {
+        Some((layer, rest)) => format!("lang_encoder.{}.{layer}.gated_cross_attn_layer.{rest}", names.blocks),
+        None => source.to_string(),
+    }
+}
+
+/// Tensors that go into upstream's checkpoint: each tensor of resampler and cross-attention with its name there. The
+/// numbers are the same, in the same order.
+pub fn checkpoint_names(config: &ModelConfig) -> Vec<(TensorSpec, String)> {
+    let names = tables::decoder(&config.decoder);
+    let row = |spec: TensorSpec| {
+        let (_, sources) = tables::FLAMINGO.sources(&spec.name)?;
+        let name = in_checkpoint(names, sources.first()?);
+        Some((spec, name))
+    };
+    layout(config).into_iter().filter_map(row).collect()
+}
+
+/// The name in upstream's checkpoint of the embedding table, base and added rows together.
+pub fn embedding_name(config: &ModelConfig) -> String {
+    format!("lang_encoder.{}", tables::decoder(&config.decoder).embedding)
 }

@@ -8,9 +8,12 @@ use flamingo_engine::{Array, Device, Engine, Pixels, Precision, SessionOptions, 
 use flamingo_generate::{EarlyStopping, GenerationConfig, Strategy, generate, padded};
 use serde_json::Value;
 
-use super::Values;
 use super::recording::Recording;
+use super::{Values, train};
 use crate::golden;
+
+/// Text, images and, where they are recorded, labels.
+pub(super) type Batch = (Text, Pixels, Option<Vec<i64>>);
 
 /// Forward passes that a case may record.
 const SETS: [&str; 4] = ["right", "left", "extra", "nomask"];
@@ -31,10 +34,13 @@ pub(super) fn compute(folder: &Path, device: Device) -> anyhow::Result<Values> {
     for (index, generation) in case.generations().iter().enumerate() {
         run.generation(index, generation, &mut values)?;
     }
+    if !matches!(device, Device::Wgpu(_)) {
+        train::compute(&run, case.json(), &model, device, &mut values)?;
+    }
     Ok(values)
 }
 
-struct Run<'a> {
+pub(super) struct Run<'a> {
     engine: &'a dyn Engine,
     recording: &'a Recording,
 }
@@ -82,16 +88,21 @@ impl Run<'_> {
         self.pixels("main.vision_x", Some(row))
     }
 
-    fn forward(&self, set: &str, values: &mut Values) -> anyhow::Result<()> {
-        let Some(text) = self.text(set)? else { return Ok(()) };
+    /// Text, images and labels of a set, as upstream's forward pass reads them; `None` if it is not recorded.
+    pub(super) fn batch(&self, set: &str) -> anyhow::Result<Option<Batch>> {
+        let Some(text) = self.text(set)? else { return Ok(None) };
         let mut text = text.with_upstream_padding();
         // transformers' plain forward of GPT-Neo counts padding; its `generate` does not.
         if matches!(self.engine.config().decoder, DecoderConfig::GptNeo(_)) {
             text = text.with_padded_positions();
         }
-        let labels: Option<Vec<i64>> =
-            self.recording.get(&format!("{set}.labels"))?.map(|l| l.data.iter().map(|&x| x as i64).collect());
+        let labels = self.recording.get(&format!("{set}.labels"))?;
         let pixels = self.images(set, &text)?;
+        Ok(Some((text, pixels, labels.map(|l| l.data.iter().map(|&x| x as i64).collect()))))
+    }
+
+    fn forward(&self, set: &str, values: &mut Values) -> anyhow::Result<()> {
+        let Some((text, pixels, labels)) = self.batch(set)? else { return Ok(()) };
         let out = self.engine.forward(&text, Some(&pixels), labels.as_deref(), true)?;
         for (name, array) in out.trace {
             values.floats(format!("{set}.{name}"), array);

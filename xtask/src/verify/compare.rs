@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use flamingo_engine::Device;
+use flamingo_engine::{Array, Device};
 use serde::Serialize;
+use serde_json::Value as Json;
 
 use super::dump::{Value, Values};
 use super::recording::{Recorded, Recording};
@@ -70,7 +71,7 @@ const SCORE_TOLERANCE: f64 = 1e-3;
 enum Kind {
     /// Given to the model.
     Input,
-    /// Brought by a later version.
+    /// May be left out.
     Later,
     Output,
 }
@@ -79,6 +80,7 @@ fn kind(name: &str) -> Kind {
     let last = name.rsplit('.').next().unwrap_or(name);
     match last {
         "input_ids" | "attention_mask" | "labels" | "vision_x" | "prompt_ids" | "step_ids" | "pixels" => Kind::Input,
+        // Where the device does not train.
         _ if name.starts_with("grad.") || name.starts_with("train.") => Kind::Later,
         _ => Kind::Output,
     }
@@ -88,9 +90,28 @@ fn kind(name: &str) -> Kind {
 pub(super) fn check(folder: &Path, values: &Values, relative: f64) -> anyhow::Result<Summary> {
     let recording = Recording::open(folder)?;
     let mut summary = Summary::default();
+    for (name, expected) in series(folder)? {
+        if let Some(value) = values.0.get(&name) {
+            summary.rows.push(row(name, value, &expected, None, relative));
+        }
+    }
+    for (name, expected) in norms(folder)? {
+        if let Some(Value::Floats(array)) = values.0.get(&name) {
+            let norm = array.data.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            let tolerance = TRAINING * expected.max(SMALL);
+            let diff = (norm - expected).abs();
+            let outcome = if diff <= tolerance { Outcome::Pass } else { Outcome::Fail };
+            let (max_abs_diff, tolerance) = (Some(diff), Some(tolerance));
+            summary.rows.push(Row { name: format!("norm of {name}"), outcome, max_abs_diff, tolerance, note: None });
+        }
+    }
     for name in recording.names()? {
         match (kind(&name), values.0.get(&name)) {
             (Kind::Input, _) => {}
+            (_, Some(Value::Floats(array))) if name.starts_with("grad.") || name.starts_with("train.") => {
+                let expected = recording.need(&name)?;
+                summary.rows.push(training_row(name, array, &expected));
+            }
             (_, Some(value)) => {
                 let expected = recording.need(&name)?;
                 let keep = padding(&recording, &name)?;
@@ -107,6 +128,56 @@ pub(super) fn check(folder: &Path, values: &Values, relative: f64) -> anyhow::Re
         }
     }
     Ok(summary)
+}
+
+/// Losses, norms and learning rates of the recorded steps, which `case.json` holds.
+fn series(folder: &Path) -> anyhow::Result<Vec<(String, Recorded)>> {
+    let train = &case(folder)?["train"];
+    let names = ["losses_laion", "losses_mmc4", "grad_norms", "lrs"];
+    let numbers = |name: &str| {
+        let numbers = train[name].as_array()?.iter().map(Json::as_f64).collect::<Option<Vec<f64>>>()?;
+        Some((format!("train.{name}"), Recorded { shape: vec![numbers.len()], data: numbers }))
+    };
+    Ok(names.into_iter().filter_map(numbers).collect())
+}
+
+/// Norms that `case.json` holds for tensors, in place of the tensors or beside them.
+fn norms(folder: &Path) -> anyhow::Result<Vec<(String, f64)>> {
+    let case = case(folder)?;
+    let groups = [
+        ("grad", &case["grad_norms"]),
+        ("train.grad0", &case["train"]["grad0_norms"]),
+        ("train.final", &case["train"]["final_param_norms"]),
+    ];
+    let all = groups.into_iter().flat_map(|(prefix, norms)| {
+        let norms = norms.as_object().into_iter().flatten();
+        norms.filter_map(move |(name, norm)| Some((format!("{prefix}.{name}"), norm.as_f64()?)))
+    });
+    Ok(all.collect())
+}
+
+fn case(folder: &Path) -> anyhow::Result<Json> {
+    let path = folder.join("case.json");
+    if path.is_file() { crate::golden::read_json(&path) } else { Ok(Json::Null) }
+}
+
+/// Relative difference of gradients and trained weights that passes: the norm of the difference, in norms of what is
+/// recorded. Adam divides by the root of the squared gradient, so single weights whose gradient is nearly nothing may go
+/// either way.
+const TRAINING: f64 = 1e-3;
+
+/// Norms below this are rounding errors of sums that cancel.
+const SMALL: f64 = 1e-4;
+
+fn training_row(name: String, ours: &Array, theirs: &Recorded) -> Row {
+    if ours.shape != theirs.shape {
+        return fail(name, format!("shape {:?}, recorded {:?}", ours.shape, theirs.shape));
+    }
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+    let diff = norm(&mut ours.data.iter().zip(&theirs.data).map(|(&a, &b)| f64::from(a) - b));
+    let tolerance = TRAINING * norm(&mut theirs.data.iter().copied()).max(SMALL);
+    let outcome = if diff <= tolerance { Outcome::Pass } else { Outcome::Fail };
+    Row { name, outcome, max_abs_diff: Some(diff), tolerance: Some(tolerance), note: None }
 }
 
 fn fail(name: String, note: impl Into<String>) -> Row {

@@ -9,6 +9,7 @@ mod compare;
 mod dump;
 mod preprocess;
 mod recording;
+mod train;
 
 pub use compare::{Outcome, Row, Summary};
 pub use dump::{Value, Values};

@@ -1,0 +1,109 @@
+//! A model in training on a device.
+
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, TensorData};
+use flamingo_model::Text;
+use flamingo_train::{Named, Trainer};
+
+use crate::EngineError;
+use crate::array::{Array, Pixels};
+use crate::engine::{BurnEngine, guard};
+
+/// A model in training, whatever the backend. Gradients add up until [`Training::update`] or
+/// [`Training::discard`].
+pub trait Training: Send {
+    /// Adds the gradients of the mean next-token loss times `weight`; returns the loss. A loss that is no number
+    /// (no label counts) adds nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] if text, pixels and labels do not fit together, [`EngineError::Device`] if the device
+    /// fails.
+    fn backward(
+        &mut self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: &[i64],
+        weight: f64,
+    ) -> Result<f32, EngineError>;
+
+    /// Scales the gradients to a norm of `max_norm` at most; returns their norm before.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if the device fails.
+    fn clip(&mut self, max_norm: f64) -> Result<f64, EngineError>;
+
+    /// Updates the weights and forgets the gradients.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if the device fails.
+    fn update(&mut self, learning_rate: f64) -> Result<(), EngineError>;
+
+    /// Forgets the gradients.
+    fn discard(&mut self);
+
+    /// Gradients by module path.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if they cannot be read back.
+    fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError>;
+
+    /// The weights that train, by module path.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if they cannot be read back.
+    fn weights(&self) -> Result<Vec<(String, Array)>, EngineError>;
+}
+
+/// [`Training`] over a Burn backend.
+pub(crate) struct BurnTraining<B: AutodiffBackend> {
+    pub(crate) engine: BurnEngine<B>,
+    pub(crate) trainer: Trainer<B>,
+}
+
+impl<B: AutodiffBackend> Training for BurnTraining<B> {
+    fn backward(
+        &mut self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: &[i64],
+        weight: f64,
+    ) -> Result<f32, EngineError> {
+        guard(|| {
+            let loss = self.engine.loss(text, pixels, labels)?;
+            let value = Array::from_tensor(&loss)?.data[0];
+            if !value.is_nan() {
+                self.trainer.backward(&self.engine.model, loss, weight);
+            }
+            Ok(value)
+        })
+    }
+
+    fn clip(&mut self, max_norm: f64) -> Result<f64, EngineError> {
+        guard(|| Ok(self.trainer.clip(max_norm)))
+    }
+
+    fn update(&mut self, learning_rate: f64) -> Result<(), EngineError> {
+        guard(|| {
+            self.trainer.update(&mut self.engine.model, learning_rate);
+            Ok(())
+        })
+    }
+
+    fn discard(&mut self) {
+        self.trainer.discard();
+    }
+
+    fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError> {
+        guard(|| self.trainer.gradients().into_iter().map(array).collect())
+    }
+
+    fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
+        guard(|| self.trainer.weights(&self.engine.model).into_iter().map(array).collect())
+    }
+}
+
+fn array(named: Named<TensorData>) -> Result<(String, Array), EngineError> {
+    let data = named.values.convert_dtype(DType::F32).into_vec::<f32>();
+    let data = data.map_err(|e| EngineError::Device(format!("cannot read a tensor back: {e:?}")))?;
+    Ok((named.name, Array { shape: named.shape, data }))
+}

@@ -1,0 +1,58 @@
+//! AdamW as `torch.optim.AdamW` computes it.
+
+use burn::tensor::{Tensor, backend::Backend};
+
+/// Decoupled weight decay and Adam (arXiv 1711.05101), in PyTorch's order of operations.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamW {
+    /// Decay of the mean gradient.
+    pub beta_1: f64,
+    /// Decay of the mean squared gradient.
+    pub beta_2: f64,
+    /// Added to the root of the mean squared gradient.
+    pub eps: f64,
+    /// Share of a weight that is lost at each step, times the learning rate.
+    pub weight_decay: f64,
+}
+
+impl Default for AdamW {
+    /// Upstream's: PyTorch's defaults and a weight decay of 0.1.
+    fn default() -> Self {
+        Self { beta_1: 0.9, beta_2: 0.999, eps: 1e-8, weight_decay: 0.1 }
+    }
+}
+
+/// Running means of one parameter's gradients.
+#[derive(Clone, Debug)]
+pub(crate) struct Moments<B: Backend> {
+    pub(crate) first: Tensor<B, 1>,
+    pub(crate) second: Tensor<B, 1>,
+    /// Updates so far.
+    pub(crate) steps: usize,
+}
+
+impl AdamW {
+    /// A parameter after one update; all tensors flat.
+    pub(crate) fn update<B: Backend>(
+        &self,
+        weight: Tensor<B, 1>,
+        gradient: Tensor<B, 1>,
+        moments: &mut Option<Moments<B>>,
+        learning_rate: f64,
+        decays: bool,
+    ) -> Tensor<B, 1> {
+        let (first, second, steps) = match moments.take() {
+            Some(m) => (m.first, m.second, m.steps + 1),
+            None => (gradient.zeros_like(), gradient.zeros_like(), 1),
+        };
+        let decay = if decays { 1.0 - learning_rate * self.weight_decay } else { 1.0 };
+        let first = first * self.beta_1 + gradient.clone() * (1.0 - self.beta_1);
+        let second = second * self.beta_2 + gradient.clone() * gradient * (1.0 - self.beta_2);
+        let bias_1 = 1.0 - self.beta_1.powf(steps as f64);
+        let bias_2 = 1.0 - self.beta_2.powf(steps as f64);
+        let scale = second.clone().sqrt() / bias_2.sqrt() + self.eps;
+        let weight = weight * decay - first.clone() / scale * (learning_rate / bias_1);
+        *moments = Some(Moments { first, second, steps });
+        weight
+    }
+}

@@ -1,0 +1,18 @@
+//! Training a Flamingo as upstream's `train/train_utils.py` does: which parameters train, their gradients, AdamW,
+//! learning rates. Generic over the backend; knows neither files nor where batches come from.
+//!
+//! One step, drawn for two streams of batches and two micro-steps:
+//!
+//! ```text
+//! backward(pairs) · backward(documents) · clip · backward(pairs) · backward(documents) · clip · update
+//! ```
+
+mod adamw;
+mod parts;
+mod schedule;
+mod trainer;
+
+pub use adamw::AdamW;
+pub use parts::Part;
+pub use schedule::Schedule;
+pub use trainer::{Named, Trainer};

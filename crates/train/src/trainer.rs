@@ -1,0 +1,242 @@
+//! A model in training: gradients in, weights out.
+
+use std::collections::BTreeMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Tensor, TensorData, backend::AutodiffBackend};
+use flamingo_config::ModelConfig;
+use flamingo_model::Flamingo;
+
+use crate::adamw::{AdamW, Moments};
+use crate::parts::{ADDED, Part};
+
+/// A tensor with its module path and shape, flat.
+#[derive(Clone, Debug)]
+pub struct Named<T> {
+    /// The module path.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its values, row-major.
+    pub values: T,
+}
+
+/// What training keeps beside the model: gradients, which add up between updates, and the optimizer's state.
+pub struct Trainer<B: AutodiffBackend> {
+    optimizer: AdamW,
+    slots: BTreeMap<String, Slot<B::InnerBackend>>,
+}
+
+/// What is kept for one trainable parameter.
+struct Slot<B: burn::tensor::backend::Backend> {
+    shape: Vec<usize>,
+    /// 0 where a gradient is dropped; `None` where all count.
+    mask: Option<Tensor<B, 1>>,
+    gradient: Option<Tensor<B, 1>>,
+    moments: Option<Moments<B>>,
+}
+
+impl<B: AutodiffBackend> Trainer<B> {
+    /// Takes a model into training. Everything outside of `parts` is frozen: no gradient is computed or stored.
+    pub fn new(
+        model: &mut Flamingo<B>,
+        config: &ModelConfig,
+        parts: &[Part],
+        optimizer: AdamW,
+        device: &B::Device,
+    ) -> Self {
+        let mut freeze = Freeze { parts, path: Vec::new(), shapes: Vec::new() };
+        *model = model.clone().map(&mut freeze);
+        let slots = freeze.shapes.into_iter().map(|(name, shape)| {
+            // Upstream trains the rows of <image> and <|endofchunk|>, not that of <PAD>.
+            let masked = name == ADDED && !parts.contains(&Part::Decoder);
+            let mask = masked.then(|| added_mask(config, shape[1], device));
+            (name, Slot { shape, mask, gradient: None, moments: None })
+        });
+        Self { optimizer, slots: slots.collect() }
+    }
+
+    /// Adds the gradients of `loss` times `weight`.
+    pub fn backward(&mut self, model: &Flamingo<B>, loss: Tensor<B, 1>, weight: f64) {
+        let gradients = (loss * weight).backward();
+        model.visit(&mut Collect::<B> { gradients: &gradients, slots: &mut self.slots, path: Vec::new() });
+    }
+
+    /// Scales the gradients so that their norm is `max_norm` at most; returns the norm before
+    /// (`torch.nn.utils.clip_grad_norm_`). A norm that is no number leaves them as they are.
+    pub fn clip(&mut self, max_norm: f64) -> f64 {
+        let squares = self.slots.values().filter_map(|slot| slot.gradient.as_ref());
+        let squares: Vec<_> = squares.map(|g| (g.clone() * g.clone()).sum()).collect();
+        if squares.is_empty() {
+            return 0.0;
+        }
+        let total = Tensor::cat(squares, 0).sum().sqrt().into_data();
+        let norm: f64 = total.iter::<f64>().next().unwrap_or(f64::NAN);
+        let factor = max_norm / (norm + 1e-6);
+        if factor < 1.0 {
+            for slot in self.slots.values_mut() {
+                slot.gradient = slot.gradient.take().map(|gradient| gradient * factor);
+            }
+        }
+        norm
+    }
+
+    /// Updates the weights and forgets the gradients. Parameters that got none stay as they are.
+    pub fn update(&mut self, model: &mut Flamingo<B>, learning_rate: f64) {
+        *model = model.clone().map(&mut Update {
+            slots: &mut self.slots,
+            optimizer: self.optimizer,
+            learning_rate,
+            path: Vec::new(),
+        });
+    }
+
+    /// Forgets the gradients.
+    pub fn discard(&mut self) {
+        for slot in self.slots.values_mut() {
+            slot.gradient = None;
+        }
+    }
+
+    /// The gradients so far, those that are still nothing left out.
+    pub fn gradients(&self) -> Vec<Named<TensorData>> {
+        let given = |(name, slot): (&String, &Slot<B::InnerBackend>)| {
+            let values = slot.gradient.as_ref()?.to_data();
+            Some(Named { name: name.clone(), shape: slot.shape.clone(), values })
+        };
+        self.slots.iter().filter_map(given).collect()
+    }
+
+    /// The weights of everything that trains.
+    pub fn weights(&self, model: &Flamingo<B>) -> Vec<Named<TensorData>> {
+        let mut weights = Weights::<B> { slots: &self.slots, path: Vec::new(), found: Vec::new() };
+        model.visit(&mut weights);
+        weights.found
+    }
+}
+
+/// 1 in the rows of `<image>` and `<|endofchunk|>`, 0 elsewhere; flat `[added_rows, dim]`.
+fn added_mask<B: burn::tensor::backend::Backend>(config: &ModelConfig, dim: usize, device: &B::Device) -> Tensor<B, 1> {
+    let t = &config.tokens;
+    let trains = |row: usize| [t.image, t.endofchunk].contains(&((t.base_rows() + row) as u32));
+    let values: Vec<f32> = (0..t.added_rows()).flat_map(|row| vec![if trains(row) { 1.0 } else { 0.0 }; dim]).collect();
+    Tensor::from_floats(values.as_slice(), device)
+}
+
+/// Turns gradients on for what trains and off for the rest.
+struct Freeze<'a> {
+    parts: &'a [Part],
+    path: Vec<String>,
+    shapes: Vec<(String, Vec<usize>)>,
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B> for Freeze<'_> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let path = self.path.join(".");
+        let trains = Part::trains(self.parts, &path);
+        if trains {
+            self.shapes.push((path, param.lazy_shape().to_vec()));
+        }
+        // Detached first: a leaf of its own, whatever the weights came from.
+        param.map(|tensor| tensor.detach().set_require_grad(trains))
+    }
+}
+
+/// Adds up gradients.
+struct Collect<'a, B: AutodiffBackend> {
+    gradients: &'a B::Gradients,
+    slots: &'a mut BTreeMap<String, Slot<B::InnerBackend>>,
+    path: Vec<String>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_, B> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let Some(slot) = self.slots.get_mut(&self.path.join(".")) else { return };
+        let Some(gradient) = param.val().grad(self.gradients) else { return };
+        let gradient = flat(gradient);
+        let gradient = match &slot.mask {
+            Some(mask) => gradient * mask.clone(),
+            None => gradient,
+        };
+        slot.gradient = Some(match slot.gradient.take() {
+            Some(before) => before + gradient,
+            None => gradient,
+        });
+    }
+}
+
+/// Moves weights along their gradients.
+struct Update<'a, B: AutodiffBackend> {
+    slots: &'a mut BTreeMap<String, Slot<B::InnerBackend>>,
+    optimizer: AdamW,
+    learning_rate: f64,
+    path: Vec<String>,
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B> for Update<'_, B> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let path = self.path.join(".");
+        let Some(slot) = self.slots.get_mut(&path) else { return param };
+        let Some(gradient) = slot.gradient.take() else { return param };
+        let (optimizer, learning_rate) = (self.optimizer, self.learning_rate);
+        param.map(|tensor| {
+            let shape = tensor.shape();
+            let weight = flat(tensor.inner());
+            let weight = optimizer.update(weight, gradient, &mut slot.moments, learning_rate, Part::decays(&path));
+            Tensor::from_inner(weight.reshape(shape)).require_grad()
+        })
+    }
+}
+
+/// Reads weights.
+struct Weights<'a, B: AutodiffBackend> {
+    slots: &'a BTreeMap<String, Slot<B::InnerBackend>>,
+    path: Vec<String>,
+    found: Vec<Named<TensorData>>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Weights<'_, B> {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        let name = self.path.join(".");
+        if let Some(slot) = self.slots.get(&name) {
+            self.found.push(Named { name, shape: slot.shape.clone(), values: param.val().into_data() });
+        }
+    }
+}
+
+fn flat<B: burn::tensor::backend::Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
+    let count = tensor.shape().num_elements();
+    tensor.reshape([count])
+}
