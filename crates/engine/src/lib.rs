@@ -7,7 +7,7 @@
 // A build without a backend, as `cargo check -p flamingo-zoo` makes it, opens no device and uses little of this.
 #![cfg_attr(
     not(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda")),
-    allow(dead_code, unused_imports)
+    allow(dead_code, unused_imports, unused_variables)
 )]
 
 mod array;
