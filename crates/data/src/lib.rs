@@ -4,11 +4,13 @@
 mod error;
 mod image;
 mod prompt;
+mod streams;
 mod text;
 
 pub use error::DataError;
 pub use image::{ConvertOrder, ImageTransform, MAX_PIXELS, Picture};
 pub use prompt::{Interleaved, Part, assemble, check_marks, few_shot};
+pub use streams::{IGNORE, Stream, pair_ids};
 pub use text::{
     Batch, ENDOFCHUNK, IMAGE, PAD, PaddingSide, SpecialTokens, TextStream, Tokenizer, pad_batch, printable,
 };

@@ -188,6 +188,11 @@ impl Tokenizer {
         TextStream { tokenizer: self, ids: Vec::new(), context: 0, given: 0, held: String::new() }
     }
 
+    /// The token that ends a text, in families that have one.
+    pub fn eos_token(&self) -> Option<&str> {
+        self.named.eos.as_deref()
+    }
+
     /// Number of tokens, added ones included.
     pub fn len(&self) -> usize {
         // The library's own count copies the vocabulary.

@@ -7,6 +7,7 @@ mod case;
 mod clip;
 mod compare;
 mod dump;
+mod labels;
 mod preprocess;
 mod recording;
 mod train;
@@ -20,7 +21,7 @@ use anyhow::{Context, bail};
 use flamingo_engine::Device;
 
 /// Runs everything recorded in a folder. `case.json` makes it a model, `clip.json` a vision tower,
-/// `preprocess.json` a set of pictures.
+/// `preprocess.json` a set of pictures, `train_labels.json` the text of training.
 ///
 /// # Errors
 /// If the folder is none of these, or the case cannot be converted or run.
@@ -34,9 +35,12 @@ pub fn compute(folder: &Path, device: Device) -> anyhow::Result<Values> {
         clip::compute(folder, device)
     } else if folder.join("preprocess.json").is_file() {
         preprocess::compute(folder)
+    } else if folder.join("train_labels.json").is_file() {
+        labels::compute(folder)
     } else {
         bail!(
-            "{} holds no recording that this version verifies: it has no case.json, clip.json or preprocess.json",
+            "{} holds no recording that this version verifies: it has no case.json, clip.json, preprocess.json or \
+             train_labels.json",
             folder.display()
         )
     }
@@ -49,6 +53,8 @@ pub fn compute(folder: &Path, device: Device) -> anyhow::Result<Values> {
 pub fn check(folder: &Path, values: &Values, device: Device) -> anyhow::Result<Summary> {
     let summary = if folder.join("preprocess.json").is_file() {
         preprocess::check(folder, values)
+    } else if folder.join("train_labels.json").is_file() {
+        labels::check(folder, values)
     } else {
         compare::check(folder, values, compare::relative_tolerance(device))
     };
