@@ -1,12 +1,15 @@
 //! Pictures and text as upstream reads them: decoding, resizing, normalisation, tokenisation. Knows no tensor
 //! library.
 
+mod assignment;
+mod documents;
 mod error;
 mod image;
 mod prompt;
 mod streams;
 mod text;
 
+pub use documents::{Document, DocumentRules, Rejected};
 pub use error::DataError;
 pub use image::{ConvertOrder, ImageTransform, MAX_PIXELS, Picture};
 pub use prompt::{Interleaved, Part, assemble, check_marks, few_shot};

@@ -1,0 +1,231 @@
+//! Interleaved documents as training reads them: which pictures stay, where their marks go, what text remains
+//! (`open_flamingo/train/data.py`, `preprocess_interleaved` and `preprocess_gpt_interleaved`).
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+
+use crate::assignment::cheapest;
+use crate::{DataError, ENDOFCHUNK, IMAGE, Picture, SpecialTokens, Tokenizer};
+
+/// What a document must be to be learnt from; upstream's `--mmc4_*` options.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DocumentRules {
+    /// A picture stays if its similarity to its sentence is this at least.
+    pub textsim_threshold: f64,
+    /// Fewest `<image>` marks among the tokens.
+    pub min_num_images: usize,
+    /// Most pictures.
+    pub max_num_images: usize,
+    /// Tokens after which a document is cut off.
+    pub max_tokens: usize,
+    /// Pictures whose file is smaller are decoration.
+    pub min_bytes: usize,
+    /// Upstream's order of pictures, which need not be that of their marks, and its cut of generated sequences, which
+    /// keeps one mark fewer than pictures.
+    pub upstream_compat: bool,
+}
+
+impl Default for DocumentRules {
+    /// Upstream's defaults, put right.
+    fn default() -> Self {
+        Self {
+            textsim_threshold: 0.32,
+            min_num_images: 1,
+            max_num_images: 6,
+            max_tokens: 256,
+            min_bytes: 11_000,
+            upstream_compat: false,
+        }
+    }
+}
+
+/// A document ready for a batch.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// Its pictures, in the order of their marks.
+    pub pictures: Vec<Picture>,
+    /// Its tokens; cutting may have left fewer marks than pictures.
+    pub ids: Vec<u32>,
+}
+
+/// Why a document is not learnt from.
+#[derive(Debug, thiserror::Error)]
+pub enum Rejected {
+    /// No JSON, or not of this form.
+    #[error("not a document: {0}")]
+    Form(String),
+    /// A picture or the text is unusable.
+    #[error(transparent)]
+    Data(#[from] DataError),
+    /// No picture passes the rules.
+    #[error("no picture is left")]
+    NoPicture,
+    /// Too few marks among the tokens.
+    #[error("fewer than {0} pictures are left")]
+    TooFew(usize),
+    /// One picture only: every second such document is left out.
+    #[error("one picture only")]
+    Single,
+    /// The only mark is the last token, so nothing would be predicted.
+    #[error("nothing follows the only picture")]
+    Empty,
+}
+
+/// MMC4's form of a document; ChatGPT-generated sequences have `example` and `image_map` instead.
+#[derive(Deserialize)]
+struct File {
+    is_gpt: Option<serde_json::Value>,
+    #[serde(default)]
+    text_list: Vec<String>,
+    #[serde(default)]
+    image_info: Vec<ImageInfo>,
+    #[serde(default)]
+    similarity_matrix: Vec<Vec<f64>>,
+    #[serde(default)]
+    example: String,
+    #[serde(default)]
+    image_map: std::collections::BTreeMap<String, Base64Image>,
+}
+
+#[derive(Deserialize)]
+struct ImageInfo {
+    image_base64: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Base64Image {
+    base64_image: String,
+}
+
+impl DocumentRules {
+    /// Makes a document of its JSON. `draw`, uniform in [0, 1), decides whether a document with one picture stays.
+    ///
+    /// # Errors
+    /// [`Rejected`]: whatever keeps it from being learnt from.
+    pub fn apply(
+        &self,
+        json: &[u8],
+        tokenizer: &Tokenizer,
+        tokens: &SpecialTokens,
+        draw: f64,
+    ) -> Result<Document, Rejected> {
+        let file: File = serde_json::from_slice(json).map_err(|e| Rejected::Form(e.to_string()))?;
+        let generated = file.is_gpt.is_some();
+        let (pictures, text) = if generated { self.generated(file)? } else { self.crawled(file)? };
+        let eos = tokenizer.eos_token().unwrap_or_default();
+        let mut ids = tokenizer.encode(&format!("{text}{ENDOFCHUNK}{eos}"))?;
+        ids.truncate(self.max_tokens);
+
+        let marks = ids.iter().filter(|&&id| id == tokens.image).count();
+        if marks < self.min_num_images {
+            return Err(Rejected::TooFew(self.min_num_images));
+        }
+        if !generated && marks == 1 {
+            if draw <= 0.5 {
+                return Err(Rejected::Single);
+            }
+            if ids.len() == self.max_tokens && ids.last() == Some(&tokens.image) {
+                return Err(Rejected::Empty);
+            }
+        }
+        Ok(Document { pictures, ids })
+    }
+
+    /// A web page: each picture goes to the sentence that it suits best, no two to one.
+    fn crawled(&self, file: File) -> Result<(Vec<Picture>, String), Rejected> {
+        let mut sentences = file.text_list;
+        let mut pictures = Vec::new();
+        let mut costs = Vec::new();
+        if file.image_info.len() != file.similarity_matrix.len() {
+            return Err(Rejected::Form("image_info and similarity_matrix differ in length".into()));
+        }
+        for (info, similarities) in file.image_info.iter().zip(&file.similarity_matrix) {
+            if similarities.len() != sentences.len() || !similarities.iter().all(|x| x.is_finite()) {
+                return Err(Rejected::Form("a row of similarity_matrix is not one number a sentence".into()));
+            }
+            let Some(encoded) = &info.image_base64 else { continue };
+            let bytes = decoded(encoded)?;
+            if bytes.len() < self.min_bytes {
+                continue;
+            }
+            pictures.push(Picture::decode(&bytes)?);
+            costs.push(similarities.iter().map(|x| -x).collect::<Vec<f64>>());
+        }
+        let places = cheapest(&costs);
+        let mut kept: Vec<(Picture, usize)> = pictures
+            .into_iter()
+            .zip(places)
+            .zip(&costs)
+            .filter_map(|((picture, place), costs)| place.map(|place| (picture, place, -costs[place])))
+            .filter(|(_, _, similarity)| *similarity >= self.textsim_threshold)
+            .map(|(picture, place, _)| (picture, place))
+            .collect();
+        if kept.is_empty() {
+            return Err(Rejected::NoPicture);
+        }
+        kept.truncate(self.max_num_images);
+        for (_, place) in &kept {
+            sentences[*place].insert_str(0, &format!("{ENDOFCHUNK}{IMAGE}"));
+        }
+        if !self.upstream_compat {
+            kept.sort_by_key(|(_, place)| *place);
+        }
+        let pictures = kept.into_iter().map(|(picture, _)| picture).collect();
+        Ok((pictures, tidied(&sentences.join(" "))))
+    }
+
+    /// A sequence that a language model wrote around numbered pictures.
+    fn generated(&self, file: File) -> Result<(Vec<Picture>, String), Rejected> {
+        let mut pictures = Vec::new();
+        for number in 1..=file.image_map.len() {
+            let image = file.image_map.get(&format!("_!_IMAGE{number}_!_"));
+            let image = image.ok_or_else(|| Rejected::Form(format!("image_map has no picture {number}")))?;
+            pictures.push(Picture::decode(&decoded(&image.base64_image)?)?);
+        }
+        pictures.truncate(self.max_num_images);
+        let mut text = tidied(&with_marks(&file.example));
+        let kept = if self.upstream_compat { self.max_num_images.saturating_sub(1) } else { self.max_num_images };
+        let marks: Vec<usize> = text.match_indices(IMAGE).map(|(at, _)| at).collect();
+        if marks.len() > self.max_num_images {
+            text.truncate(marks[kept]);
+        }
+        Ok((pictures, text))
+    }
+}
+
+fn decoded(encoded: &str) -> Result<Vec<u8>, Rejected> {
+    STANDARD.decode(encoded).map_err(|e| Rejected::Form(format!("a picture is no base64: {e}")))
+}
+
+/// Puts a mark where a numbered placeholder `_!_IMAGE7_!_` stands.
+fn with_marks(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("_!_IMAGE") {
+        let (before, from) = rest.split_at(at);
+        let number = &from["_!_IMAGE".len()..];
+        let digits = number.len() - number.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        out.push_str(before);
+        match number[digits..].strip_prefix("_!_") {
+            Some(after) if digits > 0 => {
+                out.push_str(ENDOFCHUNK);
+                out.push_str(IMAGE);
+                rest = after;
+            }
+            _ => {
+                out.push_str("_!_IMAGE");
+                rest = number;
+            }
+        }
+    }
+    out + rest
+}
+
+/// Nothing ends before the first picture, and no space surrounds a mark.
+fn tidied(text: &str) -> String {
+    text.replacen(ENDOFCHUNK, "", 1)
+        .replace(&format!(" {ENDOFCHUNK}"), ENDOFCHUNK)
+        .replace(&format!("{IMAGE} "), IMAGE)
+        .replace(&format!(" {IMAGE}"), IMAGE)
+}
