@@ -4,4 +4,5 @@ mod arrows;
 mod cli;
 mod hub;
 mod layout;
+mod training;
 mod verify;

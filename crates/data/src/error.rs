@@ -32,6 +32,9 @@ pub enum DataError {
         /// Pictures given with it.
         pictures: usize,
     },
+    /// A pattern that names no shards.
+    #[error("{0}")]
+    Shards(String),
     /// No tokenizer, or an unusable one.
     #[error("{0}")]
     Tokenizer(String),

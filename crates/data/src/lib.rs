@@ -6,6 +6,7 @@ mod documents;
 mod error;
 mod image;
 mod prompt;
+mod shards;
 mod streams;
 mod text;
 
@@ -13,6 +14,7 @@ pub use documents::{Document, DocumentRules, Rejected};
 pub use error::DataError;
 pub use image::{ConvertOrder, ImageTransform, MAX_PIXELS, Picture};
 pub use prompt::{Interleaved, Part, assemble, check_marks, few_shot};
+pub use shards::{Sample, Skipped, expand, read_samples};
 pub use streams::{IGNORE, Stream, pair_ids};
 pub use text::{
     Batch, ENDOFCHUNK, IMAGE, PAD, PaddingSide, SpecialTokens, TextStream, Tokenizer, pad_batch, printable,

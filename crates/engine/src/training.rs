@@ -52,6 +52,18 @@ pub trait Training: Send {
     /// # Errors
     /// [`EngineError::Device`] if they cannot be read back.
     fn weights(&self) -> Result<Vec<(String, Array)>, EngineError>;
+
+    /// Everything that an exact restart needs, by name: weights and the optimizer's state. Gradients are left out.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if it cannot be read back.
+    fn state(&self) -> Result<Vec<(String, Array)>, EngineError>;
+
+    /// Goes back to what [`Training::state`] gave. After an error nothing has changed.
+    ///
+    /// # Errors
+    /// [`EngineError::Weights`] if a tensor is missing or has another shape.
+    fn restore(&mut self, state: Vec<(String, Array)>) -> Result<(), EngineError>;
 }
 
 /// [`Training`] over a Burn backend.
@@ -99,6 +111,24 @@ impl<B: AutodiffBackend> Training for BurnTraining<B> {
 
     fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
         guard(|| self.trainer.weights(&self.engine.model).into_iter().map(array).collect())
+    }
+
+    fn state(&self) -> Result<Vec<(String, Array)>, EngineError> {
+        guard(|| self.trainer.state(&self.engine.model).into_iter().map(array).collect())
+    }
+
+    fn restore(&mut self, state: Vec<(String, Array)>) -> Result<(), EngineError> {
+        guard(|| {
+            let named = |(name, array): (String, Array)| {
+                let count = array.data.len();
+                Named { name, shape: array.shape, values: TensorData::new(array.data, [count]) }
+            };
+            let state = state.into_iter().map(named).collect();
+            let (model, device) = (&mut self.engine.model, &self.engine.device);
+            self.trainer.restore(model, state, device).map_err(|name| {
+                EngineError::Weights(format!("the training state has no tensor `{name}` of this model's shape"))
+            })
+        })
     }
 }
 

@@ -107,6 +107,70 @@ impl<B: AutodiffBackend> Trainer<B> {
         self.slots.iter().filter_map(given).collect()
     }
 
+    /// Everything that an exact restart needs: `weight.PATH`, and once a parameter was updated `first.PATH`,
+    /// `second.PATH` (AdamW's means, flat) and `steps.PATH` (one number). Taken between updates: gradients are left out.
+    pub fn state(&self, model: &Flamingo<B>) -> Vec<Named<TensorData>> {
+        let mut state = self.weights(model);
+        state.iter_mut().for_each(|weight| weight.name.insert_str(0, "weight."));
+        for (path, slot) in &self.slots {
+            let Some(moments) = &slot.moments else { continue };
+            let count = slot.shape.iter().product();
+            let mut add = |kind: &str, shape: Vec<usize>, values: TensorData| {
+                state.push(Named { name: format!("{kind}.{path}"), shape, values });
+            };
+            add("first", vec![count], moments.first.to_data());
+            add("second", vec![count], moments.second.to_data());
+            add("steps", vec![1], TensorData::new(vec![moments.steps as f32], [1]));
+        }
+        state
+    }
+
+    /// Goes back to what [`Trainer::state`] gave; gradients are forgotten. Returns the name of the first tensor that is
+    /// missing or of another shape, in which case nothing has changed.
+    pub fn restore(
+        &mut self,
+        model: &mut Flamingo<B>,
+        state: Vec<Named<TensorData>>,
+        device: &B::Device,
+    ) -> Result<(), String> {
+        let mut state: BTreeMap<String, Named<TensorData>> = state.into_iter().map(|t| (t.name.clone(), t)).collect();
+        let fits = |name: String, shape: &[usize]| match state.get(&name) {
+            Some(tensor)
+                if tensor.shape == shape && tensor.values.num_elements() == shape.iter().product::<usize>() =>
+            {
+                Ok(())
+            }
+            _ => Err(name),
+        };
+        for (path, slot) in &self.slots {
+            fits(format!("weight.{path}"), &slot.shape)?;
+            if state.contains_key(&format!("steps.{path}")) {
+                let count = slot.shape.iter().product();
+                fits(format!("first.{path}"), &[count])?;
+                fits(format!("second.{path}"), &[count])?;
+                fits(format!("steps.{path}"), &[1])?;
+            }
+        }
+        let mut take = |kind: &str, path: &str| state.remove(&format!("{kind}.{path}")).map(|tensor| tensor.values);
+        let mut weights = BTreeMap::new();
+        for (path, slot) in &mut self.slots {
+            slot.gradient = None;
+            slot.moments = match (take("first", path), take("second", path), take("steps", path)) {
+                (Some(first), Some(second), Some(steps)) => Some(Moments {
+                    first: Tensor::from_data(first, device),
+                    second: Tensor::from_data(second, device),
+                    steps: steps.iter::<f64>().next().unwrap_or_default() as usize,
+                }),
+                _ => None,
+            };
+            if let Some(weight) = take("weight", path) {
+                weights.insert(path.clone(), weight);
+            }
+        }
+        *model = model.clone().map(&mut SetWeights { weights, path: Vec::new() });
+        Ok(())
+    }
+
     /// The weights of everything that trains.
     pub fn weights(&self, model: &Flamingo<B>) -> Vec<Named<TensorData>> {
         let mut weights = Weights::<B> { slots: &self.slots, path: Vec::new(), found: Vec::new() };
@@ -208,6 +272,30 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Update<'_, B> {
             let weight = flat(tensor.inner());
             let weight = optimizer.update(weight, gradient, &mut slot.moments, learning_rate, Part::decays(&path));
             Tensor::from_inner(weight.reshape(shape)).require_grad()
+        })
+    }
+}
+
+/// Puts weights in.
+struct SetWeights {
+    weights: BTreeMap<String, TensorData>,
+    path: Vec<String>,
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B> for SetWeights {
+    fn enter_module(&mut self, name: &str, _: &str) {
+        self.path.push(name.to_string());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let Some(mut weight) = self.weights.remove(&self.path.join(".")) else { return param };
+        param.map(|tensor| {
+            weight.shape = tensor.shape();
+            Tensor::from_data(weight, &tensor.device()).require_grad()
         })
     }
 }

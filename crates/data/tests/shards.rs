@@ -1,0 +1,112 @@
+//! Shards: what belongs together, what is damaged, what patterns mean.
+
+use std::ops::ControlFlow;
+
+use flamingo_data::{Picture, Sample, Skipped, expand, read_samples};
+
+fn tar(members: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    for (name, content) in members {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        builder.append_data(&mut header, name, *content).expect("a member");
+    }
+    builder.into_inner().expect("an archive")
+}
+
+fn read(shard: &[u8]) -> (Vec<Sample>, Skipped) {
+    let mut samples = Vec::new();
+    let skipped = read_samples(shard, &mut |sample| {
+        samples.push(sample);
+        ControlFlow::Continue(())
+    });
+    (samples, skipped)
+}
+
+fn summary(samples: &[Sample]) -> Vec<String> {
+    let extensions = |sample: &Sample| sample.parts.keys().cloned().collect::<Vec<_>>().join("+");
+    samples.iter().map(|sample| format!("{} {}", sample.key, extensions(sample))).collect()
+}
+
+#[test]
+fn members_belong_together_by_name() {
+    let shard = tar(&[
+        ("a/001.jpg", b"picture"),
+        ("a/001.TXT", b"a cat"),
+        ("a/001.txt", b"twice"),
+        ("__meta__.json", b"{}"),
+        ("readme", b"no extension"),
+        ("a/.hidden", b"no key"),
+        ("b.v2/002.seg.png", b"picture"),
+        ("b.v2/002.json", b"{}"),
+    ]);
+    let (samples, skipped) = read(&shard);
+    assert_eq!(summary(&samples), ["a/001 jpg+txt", "b.v2/002 json+seg.png"]);
+    assert_eq!(samples[0].parts["txt"], b"a cat");
+    assert_eq!(skipped, Skipped { members: 3, duplicates: 1, cut: 0 });
+}
+
+#[test]
+fn reading_stops_when_told_to() {
+    let shard = tar(&[("1.txt", b"1"), ("2.txt", b"2"), ("3.txt", b"3")]);
+    let mut seen = 0;
+    read_samples(&shard[..], &mut |_| {
+        seen += 1;
+        if seen == 2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert_eq!(seen, 2);
+}
+
+#[test]
+fn damaged_shards_give_what_comes_before_the_damage() {
+    let contents: Vec<(String, Vec<u8>)> = (0..20).map(|i| (format!("{i:03}.txt"), vec![b'x'; 700])).collect();
+    let members: Vec<(&str, &[u8])> = contents.iter().map(|(name, content)| (&name[..], &content[..])).collect();
+    let shard = tar(&members);
+    assert_eq!(read(&shard).0.len(), 20);
+    for cut in (0..shard.len() - 1024).step_by(97) {
+        let (samples, skipped) = read(&shard[..cut]);
+        // Each member takes a block of header and two of content.
+        assert!(samples.len() <= cut / 1024, "{cut}");
+        assert!(samples.iter().all(|sample| sample.parts["txt"].len() == 700), "{cut}");
+        assert!(skipped.cut == 1 || cut % 512 == 0 || samples.len() == cut / 1536, "{cut}");
+    }
+    let mut state = 3u32;
+    for _ in 0..500 {
+        let mut damaged = shard.clone();
+        for _ in 0..8 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let at = state as usize % damaged.len();
+            damaged[at] ^= (state >> 24) as u8;
+        }
+        read(&damaged);
+    }
+    assert_eq!(read(b"not a tar file").0, []);
+    assert_eq!(read(b""), (Vec::new(), Skipped::default()));
+}
+
+#[test]
+fn patterns_are_those_of_webdataset() {
+    let names = |pattern: &str| expand(pattern).expect("names");
+    assert_eq!(names("a.tar"), ["a.tar"]);
+    assert_eq!(names("a-{08..11}.tar"), ["a-08.tar", "a-09.tar", "a-10.tar", "a-11.tar"]);
+    assert_eq!(names("{1..3}"), ["1", "2", "3"]);
+    assert_eq!(names("{3..1}"), ["3", "2", "1"]);
+    assert_eq!(names("{a,b}/{0..1}.tar"), ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]);
+    assert_eq!(names("a.tar::b-{0..1}.tar"), ["a.tar", "b-0.tar", "b-1.tar"]);
+    for bad in ["", "::", "a{", "a{0..}", "a{}", "a{x}", "{0..99999999999}", "{0..9999}{0..9999}", "{-1..3}"] {
+        assert!(expand(bad).is_err(), "{bad}");
+    }
+}
+
+/// A shard that the Python package made (`fixtures/shard.py`).
+#[test]
+fn shards_of_the_python_package_are_read() {
+    let (samples, skipped) = read(include_bytes!("fixtures/shard.tar"));
+    assert_eq!(skipped, Skipped::default());
+    assert_eq!(summary(&samples), ["0", "1", "2"].map(|i| format!("pairs/00000{i} json+png+txt")));
+    assert_eq!(samples[1].parts["txt"], "ein grünes Feld".as_bytes());
+    assert_eq!(samples[2].parts["json"], br#"{"index": 2}"#);
+    let widths = samples.iter().map(|s| Picture::decode(&s.parts["png"]).expect("a picture").width());
+    assert_eq!(widths.collect::<Vec<_>>(), [4, 5, 6]);
+}

@@ -1,0 +1,75 @@
+//! Training on a device, through the engine's own interface.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use flamingo_engine::{AdamW, Device, Part, Pixels, Text, Training, open_training};
+use flamingo_weights::ModelFolder;
+
+fn open() -> Box<dyn Training> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/golden-tiny");
+    let folder = Arc::new(ModelFolder::open(&folder).expect("the model of the repository"));
+    open_training(&folder, Device::Flex, &Part::UPSTREAM, AdamW::default()).expect("a training")
+}
+
+/// One picture and a few tokens, other ones at each step.
+fn step(training: &mut dyn Training, step: usize) -> f32 {
+    let image = 301;
+    let ids: Vec<u32> = [image].into_iter().chain((0..6).map(|i| (10 + 7 * step as u32 + 31 * i) % 300)).collect();
+    let labels: Vec<i64> = ids.iter().map(|&id| if id == image { -100 } else { i64::from(id) }).collect();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/golden-tiny");
+    let side = ModelFolder::open(&folder).expect("a folder").config().vision.image_size;
+    let data = (0..3 * side * side).map(|i| ((i * 13 + step * 7) % 17) as f32 / 8.0 - 1.0).collect();
+    let pixels = Pixels { rows: 1, images: 1, frames: 1, side, data };
+    let text = Text::new(1, ids, vec![true; 7]);
+    let loss = training.backward(&text, Some(&pixels), &labels, 1.0).expect("a loss");
+    training.clip(1.0).expect("a norm");
+    training.update(1e-2).expect("an update");
+    loss
+}
+
+#[test]
+fn a_restored_training_goes_on_bit_for_bit() {
+    let mut whole = open();
+    let losses: Vec<f32> = (0..6).map(|i| step(&mut *whole, i)).collect();
+    let mut first = open();
+    (0..3).for_each(|i| assert_eq!(step(&mut *first, i).to_bits(), losses[i].to_bits()));
+    let state = first.state().expect("a state");
+    let mut second = open();
+    // Gradients of a step that was never finished do not matter.
+    step(&mut *second, 9);
+    second.restore(state.clone()).expect("a restored state");
+    (3..6).for_each(|i| assert_eq!(step(&mut *second, i).to_bits(), losses[i].to_bits(), "step {i}"));
+    assert_eq!(second.state().expect("a state"), whole.state().expect("a state"));
+
+    // A state of another model changes nothing.
+    let mut broken = state;
+    broken.pop();
+    let before = second.state().expect("a state");
+    assert!(second.restore(broken[..2].to_vec()).is_err());
+    assert_eq!(second.state().expect("a state"), before);
+}
+
+#[test]
+fn a_model_learns_one_batch_by_heart_and_what_is_frozen_stays() {
+    let mut training = open();
+    let names: Vec<String> = training.weights().expect("weights").into_iter().map(|(name, _)| name).collect();
+    let trains = |name: &String| {
+        name.starts_with("resampler.") || name.starts_with("cross_attention.") || name == "decoder.embedding.added"
+    };
+    assert!(names.iter().all(trains) && names.len() > 20, "{names:?}");
+    let first = step(&mut *training, 0);
+    let last = (0..30).map(|_| step(&mut *training, 0)).last().expect("a loss");
+    assert!(last < 0.3 * first, "{first} to {last}");
+}
+
+#[test]
+fn a_batch_without_labels_teaches_nothing() {
+    let mut training = open();
+    let text = Text::new(1, vec![301, 5, 6], vec![true; 3]);
+    let loss = training.backward(&text, None, &[-100; 3], 1.0).expect("a loss");
+    assert!(loss.is_nan());
+    assert!(training.gradients().expect("gradients").is_empty());
+    assert!(training.backward(&text, None, &[999; 3], 1.0).is_err());
+    assert!(training.backward(&text, None, &[1; 2], 1.0).is_err());
+}
