@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use flamingo_config::ModelConfig;
-use flamingo_model::{Flamingo, Media, Point, Text, ignore, next_token_loss};
+use flamingo_model::{Flamingo, Media, Point, Text, ignore, next_token_loss, next_token_loss_of_hidden};
 
 use crate::array::{Array, Pixels};
 use crate::session::{BurnSession, Session, SessionOptions};
@@ -211,7 +211,7 @@ impl<B: Backend> BurnEngine<B> {
         self.check_labels(text, labels)?;
         let media = self.media(pixels)?;
         let hidden = self.model.forward(text, &vec![0; text.rows], media.as_ref(), None, &mut ignore);
-        Ok(next_token_loss(self.model.decoder.logits(hidden), labels))
+        Ok(next_token_loss_of_hidden(&self.model.decoder, hidden, labels))
     }
 
     /// Logits after the last token of each row.

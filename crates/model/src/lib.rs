@@ -28,7 +28,7 @@ pub use decoder::{Block, Decoder};
 pub use embedding::TokenEmbedding;
 pub use flamingo::{Flamingo, Observe, Point, ignore};
 pub use linear::{FeedForward, Linear};
-pub use loss::{IGNORE, next_token_loss};
+pub use loss::{IGNORE, next_token_loss, next_token_loss_of_hidden};
 pub use media::{Media, Sight};
 pub use norm::Norm;
 pub use resampler::Resampler;

@@ -2,6 +2,8 @@
 
 use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
 
+use crate::decoder::Decoder;
+
 /// Label of a token that is not predicted.
 pub const IGNORE: i64 = -100;
 
@@ -10,25 +12,47 @@ pub const IGNORE: i64 = -100;
 /// `logits` is `[batch, tokens, vocab]`; `labels` is row-major `[batch, tokens]`, not shifted: the logits
 /// at token `i` predict label `i + 1`. Computed in f32; NaN when no label counts, as in PyTorch.
 pub fn next_token_loss<B: Backend>(logits: Tensor<B, 3>, labels: &[i64]) -> Tensor<B, 1> {
-    let [batch, tokens, vocab] = logits.dims();
-    let device = logits.device();
-    let (mut rows, mut targets) = (Vec::new(), Vec::new());
-    for b in 0..batch {
-        for t in 1..tokens {
-            let label = labels[b * tokens + t];
-            if label != IGNORE {
-                rows.push((b * tokens + t - 1) as i32);
-                targets.push(label as i32);
-            }
-        }
+    let [batch, tokens, _] = logits.dims();
+    let (rows, targets) = predicted(labels, batch, tokens);
+    if rows.is_empty() {
+        return Tensor::from_floats([f32::NAN], &logits.device());
     }
-    let count = rows.len();
-    if count == 0 {
-        return Tensor::from_floats([f32::NAN], &device);
+    cross_entropy(select(logits, rows), &targets)
+}
+
+/// [`next_token_loss`] of hidden states `[batch, tokens, d_model]`: the head, the largest matrix of all, works on
+/// the positions that predict something and on no others.
+pub fn next_token_loss_of_hidden<B: Backend>(
+    decoder: &Decoder<B>,
+    hidden: Tensor<B, 3>,
+    labels: &[i64],
+) -> Tensor<B, 1> {
+    let [batch, tokens, _] = hidden.dims();
+    let (rows, targets) = predicted(labels, batch, tokens);
+    if rows.is_empty() {
+        return Tensor::from_floats([f32::NAN], &hidden.device());
     }
-    let rows = Tensor::<B, 1, Int>::from_ints(rows.as_slice(), &device);
-    let targets = Tensor::<B, 1, Int>::from_ints(targets.as_slice(), &device).reshape([count, 1]);
-    let picked = logits.reshape([batch * tokens, vocab]).select(0, rows).cast(DType::F32);
-    let log_probs = activation::log_softmax(picked, 1).gather(1, targets);
+    let logits = decoder.logits(select(hidden, rows).unsqueeze());
+    cross_entropy(logits.squeeze_dim(0), &targets)
+}
+
+/// Places (row-major) whose next token is predicted, and those tokens.
+fn predicted(labels: &[i64], batch: usize, tokens: usize) -> (Vec<i32>, Vec<i32>) {
+    let places = (0..batch * tokens).filter(|place| place % tokens + 1 < tokens && labels[place + 1] != IGNORE);
+    places.map(|place| (place as i32, labels[place + 1] as i32)).unzip()
+}
+
+/// Some rows of `[batch, tokens, dim]`: `[rows, dim]`.
+fn select<B: Backend>(x: Tensor<B, 3>, rows: Vec<i32>) -> Tensor<B, 2> {
+    let [batch, tokens, dim] = x.dims();
+    let rows = Tensor::<B, 1, Int>::from_ints(rows.as_slice(), &x.device());
+    x.reshape([batch * tokens, dim]).select(0, rows)
+}
+
+/// Mean negative log-probability of `targets` under the rows of `[rows, vocab]`.
+fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, targets: &[i32]) -> Tensor<B, 1> {
+    let count = targets.len();
+    let targets = Tensor::<B, 1, Int>::from_ints(targets, &logits.device()).reshape([count, 1]);
+    let log_probs = activation::log_softmax(logits.cast(DType::F32), 1).gather(1, targets);
     log_probs.sum().neg() / count as f64
 }
