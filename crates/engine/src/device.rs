@@ -8,10 +8,10 @@ use burn::tensor::backend::Backend;
 use flamingo_train::{AdamW, Part, Trainer};
 use flamingo_weights::ModelFolder;
 
-use crate::EngineError;
 use crate::engine::{BurnEngine, Engine, guard};
-use crate::load::{Precision, load};
+use crate::load::{burn_dtype, load};
 use crate::training::{BurnTraining, Training};
+use crate::{EngineError, Precision};
 
 /// A device as a user names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -196,8 +196,8 @@ fn ready<B: Backend>(
     name: String,
     precision: Precision,
 ) -> Result<BurnEngine<B>, EngineError> {
-    if !B::supports_dtype(&device, precision.dtype()) {
-        return Err(EngineError::Device(format!("{name} does not compute in {precision:?}: use --precision f32")));
+    if !B::supports_dtype(&device, burn_dtype(precision)) {
+        return Err(EngineError::Device(format!("{name} does not compute in {precision}: use --precision f32")));
     }
     let model = load::<B>(folder, precision, &device)?;
     tracing::debug!(device = name, ?precision, "model loaded");

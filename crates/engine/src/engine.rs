@@ -8,6 +8,7 @@ use flamingo_config::ModelConfig;
 use flamingo_model::{Flamingo, Media, Point, Text, ignore, next_token_loss, next_token_loss_of_hidden};
 
 use crate::array::{Array, Pixels};
+use crate::load::burn_dtype;
 use crate::session::{BurnSession, Session, SessionOptions};
 use crate::{EngineError, Precision};
 
@@ -118,7 +119,7 @@ impl<B: Backend> BurnEngine<B> {
         pixels.check(self.config.vision.image_size)?;
         let shape = [pixels.rows, pixels.images, pixels.frames, 3, pixels.side, pixels.side];
         let data = TensorData::new(pixels.data.clone(), shape);
-        Ok(Tensor::from_data(data, (&self.device, self.precision.dtype())))
+        Ok(Tensor::from_data(data, (&self.device, burn_dtype(self.precision))))
     }
 
     /// Patch tokens, `[rows, images, frames, patches, width]`.

@@ -22,7 +22,8 @@ pub use device::{Device, compiled, open, open_training, probe};
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
 pub use flamingo_train::{AdamW, Part, Schedule};
-pub use load::Precision;
+/// The format of weights and activations on a device.
+pub use flamingo_weights::Dtype as Precision;
 pub use session::{Session, SessionOptions};
 pub use training::Training;
 

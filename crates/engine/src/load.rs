@@ -1,7 +1,6 @@
 //! From a model folder to a model on a device.
 
 use std::rc::Rc;
-use std::str::FromStr;
 use std::sync::Arc;
 
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
@@ -12,39 +11,12 @@ use flamingo_weights::{Dtype, ModelFolder};
 
 use crate::EngineError;
 
-/// The type of weights and activations on the device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// 32-bit floats: the numbers of upstream.
-    #[default]
-    F32,
-    /// 16-bit floats.
-    F16,
-    /// 16-bit floats with the range of 32-bit ones.
-    Bf16,
-}
-
-impl Precision {
-    /// Burn's name for it.
-    pub(crate) fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-}
-
-impl FromStr for Precision {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text {
-            "f32" => Ok(Self::F32),
-            "f16" => Ok(Self::F16),
-            "bf16" => Ok(Self::Bf16),
-            other => Err(format!("unknown precision `{other}`: f32, f16 or bf16")),
-        }
+/// Burn's name for a number format.
+pub(crate) fn burn_dtype(dtype: Dtype) -> DType {
+    match dtype {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::Bf16 => DType::BF16,
     }
 }
 
@@ -53,12 +25,12 @@ impl FromStr for Precision {
 /// Tensors are read from the mapped file one at a time; nothing is initialised at random first.
 pub(crate) fn load<B: Backend>(
     folder: &Arc<ModelFolder>,
-    precision: Precision,
+    precision: Dtype,
     device: &B::Device,
 ) -> Result<Flamingo<B>, EngineError> {
     let mut model = Flamingo::<B>::new(folder.config(), device);
     let names = parameters::<B>(&model).into_iter().map(|(name, _)| name);
-    let snapshots = names.filter_map(|name| snapshot(folder, name, precision.dtype()));
+    let snapshots = names.filter_map(|name| snapshot(folder, name, burn_dtype(precision)));
     let result = model.apply(snapshots.collect(), None, None, true);
     if let Some(error) = result.errors.first() {
         return Err(EngineError::Weights(format!("cannot load the weights: {error}")));
@@ -77,11 +49,7 @@ fn snapshot(folder: &Arc<ModelFolder>, name: String, dtype: DType) -> Option<Ten
     let read = move || {
         let gone = || TensorSnapshotError::DataError(format!("no tensor `{name}`"));
         let view = folder.tensor(&name).ok_or_else(gone)?;
-        let stored = match view.dtype {
-            Dtype::F32 => DType::F32,
-            Dtype::F16 => DType::F16,
-            Dtype::Bf16 => DType::BF16,
-        };
+        let stored = burn_dtype(view.dtype);
         let shape = view.shape.to_vec();
         let data = if stored == dtype {
             TensorData::from_bytes(Bytes::from_bytes_vec(view.bytes.to_vec()), shape, stored)
