@@ -184,7 +184,7 @@ def bench(model, shape, args):
 
     def decode():
         output, seen = first, mask
-        for _ in range(args.decode_tokens):
+        for _ in range(args.decode):
             scores = output.logits[:, -1]
             scores[:, model.media_token_id] = float("-inf")  # a generated <image> would move the cached media
             token = scores.argmax(-1, keepdim=True)
@@ -199,19 +199,19 @@ def bench(model, shape, args):
         "vision_ms": vision_ms,
         "resampler_ms": resampler_ms,
         "prefill_ms": prefill_ms,
-        "decode_ms_per_token": decode_ms / args.decode_tokens,
+        "decode_ms_per_token": decode_ms / args.decode,
     }
     if args.generate:
 
         def generate():
             return model.generate(
-                vision_x, ids, attention_mask=mask, num_beams=args.beams, max_new_tokens=args.decode_tokens,
-                min_new_tokens=args.decode_tokens, bad_words_ids=[[model.media_token_id]], do_sample=False,
+                vision_x, ids, attention_mask=mask, num_beams=args.beams, max_new_tokens=args.decode,
+                min_new_tokens=args.decode, bad_words_ids=[[model.media_token_id]], do_sample=False,
                 pad_token_id=model.eoc_token_id, use_cache=True,
             )
 
         timings["generate_ms"], output = median_ms(generate, args.runs, args.warmup)
-        assert output.shape[1] == args.tokens + args.decode_tokens
+        assert output.shape[1] == args.tokens + args.decode
     return timings
 
 
@@ -222,14 +222,14 @@ def main():
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--images", type=int, default=1, help="pictures in each prompt")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of the prompt, <image> included")
-    parser.add_argument("--decode-tokens", type=int, default=16)
+    parser.add_argument("--decode", type=int, default=16)
     parser.add_argument("--runs", type=int, default=5, help="the median of so many runs is printed")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--generate", action="store_true", help="also time upstream's generate, end to end")
     parser.add_argument("--beams", type=int, default=1, help="beams of --generate")
     args = parser.parse_args()
-    for name in ["batch", "images", "decode_tokens", "runs", "threads"]:
+    for name in ["batch", "images", "decode", "runs", "threads"]:
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1")
     if args.tokens < args.images:

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use burn::tensor::backend::Backend;
+use flamingo_kernels::Kernels;
 use flamingo_train::{AdamW, Part, Trainer};
 use flamingo_weights::ModelFolder;
 
@@ -161,7 +161,7 @@ pub fn open_training(
 }
 
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "cuda"))]
-fn train<B: Backend>(
+fn train<B: Kernels>(
     folder: &Arc<ModelFolder>,
     device: B::Device,
     name: String,
@@ -177,7 +177,7 @@ fn train<B: Backend>(
 }
 
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
-fn start<B: Backend>(
+fn start<B: Kernels>(
     folder: &Arc<ModelFolder>,
     device: B::Device,
     name: String,
@@ -190,7 +190,7 @@ fn start<B: Backend>(
 }
 
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
-fn ready<B: Backend>(
+fn ready<B: Kernels>(
     folder: &Arc<ModelFolder>,
     device: B::Device,
     name: String,

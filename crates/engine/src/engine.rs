@@ -3,8 +3,9 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, TensorData};
 use flamingo_config::ModelConfig;
+use flamingo_kernels::Kernels;
 use flamingo_model::{Flamingo, Media, Point, Text, ignore, next_token_loss, next_token_loss_of_hidden};
 
 use crate::array::{Array, Pixels};
@@ -94,7 +95,7 @@ pub struct Timings {
 }
 
 /// [`Engine`] over a Burn backend.
-pub(crate) struct BurnEngine<B: Backend> {
+pub(crate) struct BurnEngine<B: Kernels> {
     pub(crate) model: Flamingo<B>,
     pub(crate) config: ModelConfig,
     pub(crate) device: B::Device,
@@ -114,7 +115,7 @@ pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<
     })
 }
 
-impl<B: Backend> BurnEngine<B> {
+impl<B: Kernels> BurnEngine<B> {
     fn pixels(&self, pixels: &Pixels) -> Result<Tensor<B, 6>, EngineError> {
         pixels.check(self.config.vision.image_size)?;
         let shape = [pixels.rows, pixels.images, pixels.frames, 3, pixels.side, pixels.side];
@@ -226,7 +227,7 @@ impl<B: Backend> BurnEngine<B> {
     }
 }
 
-impl<B: Backend> Engine for BurnEngine<B> {
+impl<B: Kernels> Engine for BurnEngine<B> {
     fn config(&self) -> &ModelConfig {
         &self.config
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, backend::Backend};
 use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
+use flamingo_kernels::Kernels;
 use flamingo_model::Flamingo;
 use flamingo_weights::{Dtype, ModelFolder};
 
@@ -23,7 +24,7 @@ pub(crate) fn burn_dtype(dtype: Dtype) -> DType {
 /// Puts a folder's weights on a device.
 ///
 /// Tensors are read from the mapped file one at a time; nothing is initialised at random first.
-pub(crate) fn load<B: Backend>(
+pub(crate) fn load<B: Kernels>(
     folder: &Arc<ModelFolder>,
     precision: Dtype,
     device: &B::Device,

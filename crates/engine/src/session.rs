@@ -1,7 +1,7 @@
 //! A prompt being continued: its caches, its images, and how many image marks each row has seen.
 
-use burn::tensor::backend::Backend;
 use flamingo_generate::Decoder;
+use flamingo_kernels::Kernels;
 use flamingo_model::{Cache, Media, Text, ignore};
 
 use crate::EngineError;
@@ -32,7 +32,7 @@ pub trait Session: Decoder<Error = EngineError> {
     fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError>;
 }
 
-pub(crate) struct BurnSession<'a, B: Backend> {
+pub(crate) struct BurnSession<'a, B: Kernels> {
     engine: &'a BurnEngine<B>,
     cache: Cache<B>,
     media: Option<Media<B>>,
@@ -43,7 +43,7 @@ pub(crate) struct BurnSession<'a, B: Backend> {
     upstream_compat: bool,
 }
 
-impl<'a, B: Backend> BurnSession<'a, B> {
+impl<'a, B: Kernels> BurnSession<'a, B> {
     pub(crate) fn new(
         engine: &'a BurnEngine<B>,
         rows: usize,
@@ -88,7 +88,7 @@ impl<'a, B: Backend> BurnSession<'a, B> {
     }
 }
 
-impl<B: Backend> Decoder for BurnSession<'_, B> {
+impl<B: Kernels> Decoder for BurnSession<'_, B> {
     type Error = EngineError;
 
     fn step(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
@@ -123,7 +123,7 @@ impl<B: Backend> Decoder for BurnSession<'_, B> {
     }
 }
 
-impl<B: Backend> Session for BurnSession<'_, B> {
+impl<B: Kernels> Session for BurnSession<'_, B> {
     fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError> {
         guard(|| {
             let rows = self.cache.rows();

@@ -1,7 +1,7 @@
 //! A model in training on a device.
 
-use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, TensorData};
+use flamingo_kernels::Differentiable;
 use flamingo_model::Text;
 use flamingo_train::{Named, Trainer};
 
@@ -67,12 +67,12 @@ pub trait Training: Send {
 }
 
 /// [`Training`] over a Burn backend.
-pub(crate) struct BurnTraining<B: AutodiffBackend> {
+pub(crate) struct BurnTraining<B: Differentiable> {
     pub(crate) engine: BurnEngine<B>,
     pub(crate) trainer: Trainer<B>,
 }
 
-impl<B: AutodiffBackend> Training for BurnTraining<B> {
+impl<B: Differentiable> Training for BurnTraining<B> {
     fn backward(
         &mut self,
         text: &Text,

@@ -5,8 +5,9 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::CrossAttentionConfig;
+use flamingo_kernels::{Kernels, attend};
 
-use crate::attention::{attend, merge_heads, split_heads, split_last};
+use crate::attention::{merge_heads, split_heads, split_last};
 use crate::linear::{FeedForward, Linear};
 use crate::media::Sight;
 use crate::norm::Norm;
@@ -41,7 +42,7 @@ pub struct GatedCrossAttention<B: Backend> {
     pub feed_forward_gate: Param<Tensor<B, 1>>,
 }
 
-impl<B: Backend> GatedCrossAttention<B> {
+impl<B: Kernels> GatedCrossAttention<B> {
     /// A block between a decoder of width `d_model` and images of width `vision_width`.
     pub fn new(config: &CrossAttentionConfig, d_model: usize, vision_width: usize, device: &B::Device) -> Self {
         let inner = config.heads * config.dim_head;
@@ -81,7 +82,7 @@ impl<B: Backend> GatedCrossAttention<B> {
     }
 }
 
-impl<B: Backend> MaskedCrossAttention<B> {
+impl<B: Kernels> MaskedCrossAttention<B> {
     fn forward(&self, x: Tensor<B, 3>, k: Tensor<B, 4>, v: Tensor<B, 4>, sight: &Sight<B>) -> Tensor<B, 3> {
         let mut q = split_heads(self.to_q.forward(self.norm.forward(x)), self.heads);
         if let Some(sharp) = &sight.sharp {

@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::ModelConfig;
+use flamingo_kernels::Kernels;
 
 use crate::cache::Cache;
 use crate::cross_attention::GatedCrossAttention;
@@ -46,7 +47,7 @@ pub struct Flamingo<B: Backend> {
     only_attend_immediate_media: bool,
 }
 
-impl<B: Backend> Flamingo<B> {
+impl<B: Kernels> Flamingo<B> {
     /// A model with random weights, initialised at first use.
     pub fn new(config: &ModelConfig, device: &B::Device) -> Self {
         let a = config.decoder.architecture();

@@ -7,7 +7,6 @@
 //! Numbers that decide what a token may look at (padding, positions, which image) are small and known
 //! on the host: they arrive as plain vectors in [`Text`] and become masks here, once a forward pass.
 
-mod activation;
 mod attention;
 mod cache;
 mod cross_attention;

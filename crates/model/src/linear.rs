@@ -3,8 +3,8 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend, module};
 use flamingo_config::Activation;
+use flamingo_kernels::{Kernels, activate};
 
-use crate::activation::activate;
 use crate::norm::Norm;
 
 /// `y = x Wᵀ + b`.
@@ -57,7 +57,7 @@ pub struct FeedForward<B: Backend> {
     pub down: Linear<B>,
 }
 
-impl<B: Backend> FeedForward<B> {
+impl<B: Kernels> FeedForward<B> {
     /// A network of width `dim` with a hidden layer of `dim * mult`.
     pub fn new(dim: usize, mult: usize, device: &B::Device) -> Self {
         Self {

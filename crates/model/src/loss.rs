@@ -1,6 +1,7 @@
 //! The language-modelling loss.
 
-use burn::tensor::{DType, Int, Tensor, activation, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use flamingo_kernels::{Kernels, cross_entropy};
 
 use crate::decoder::Decoder;
 
@@ -11,18 +12,18 @@ pub const IGNORE: i64 = -100;
 ///
 /// `logits` is `[batch, tokens, vocab]`; `labels` is row-major `[batch, tokens]`, not shifted: the logits
 /// at token `i` predict label `i + 1`. Computed in f32; NaN when no label counts, as in PyTorch.
-pub fn next_token_loss<B: Backend>(logits: Tensor<B, 3>, labels: &[i64]) -> Tensor<B, 1> {
+pub fn next_token_loss<B: Kernels>(logits: Tensor<B, 3>, labels: &[i64]) -> Tensor<B, 1> {
     let [batch, tokens, _] = logits.dims();
     let (rows, targets) = predicted(labels, batch, tokens);
     if rows.is_empty() {
         return Tensor::from_floats([f32::NAN], &logits.device());
     }
-    cross_entropy(select(logits, rows), &targets)
+    cross_entropy(select(logits, rows).cast(DType::F32), &targets)
 }
 
 /// [`next_token_loss`] of hidden states `[batch, tokens, d_model]`: the head, the largest matrix of all, works on
 /// the positions that predict something and on no others.
-pub fn next_token_loss_of_hidden<B: Backend>(
+pub fn next_token_loss_of_hidden<B: Kernels>(
     decoder: &Decoder<B>,
     hidden: Tensor<B, 3>,
     labels: &[i64],
@@ -33,7 +34,7 @@ pub fn next_token_loss_of_hidden<B: Backend>(
         return Tensor::from_floats([f32::NAN], &hidden.device());
     }
     let logits = decoder.logits(select(hidden, rows).unsqueeze());
-    cross_entropy(logits.squeeze_dim(0), &targets)
+    cross_entropy(logits.squeeze_dim::<2>(0).cast(DType::F32), &targets)
 }
 
 /// Places (row-major) whose next token is predicted, and those tokens.
@@ -47,12 +48,4 @@ fn select<B: Backend>(x: Tensor<B, 3>, rows: Vec<i32>) -> Tensor<B, 2> {
     let [batch, tokens, dim] = x.dims();
     let rows = Tensor::<B, 1, Int>::from_ints(rows.as_slice(), &x.device());
     x.reshape([batch * tokens, dim]).select(0, rows)
-}
-
-/// Mean negative log-probability of `targets` under the rows of `[rows, vocab]`.
-fn cross_entropy<B: Backend>(logits: Tensor<B, 2>, targets: &[i32]) -> Tensor<B, 1> {
-    let count = targets.len();
-    let targets = Tensor::<B, 1, Int>::from_ints(targets, &logits.device()).reshape([count, 1]);
-    let log_probs = activation::log_softmax(logits.cast(DType::F32), 1).gather(1, targets);
-    log_probs.sum().neg() / count as f64
 }

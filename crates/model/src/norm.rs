@@ -1,8 +1,9 @@
 //! Layer norm and RMS norm, computed in f32 whatever the model's dtype.
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use flamingo_config::Norm as NormKind;
+use flamingo_kernels::{Kernels, layer_norm};
 
 /// A norm over the last dimension.
 #[derive(Module, Debug)]
@@ -15,7 +16,7 @@ pub struct Norm<B: Backend> {
     rms: bool,
 }
 
-impl<B: Backend> Norm<B> {
+impl<B: Kernels> Norm<B> {
     /// A norm of the given kind.
     pub fn new(kind: NormKind, dim: usize, eps: f64, device: &B::Device) -> Self {
         match kind {
@@ -42,13 +43,8 @@ impl<B: Backend> Norm<B> {
             let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
             x / (mean_square + self.eps).sqrt() * weight.unsqueeze()
         } else {
-            let bias = self.bias.as_ref().map(|bias| bias.val().cast(DType::F32).into_primitive().tensor());
-            Tensor::from_primitive(TensorPrimitive::Float(B::layer_norm(
-                x.into_primitive().tensor(),
-                weight.into_primitive().tensor(),
-                bias,
-                self.eps,
-            )))
+            let bias = self.bias.as_ref().map(|bias| bias.val().cast(DType::F32));
+            layer_norm(x, weight, bias, self.eps)
         };
         y.cast(dtype)
     }

@@ -7,8 +7,9 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::ResamplerConfig;
+use flamingo_kernels::{Kernels, attend};
 
-use crate::attention::{attend, merge_heads, split_heads, split_last};
+use crate::attention::{merge_heads, split_heads, split_last};
 use crate::linear::{FeedForward, Linear};
 use crate::norm::Norm;
 
@@ -53,7 +54,7 @@ pub struct PerceiverAttention<B: Backend> {
     dim_head: usize,
 }
 
-impl<B: Backend> Resampler<B> {
+impl<B: Kernels> Resampler<B> {
     /// A resampler of the given width with random weights.
     pub fn new(config: &ResamplerConfig, width: usize, device: &B::Device) -> Self {
         let normal = Initializer::Normal { mean: 0.0, std: 1.0 };
@@ -106,7 +107,7 @@ impl<B: Backend> Resampler<B> {
     }
 }
 
-impl<B: Backend> PerceiverAttention<B> {
+impl<B: Kernels> PerceiverAttention<B> {
     /// `x` is `[images, tokens, width]`, `latents` `[images, num_latents, width]`; the result has the
     /// latents' shape.
     fn forward(&self, x: Tensor<B, 3>, latents: Tensor<B, 3>) -> Tensor<B, 3> {

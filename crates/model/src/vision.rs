@@ -7,9 +7,9 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::{Activation, VisionConfig};
+use flamingo_kernels::{Kernels, activate, attend};
 
-use crate::activation::activate;
-use crate::attention::{attend, merge_heads, split_heads, split_last};
+use crate::attention::{merge_heads, split_heads, split_last};
 use crate::flamingo::{Observe, Point};
 use crate::linear::Linear;
 use crate::norm::Norm;
@@ -68,7 +68,7 @@ pub struct VisionMlp<B: Backend> {
     activation: Activation,
 }
 
-impl<B: Backend> VisionTransformer<B> {
+impl<B: Kernels> VisionTransformer<B> {
     /// A tower with random weights.
     pub fn new(config: &VisionConfig, device: &B::Device) -> Self {
         let width = config.width;
@@ -129,7 +129,7 @@ impl<B: Backend> VisionTransformer<B> {
     }
 }
 
-impl<B: Backend> VisionBlock<B> {
+impl<B: Kernels> VisionBlock<B> {
     fn new(config: &VisionConfig, device: &B::Device) -> Self {
         let width = config.width;
         Self {
@@ -155,7 +155,7 @@ impl<B: Backend> VisionBlock<B> {
     }
 }
 
-impl<B: Backend> VisionAttention<B> {
+impl<B: Kernels> VisionAttention<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [q, k, v] = split_last(self.qkv.forward(x)).map(|part| split_heads(part, self.heads));
         let scale = 1.0 / (q.dims()[3] as f64).sqrt();

@@ -1,6 +1,7 @@
 //! AdamW as `torch.optim.AdamW` computes it.
 
 use burn::tensor::{Tensor, backend::Backend};
+use flamingo_kernels::{AdamWStep, Kernels, adamw};
 
 /// Decoupled weight decay and Adam (arXiv 1711.05101), in PyTorch's order of operations.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -33,7 +34,7 @@ pub(crate) struct Moments<B: Backend> {
 
 impl AdamW {
     /// A parameter after one update; all tensors flat.
-    pub(crate) fn update<B: Backend>(
+    pub(crate) fn update<B: Kernels>(
         &self,
         weight: Tensor<B, 1>,
         gradient: Tensor<B, 1>,
@@ -45,13 +46,15 @@ impl AdamW {
             Some(m) => (m.first, m.second, m.steps + 1),
             None => (gradient.zeros_like(), gradient.zeros_like(), 1),
         };
-        let decay = if decays { 1.0 - learning_rate * self.weight_decay } else { 1.0 };
-        let first = first * self.beta_1 + gradient.clone() * (1.0 - self.beta_1);
-        let second = second * self.beta_2 + gradient.clone() * gradient * (1.0 - self.beta_2);
-        let bias_1 = 1.0 - self.beta_1.powf(steps as f64);
-        let bias_2 = 1.0 - self.beta_2.powf(steps as f64);
-        let scale = second.clone().sqrt() / bias_2.sqrt() + self.eps;
-        let weight = weight * decay - first.clone() / scale * (learning_rate / bias_1);
+        let step = AdamWStep {
+            beta_1: self.beta_1,
+            beta_2: self.beta_2,
+            eps: self.eps,
+            keep: if decays { 1.0 - learning_rate * self.weight_decay } else { 1.0 },
+            rate: learning_rate / (1.0 - self.beta_1.powf(steps as f64)),
+            root_bias_2: (1.0 - self.beta_2.powf(steps as f64)).sqrt(),
+        };
+        let [weight, first, second] = adamw(weight, gradient, first, second, step);
         *moments = Some(Moments { first, second, steps });
         weight
     }

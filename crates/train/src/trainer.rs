@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData, backend::AutodiffBackend};
+use burn::tensor::{Tensor, TensorData};
 use flamingo_config::ModelConfig;
+use flamingo_kernels::Differentiable;
 use flamingo_model::Flamingo;
 
 use crate::adamw::{AdamW, Moments};
@@ -22,7 +23,7 @@ pub struct Named<T> {
 }
 
 /// What training keeps beside the model: gradients, which add up between updates, and the optimizer's state.
-pub struct Trainer<B: AutodiffBackend> {
+pub struct Trainer<B: Differentiable> {
     optimizer: AdamW,
     slots: BTreeMap<String, Slot<B::InnerBackend>>,
 }
@@ -36,7 +37,7 @@ struct Slot<B: burn::tensor::backend::Backend> {
     moments: Option<Moments<B>>,
 }
 
-impl<B: AutodiffBackend> Trainer<B> {
+impl<B: Differentiable> Trainer<B> {
     /// Takes a model into training. Everything outside of `parts` is frozen: no gradient is computed or stored.
     pub fn new(
         model: &mut Flamingo<B>,
@@ -194,7 +195,7 @@ struct Freeze<'a> {
     shapes: Vec<(String, Vec<usize>)>,
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for Freeze<'_> {
+impl<B: Differentiable> ModuleMapper<B> for Freeze<'_> {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.to_string());
     }
@@ -215,13 +216,13 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Freeze<'_> {
 }
 
 /// Adds up gradients.
-struct Collect<'a, B: AutodiffBackend> {
+struct Collect<'a, B: Differentiable> {
     gradients: &'a B::Gradients,
     slots: &'a mut BTreeMap<String, Slot<B::InnerBackend>>,
     path: Vec<String>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_, B> {
+impl<B: Differentiable> ModuleVisitor<B> for Collect<'_, B> {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.to_string());
     }
@@ -246,14 +247,14 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_, B> {
 }
 
 /// Moves weights along their gradients.
-struct Update<'a, B: AutodiffBackend> {
+struct Update<'a, B: Differentiable> {
     slots: &'a mut BTreeMap<String, Slot<B::InnerBackend>>,
     optimizer: AdamW,
     learning_rate: f64,
     path: Vec<String>,
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for Update<'_, B> {
+impl<B: Differentiable> ModuleMapper<B> for Update<'_, B> {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.to_string());
     }
@@ -282,7 +283,7 @@ struct SetWeights {
     path: Vec<String>,
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for SetWeights {
+impl<B: Differentiable> ModuleMapper<B> for SetWeights {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.to_string());
     }
@@ -301,13 +302,13 @@ impl<B: AutodiffBackend> ModuleMapper<B> for SetWeights {
 }
 
 /// Reads weights.
-struct Weights<'a, B: AutodiffBackend> {
+struct Weights<'a, B: Differentiable> {
     slots: &'a BTreeMap<String, Slot<B::InnerBackend>>,
     path: Vec<String>,
     found: Vec<Named<TensorData>>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Weights<'_, B> {
+impl<B: Differentiable> ModuleVisitor<B> for Weights<'_, B> {
     fn enter_module(&mut self, name: &str, _: &str) {
         self.path.push(name.to_string());
     }

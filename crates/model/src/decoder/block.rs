@@ -3,10 +3,10 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::{Activation, Architecture, Norm as NormKind, NormPlacement, Position, Residual};
+use flamingo_kernels::{Kernels, activate, attend};
 
 use super::position::Context;
-use crate::activation::activate;
-use crate::attention::{attend, merge_heads, split_heads, split_last};
+use crate::attention::{merge_heads, split_heads, split_last};
 use crate::cache::Cache;
 use crate::linear::Linear;
 use crate::norm::Norm;
@@ -63,7 +63,7 @@ pub struct Mlp<B: Backend> {
     activation: Activation,
 }
 
-impl<B: Backend> Block<B> {
+impl<B: Kernels> Block<B> {
     /// Block number `layer` with random weights.
     pub fn new(a: &Architecture, layer: usize, device: &B::Device) -> Self {
         let d = a.d_model;
@@ -123,7 +123,7 @@ impl<B: Backend> Block<B> {
     }
 }
 
-impl<B: Backend> SelfAttention<B> {
+impl<B: Kernels> SelfAttention<B> {
     fn forward(&self, x: Tensor<B, 3>, context: &Context<B>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let mut qkv = self.qkv.forward(x);
         if let Some(clip) = self.clip_qkv {
@@ -153,7 +153,7 @@ impl<B: Backend> SelfAttention<B> {
     }
 }
 
-impl<B: Backend> Mlp<B> {
+impl<B: Kernels> Mlp<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let hidden = match &self.gate {
             Some(gate) => activate(self.activation, gate.forward(x.clone())) * self.up.forward(x),

@@ -13,6 +13,7 @@ pub(crate) use position::Context;
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_config::{Architecture, Position, TokenConfig};
+use flamingo_kernels::Kernels;
 
 use crate::embedding::TokenEmbedding;
 use crate::linear::Linear;
@@ -40,7 +41,7 @@ pub struct Decoder<B: Backend> {
     architecture: Architecture,
 }
 
-impl<B: Backend> Decoder<B> {
+impl<B: Kernels> Decoder<B> {
     /// A decoder with random weights.
     pub fn new(architecture: &Architecture, tokens: &TokenConfig, device: &B::Device) -> Self {
         let a = architecture;

@@ -1,0 +1,76 @@
+"""Times a training step of upstream's PyTorch OpenFlamingo on the CPU, with random weights of a given shape.
+
+The step is that of upstream's train/train_utils.py for one stream: forward, backward, the mask of the embeddings'
+gradients, clipping, AdamW over its two parameter groups. Prints one JSON object.
+"""
+
+import argparse
+import json
+import os
+
+import torch
+from torch_bench import build, median_ms, peak_rss_mib, prompt, read_shape
+
+
+def trainable(model):
+    """What upstream trains (src/factory.py), in train.py's two groups."""
+    model.perceiver.requires_grad_(True)
+    model.lang_encoder.gated_cross_attn_layers.requires_grad_(True)
+    model.lang_encoder.get_input_embeddings().requires_grad_(True)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    decay = [p for name, p in named if "gated_cross_attn" in name]
+    rest = [p for name, p in named if "gated_cross_attn" not in name]
+    return [{"params": decay, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", required=True, help="the path of a model.toml")
+    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    args.batch = args.rows
+
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    shape = read_shape(args.shape, None)
+    model = build(shape).train()
+    groups = trainable(model)
+    optimizer = torch.optim.AdamW(groups, lr=1e-4)
+
+    side = shape["vision"]["image_size"]
+    vision_x = torch.randn(args.batch, args.images, 1, 3, side, side)
+    ids = prompt(args, shape)
+    labels = ids.masked_fill(ids == shape["tokens"]["image"], -100)
+    mask = torch.ones_like(ids)
+    kept = [shape["tokens"]["image"], shape["tokens"]["endofchunk"]]
+
+    def gradients():
+        optimizer.zero_grad(set_to_none=True)
+        model(vision_x=vision_x, lang_x=ids, attention_mask=mask, labels=labels)[0].backward()
+
+    def update():
+        table = model.lang_encoder.get_input_embeddings().weight
+        zero = torch.zeros_like(table.grad)
+        zero[kept] = 1.0
+        table.grad *= zero
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+
+    gradients_ms, _ = median_ms(gradients, args.runs, 1)
+    update_ms, _ = median_ms(update, args.runs, 1)
+
+    def step():
+        gradients()
+        update()
+
+    step_ms, _ = median_ms(step, args.runs, 1)
+    report = {"gradients_ms": gradients_ms, "update_ms": update_ms, "step_ms": step_ms, "peak_rss_mib": peak_rss_mib()}
+    print(json.dumps({key: round(value, 3) for key, value in report.items()} | {"torch": torch.__version__}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+//! The operations as nodes of Burn's autodiff graph. Each keeps its inputs and recomputes what it needs.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn_autodiff::Autodiff;
+use burn_autodiff::NodeId;
+use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+use burn_autodiff::grads::Gradients;
+use burn_autodiff::ops::{Backward, Ops, OpsKind};
+use flamingo_config::Activation;
+
+use crate::{AdamWStep, Attention, Kernels};
+
+/// Hands a gradient to a parent that wants one.
+fn register<B: Backend>(grads: &mut Gradients, parent: Option<NodeId>, grad: FloatTensor<B>) {
+    if let Some(parent) = parent {
+        grads.register::<B>(parent, grad);
+    }
+}
+
+#[derive(Debug)]
+struct Activate(Activation);
+
+impl<B: Kernels> Backward<B, 1> for Activate {
+    type State = FloatTensor<B>;
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents.map(|node| node.map(|node| node.id));
+        register::<B>(grads, parent, B::activate_backward(self.0, ops.state, grad));
+    }
+}
+
+#[derive(Debug)]
+struct LayerNorm<const N: usize>(f64);
+
+/// `x`, `weight` and, if there is one, the bias.
+impl<B: Kernels, const N: usize> Backward<B, N> for LayerNorm<N> {
+    type State = [FloatTensor<B>; 2];
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x, weight] = ops.state;
+        let gradients = B::norm_backward(x, weight, grad, self.0);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            register::<B>(grads, parent.map(|node| node.id), gradient);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Attend;
+
+impl<B: Kernels> Backward<B, 3> for Attend {
+    type State = Attention<B>;
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let gradients = B::attend_backward(ops.state, grad);
+        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+            register::<B>(grads, parent.map(|node| node.id), gradient);
+        }
+    }
+}
+
+#[derive(Debug)]
+struct CrossEntropy;
+
+impl<B: Kernels> Backward<B, 1> for CrossEntropy {
+    type State = (FloatTensor<B>, Vec<i32>);
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents.map(|node| node.map(|node| node.id));
+        let (logits, targets) = ops.state;
+        register::<B>(grads, parent, B::cross_entropy_backward(logits, &targets, grad));
+    }
+}
+
+impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        match Activate(kind).prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(x.primitive.clone(), B::activate(kind, x.primitive)),
+            OpsKind::UnTracked(prep) => prep.finish(B::activate(kind, x.primitive)),
+        }
+    }
+
+    fn activate_backward(_: Activation, _: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
+        unimplemented!("{SECOND_ORDER}")
+    }
+
+    fn norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        let state = [x.primitive.clone(), weight.primitive.clone()];
+        match bias {
+            Some(bias) => {
+                let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
+                let output = B::norm(x.primitive, weight.primitive, Some(bias.primitive), eps);
+                match LayerNorm::<3>(eps).prepare::<C>(nodes).compute_bound().stateful() {
+                    OpsKind::Tracked(prep) => prep.finish(state, output),
+                    OpsKind::UnTracked(prep) => prep.finish(output),
+                }
+            }
+            None => {
+                let nodes = [x.node.clone(), weight.node.clone()];
+                let output = B::norm(x.primitive, weight.primitive, None, eps);
+                match LayerNorm::<2>(eps).prepare::<C>(nodes).compute_bound().stateful() {
+                    OpsKind::Tracked(prep) => prep.finish(state, output),
+                    OpsKind::UnTracked(prep) => prep.finish(output),
+                }
+            }
+        }
+    }
+
+    fn norm_backward(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        unimplemented!("{SECOND_ORDER}")
+    }
+
+    fn attend(a: Attention<Self>) -> FloatTensor<Self> {
+        let nodes = [a.q.node.clone(), a.k.node.clone(), a.v.node.clone()];
+        let inner = Attention {
+            q: a.q.primitive,
+            k: a.k.primitive,
+            v: a.v.primitive,
+            scale: a.scale,
+            hidden: a.hidden,
+            bias: a.bias.map(|bias| bias.primitive),
+        };
+        match Attend.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(inner.clone(), B::attend(inner)),
+            OpsKind::UnTracked(prep) => prep.finish(B::attend(inner)),
+        }
+    }
+
+    fn attend_backward(_: Attention<Self>, _: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
+        unimplemented!("{SECOND_ORDER}")
+    }
+
+    fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {
+        match CrossEntropy.prepare::<C>([logits.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = (logits.primitive.clone(), targets.to_vec());
+                prep.finish(state, B::cross_entropy(logits.primitive, targets))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::cross_entropy(logits.primitive, targets)),
+        }
+    }
+
+    fn cross_entropy_backward(_: FloatTensor<Self>, _: &[i32], _: FloatTensor<Self>) -> FloatTensor<Self> {
+        unimplemented!("{SECOND_ORDER}")
+    }
+
+    fn adamw(
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: FloatTensor<Self>,
+        _: AdamWStep,
+    ) -> [FloatTensor<Self>; 3] {
+        unimplemented!("updates happen on the inner backend")
+    }
+}
+
+const SECOND_ORDER: &str = "gradients of gradients are not computed";

@@ -1,0 +1,278 @@
+//! Attention that reads queries, keys and values where they lie and keeps scores of a few queries only.
+
+use burn::tensor::{Bytes, DType, Shape, TensorMetadata};
+use burn_flex::{Flex, FlexTensor, Layout};
+use gemm::Parallelism;
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::math;
+use crate::Attention;
+
+/// Queries whose scores are in memory together.
+const QUERIES: usize = 64;
+
+/// Work, in multiplications, that is worth a thread.
+const WORTH_A_THREAD: usize = 1 << 15;
+
+/// One head's matrix: where it starts and how far rows and columns are apart.
+#[derive(Clone, Copy)]
+struct Matrix {
+    start: *mut f32,
+    row: isize,
+    column: isize,
+}
+
+/// A tensor `[batch, heads, rows, columns]` of any strides, 0 where it broadcasts.
+struct Heads<'a, T> {
+    values: &'a [T],
+    strides: [isize; 4],
+    start: usize,
+}
+
+impl<'a, T> Heads<'a, T> {
+    fn new(values: &'a [T], layout: &Layout, full: [usize; 4]) -> Self {
+        let (dims, strides) = (layout.shape(), layout.strides());
+        // A dimension of 1 stands for any size.
+        let strides = std::array::from_fn(|i| if dims[i] == full[i] { strides[i] } else { 0 });
+        Self { values, strides, start: layout.start_offset() }
+    }
+
+    fn at(&self, batch: usize, head: usize, row: usize) -> usize {
+        let [b, h, r, _] = self.strides;
+        (self.start as isize + batch as isize * b + head as isize * h + row as isize * r) as usize
+    }
+}
+
+impl Heads<'_, f32> {
+    fn matrix(&self, batch: usize, head: usize, row: usize) -> Matrix {
+        // Never written through.
+        let start = self.values[self.at(batch, head, row)..].as_ptr().cast_mut();
+        Matrix { start, row: self.strides[2], column: self.strides[3] }
+    }
+}
+
+impl Matrix {
+    fn of(values: &mut [f32], width: usize) -> Self {
+        Self { start: values.as_mut_ptr(), row: width as isize, column: 1 }
+    }
+
+    fn transposed(self) -> Self {
+        Self { row: self.column, column: self.row, ..self }
+    }
+}
+
+/// `out = factor a b`, or `out += factor a b`; `a` is `[m, k]`, `b` `[k, n]`.
+///
+/// # Safety
+/// All three matrices must be valid for their sizes, and nobody else may read or write `out`.
+unsafe fn product(out: Matrix, add: bool, a: Matrix, b: Matrix, [m, n, k]: [usize; 3], factor: f32) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            out.start,
+            out.column,
+            out.row,
+            add,
+            a.start,
+            a.column,
+            a.row,
+            b.start,
+            b.column,
+            b.row,
+            1.0,
+            factor,
+            false,
+            false,
+            false,
+            Parallelism::None,
+        );
+    }
+}
+
+/// What a call works on.
+struct Work<'a> {
+    q: Heads<'a, f32>,
+    k: Heads<'a, f32>,
+    v: Heads<'a, f32>,
+    hidden: Option<Heads<'a, u8>>,
+    bias: Option<Heads<'a, f32>>,
+    scale: f32,
+    batch: usize,
+    heads: usize,
+    queries: usize,
+    keys: usize,
+    dim: usize,
+}
+
+impl<'a> Work<'a> {
+    fn new(a: &'a Attention<Flex>) -> Self {
+        let [batch, heads, queries, dim] = a.q.shape().dims();
+        let keys = a.k.shape()[2];
+        let full = [batch, heads, queries, keys];
+        let heads_of = |x: &'a FlexTensor, rows| Heads::new(x.storage::<f32>(), x.layout(), [batch, heads, rows, dim]);
+        Self {
+            q: heads_of(&a.q, queries),
+            k: heads_of(&a.k, keys),
+            v: heads_of(&a.v, keys),
+            hidden: a.hidden.as_ref().map(|x| Heads::new(x.storage::<u8>(), x.layout(), full)),
+            bias: a.bias.as_ref().map(|x| Heads::new(x.storage::<f32>(), x.layout(), full)),
+            scale: a.scale as f32,
+            batch,
+            heads,
+            queries,
+            keys,
+            dim,
+        }
+    }
+
+    /// Attention weights of `count` queries from `first` on, `[count, keys]`.
+    #[inline(always)]
+    fn weights(&self, batch: usize, head: usize, first: usize, count: usize, weights: &mut [f32]) {
+        let (q, k) = (self.q.matrix(batch, head, first), self.k.matrix(batch, head, 0));
+        let out = Matrix::of(weights, self.keys);
+        // SAFETY: `weights` is ours and has `count * keys` numbers; the views lie inside their tensors.
+        unsafe { product(out, false, q, k.transposed(), [count, self.keys, self.dim], self.scale) };
+        for (i, row) in weights.chunks_exact_mut(self.keys).enumerate() {
+            if let Some(bias) = &self.bias {
+                let at = bias.at(batch, head, first + i);
+                match bias.strides[3] {
+                    1 => row.iter_mut().zip(&bias.values[at..]).for_each(|(x, b)| *x += b),
+                    step => row.iter_mut().enumerate().for_each(|(j, x)| *x += bias.values[at + j * step as usize]),
+                }
+            }
+            if let Some(hidden) = &self.hidden {
+                let at = hidden.at(batch, head, first + i);
+                let hide = |x: &mut f32, hidden: u8| *x = if hidden != 0 { f32::NEG_INFINITY } else { *x };
+                match hidden.strides[3] {
+                    1 => row.iter_mut().zip(&hidden.values[at..]).for_each(|(x, &h)| hide(x, h)),
+                    step => {
+                        row.iter_mut().enumerate().for_each(|(j, x)| hide(x, hidden.values[at + j * step as usize]))
+                    }
+                }
+            }
+            math::softmax(row);
+        }
+    }
+
+    /// Runs `work` for each head, on several threads where that pays.
+    fn each_head(&self, work: impl Fn(usize, usize) + Sync + Send) {
+        let units = self.batch * self.heads;
+        let effort = self.queries * self.keys * self.dim;
+        let at_once = (WORTH_A_THREAD / effort.max(1)).clamp(1, units.max(1));
+        (0..units).into_par_iter().with_min_len(at_once).for_each(|i| work(i / self.heads, i % self.heads));
+    }
+}
+
+/// A result `[batch, heads, rows, dim]`, laid out as `[batch, rows, heads, dim]`: heads merge without a copy.
+struct Output {
+    values: Vec<f32>,
+    shape: [usize; 4],
+}
+
+/// Where the heads of an [`Output`] are, to be written by several threads.
+struct Places {
+    start: *mut f32,
+    strides: [usize; 3],
+}
+
+// SAFETY: each head is written by one thread, and the values outlive the loop.
+unsafe impl Send for Places {}
+// SAFETY: as above.
+unsafe impl Sync for Places {}
+
+impl Output {
+    fn new(shape: [usize; 4]) -> Self {
+        Self { values: vec![0.0; shape.iter().product()], shape }
+    }
+
+    fn places(&mut self) -> Places {
+        let [_, heads, rows, dim] = self.shape;
+        Places { start: self.values.as_mut_ptr(), strides: [rows * heads * dim, dim, heads * dim] }
+    }
+
+    fn finished(self) -> FlexTensor {
+        let [_, heads, rows, dim] = self.shape;
+        let strides = [rows * heads * dim, dim, heads * dim, 1].map(|stride| stride as isize);
+        let layout = Layout::new(Shape::from(self.shape), strides.to_vec(), 0);
+        FlexTensor::new(Bytes::from_elems(self.values), layout, DType::F32)
+    }
+}
+
+impl Places {
+    fn matrix(&self, batch: usize, head: usize, row: usize) -> Matrix {
+        let [b, h, r] = self.strides;
+        // Stays inside: batch, head and row are those of the shape.
+        let start = self.start.wrapping_add(batch * b + head * h + row * r);
+        Matrix { start, row: r as isize, column: 1 }
+    }
+}
+
+pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
+    let work = Work::new(&a);
+    let Work { batch, heads, queries, keys, dim, .. } = work;
+    let mut out = Output::new([batch, heads, queries, dim]);
+    if out.values.is_empty() || keys == 0 {
+        return out.finished();
+    }
+    let places = out.places();
+    let arch = Arch::new();
+    work.each_head(|batch, head| {
+        let mut weights = vec![0.0f32; queries.min(QUERIES) * keys];
+        for first in (0..queries).step_by(QUERIES) {
+            let count = QUERIES.min(queries - first);
+            let weights = &mut weights[..count * keys];
+            arch.dispatch(|| work.weights(batch, head, first, count, weights));
+            let (out, v) = (places.matrix(batch, head, first), work.v.matrix(batch, head, 0));
+            // SAFETY: each head writes rows of its own; nobody reads them before the loop ends.
+            unsafe { product(out, false, Matrix::of(weights, keys), v, [count, dim, keys], 1.0) };
+        }
+    });
+    out.finished()
+}
+
+pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] {
+    let work = Work::new(&a);
+    let Work { batch, heads, queries, keys, dim, .. } = work;
+    let mut outs = [queries, keys, keys].map(|rows| Output::new([batch, heads, rows, dim]));
+    if grad.shape().num_elements() == 0 || keys == 0 {
+        return outs.map(Output::finished);
+    }
+    let [d_q, d_k, d_v] = outs.each_mut().map(Output::places);
+    let grad = Heads::new(grad.storage::<f32>(), grad.layout(), [batch, heads, queries, dim]);
+    let arch = Arch::new();
+    work.each_head(|batch, head| {
+        let mut weights = vec![0.0f32; queries.min(QUERIES) * keys];
+        let mut d_weights = weights.clone();
+        let (k, v) = (work.k.matrix(batch, head, 0), work.v.matrix(batch, head, 0));
+        for first in (0..queries).step_by(QUERIES) {
+            let count = QUERIES.min(queries - first);
+            let (weights, d_weights) = (&mut weights[..count * keys], &mut d_weights[..count * keys]);
+            arch.dispatch(|| work.weights(batch, head, first, count, weights));
+            let (g, q) = (grad.matrix(batch, head, first), work.q.matrix(batch, head, first));
+            let more = first > 0;
+            let p = Matrix::of(weights, keys).transposed();
+            // SAFETY: the weights are this task's own, and each head writes rows of its own in the gradients.
+            unsafe {
+                product(d_v.matrix(batch, head, 0), more, p, g, [keys, dim, count], 1.0);
+                product(Matrix::of(d_weights, keys), false, g, v.transposed(), [count, keys, dim], 1.0);
+            }
+            arch.dispatch(|| {
+                for (d, p) in d_weights.chunks_exact_mut(keys).zip(weights.chunks_exact(keys)) {
+                    let along = math::dot(d, p);
+                    d.iter_mut().zip(p).for_each(|(d, p)| *d = (*d - along) * p);
+                }
+            });
+            let d = Matrix::of(d_weights, keys);
+            // SAFETY: as above.
+            unsafe {
+                product(d_q.matrix(batch, head, first), false, d, k, [count, dim, keys], work.scale);
+                product(d_k.matrix(batch, head, 0), more, d.transposed(), q, [keys, dim, count], work.scale);
+            }
+        }
+    });
+    outs.map(Output::finished)
+}

@@ -1,0 +1,46 @@
+//! Mean cross-entropy and its gradient.
+
+use burn::tensor::TensorMetadata;
+use burn_flex::FlexTensor;
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::{contiguous, fresh, math, values};
+
+pub(super) fn forward(logits: FlexTensor, targets: &[i32]) -> FlexTensor {
+    let logits = contiguous(logits);
+    let vocab = logits.shape()[1];
+    let arch = Arch::new();
+    let losses: Vec<f32> = values(&logits)
+        .par_chunks_exact(vocab)
+        .zip(targets)
+        .map(|(row, &target)| {
+            arch.dispatch(|| {
+                let top = math::max(row);
+                math::sum(row, |x| math::exp(x - top)).ln() + top - row[target as usize]
+            })
+        })
+        .collect();
+    // In f64: the mean of many losses is read more closely than any of them.
+    let total: f64 = losses.iter().map(|&loss| f64::from(loss)).sum();
+    fresh(vec![(total / targets.len() as f64) as f32], [1].into())
+}
+
+pub(super) fn backward(logits: FlexTensor, targets: &[i32], grad: FlexTensor) -> FlexTensor {
+    let shape = logits.shape();
+    let logits = contiguous(logits);
+    let factor = values(&contiguous(grad))[0] / targets.len() as f32;
+    let input = values(&logits);
+    let mut output = vec![0.0f32; input.len()];
+    let arch = Arch::new();
+    let rows = output.par_chunks_exact_mut(shape[1]).zip(input.par_chunks_exact(shape[1])).zip(targets);
+    rows.for_each(|((output, row), &target)| {
+        arch.dispatch(|| {
+            output.copy_from_slice(row);
+            math::softmax(output);
+            output[target as usize] -= 1.0;
+            output.iter_mut().for_each(|x| *x *= factor);
+        });
+    });
+    fresh(output, shape)
+}

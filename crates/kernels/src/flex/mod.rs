@@ -1,0 +1,125 @@
+//! Vectorised kernels for burn-flex, f32. Loops are plain Rust that the compiler vectorises for the processor found at
+//! run time ([`pulp`]); rows are shared out over threads in blocks of fixed size, so that results do not depend on
+//! how many threads there are.
+
+mod adamw;
+mod attention;
+mod elementwise;
+mod loss;
+pub mod math;
+mod norm;
+
+use burn::tensor::ops::{FloatTensor, ModuleOps};
+use burn::tensor::{Bytes, DType, Shape};
+use burn_flex::{Flex, FlexTensor, Layout};
+use flamingo_config::Activation;
+
+use crate::{AdamWStep, Attention, Kernels, generic};
+
+/// Elements that are worth a thread.
+const BLOCK: usize = 1 << 14;
+
+/// A tensor of these values.
+fn fresh(values: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
+}
+
+/// The values in row-major order; copies only what does not lie that way.
+fn contiguous(x: FlexTensor) -> FlexTensor {
+    if x.is_contiguous() { x } else { x.to_contiguous() }
+}
+
+/// The values of a contiguous f32 tensor.
+fn values(x: &FlexTensor) -> &[f32] {
+    let start = x.layout().start_offset();
+    &x.storage::<f32>()[start..start + x.layout().num_elements()]
+}
+
+fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
+    tensors.iter().all(|x| x.dtype() == DType::F32)
+}
+
+impl Kernels for Flex {
+    fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        if x.dtype() != DType::F32 {
+            return generic::activate::<Self>(kind, x);
+        }
+        elementwise::activate(kind, x)
+    }
+
+    fn activate_backward(kind: Activation, x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !all_f32([&x, &grad]) {
+            return generic::activate_backward::<Self>(kind, x, grad);
+        }
+        elementwise::activate_backward(kind, x, grad)
+    }
+
+    fn norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        if !all_f32([&x, &weight]) {
+            return Self::layer_norm(x, weight, bias, eps);
+        }
+        norm::forward(x, weight, bias, eps)
+    }
+
+    fn norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        if !all_f32([&x, &weight, &grad]) {
+            return generic::norm_backward::<Self>(x, weight, grad, eps);
+        }
+        norm::backward(x, weight, grad, eps)
+    }
+
+    fn attend(a: Attention<Self>) -> FloatTensor<Self> {
+        if !all_f32([&a.q, &a.k, &a.v]) {
+            return generic::attend::<Self>(a);
+        }
+        attention::forward(a)
+    }
+
+    fn attend_backward(a: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
+        if !all_f32([&a.q, &a.k, &a.v, &grad]) {
+            return generic::attend_backward::<Self>(a, grad);
+        }
+        attention::backward(a, grad)
+    }
+
+    fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {
+        if logits.dtype() != DType::F32 {
+            return generic::cross_entropy::<Self>(logits, targets);
+        }
+        loss::forward(logits, targets)
+    }
+
+    fn cross_entropy_backward(
+        logits: FloatTensor<Self>,
+        targets: &[i32],
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if !all_f32([&logits, &grad]) {
+            return generic::cross_entropy_backward::<Self>(logits, targets, grad);
+        }
+        loss::backward(logits, targets, grad)
+    }
+
+    fn adamw(
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> [FloatTensor<Self>; 3] {
+        if !all_f32([&weight, &gradient, &first, &second]) {
+            return generic::adamw::<Self>(weight, gradient, first, second, step);
+        }
+        adamw::update(weight, gradient, first, second, step)
+    }
+}

@@ -1,0 +1,187 @@
+//! The operations in Burn's own.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{AttentionModuleOptions, FloatTensor};
+use burn::tensor::{Bool, Int, Tensor, TensorMetadata, activation, module};
+use flamingo_config::Activation;
+
+use crate::{AdamWStep, Attention, primitive, tensor};
+
+/// Queries up to which the scores are computed by plain matrix products. Those read keys and values where
+/// they lie (slices of a cache); the fused kernels copy them first, which is most of the work when one
+/// token looks at a thousand.
+const FEW_QUERIES: usize = 8;
+
+/// `sqrt(2 / π)`, of the tanh approximation.
+const TANH_SCALE: f64 = 0.797_884_560_802_865_4;
+const TANH_CUBE: f64 = 0.044_715;
+
+/// Runs an operation that does not care about shapes on the flat tensor.
+fn flat<B: Backend>(x: FloatTensor<B>, work: impl FnOnce(Tensor<B, 1>) -> Tensor<B, 1>) -> FloatTensor<B> {
+    let shape = x.shape();
+    let count = shape.num_elements();
+    let y = work(tensor(B::float_reshape(x, [count].into())));
+    B::float_reshape(primitive(y), shape)
+}
+
+pub(crate) fn activate<B: Backend>(kind: Activation, x: FloatTensor<B>) -> FloatTensor<B> {
+    flat::<B>(x, |x| match kind {
+        Activation::Gelu => activation::gelu(x),
+        Activation::GeluTanh => x.clone() * 0.5 * (tanh_inner(x).tanh() + 1.0),
+        Activation::QuickGelu => x.clone() * activation::sigmoid(x * 1.702),
+        Activation::Relu => activation::relu(x),
+        Activation::Silu => activation::silu(x),
+    })
+}
+
+fn tanh_inner<B: Backend>(x: Tensor<B, 1>) -> Tensor<B, 1> {
+    let cube = x.clone() * x.clone() * x.clone();
+    (x + cube * TANH_CUBE) * TANH_SCALE
+}
+
+pub(crate) fn activate_backward<B: Backend>(
+    kind: Activation,
+    x: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let count = x.shape().num_elements();
+    let grad: Tensor<B, 1> = tensor(B::float_reshape(grad, [count].into()));
+    flat::<B>(x, |x| {
+        let slope = match kind {
+            Activation::Gelu => {
+                let share = (x.clone() * std::f64::consts::FRAC_1_SQRT_2).erf() * 0.5 + 0.5;
+                let density = (x.clone() * x.clone() * -0.5).exp() * (TANH_SCALE * 0.5);
+                share + x * density
+            }
+            Activation::GeluTanh => {
+                let tanh = tanh_inner(x.clone()).tanh();
+                let inner = (x.clone() * x.clone() * (3.0 * TANH_CUBE) + 1.0) * TANH_SCALE;
+                let sech = (tanh.clone() * tanh.clone()).neg() + 1.0;
+                (tanh + 1.0) * 0.5 + x * 0.5 * sech * inner
+            }
+            Activation::QuickGelu => sigmoid_slope(x, 1.702),
+            Activation::Relu => x.greater_elem(0.0).float().cast(grad.dtype()),
+            Activation::Silu => sigmoid_slope(x, 1.0),
+        };
+        slope * grad
+    })
+}
+
+/// The derivative of `x sigmoid(a x)`.
+fn sigmoid_slope<B: Backend>(x: Tensor<B, 1>, a: f64) -> Tensor<B, 1> {
+    let share = activation::sigmoid(x.clone() * a);
+    let rest = share.clone().neg() + 1.0;
+    share.clone() + x * a * share * rest
+}
+
+pub(crate) fn norm_backward<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    eps: f64,
+) -> [FloatTensor<B>; 3] {
+    let shape = x.shape();
+    let dim = shape[shape.num_dims() - 1];
+    let rows = shape.num_elements() / dim.max(1);
+    let matrix = |x: FloatTensor<B>| -> Tensor<B, 2> { tensor(B::float_reshape(x, [rows, dim].into())) };
+    let (x, grad) = (matrix(x), matrix(grad));
+    let weight: Tensor<B, 1> = tensor(weight);
+
+    let centred = x.clone() - x.mean_dim(1);
+    let deviation = ((centred.clone() * centred.clone()).mean_dim(1) + eps).sqrt();
+    let normal = centred / deviation.clone();
+    let d_weight = (grad.clone() * normal.clone()).sum_dim(0).reshape([dim]);
+    let d_bias = grad.clone().sum_dim(0).reshape([dim]);
+    let scaled = grad * weight.unsqueeze();
+    let along = (scaled.clone() * normal.clone()).mean_dim(1);
+    let d_x = (scaled.clone() - scaled.mean_dim(1) - normal * along) / deviation;
+    [B::float_reshape(primitive(d_x), shape), primitive(d_weight), primitive(d_bias)]
+}
+
+pub(crate) fn attend<B: Backend>(a: Attention<B>) -> FloatTensor<B> {
+    let (q, k, v): (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>) = (tensor(a.q), tensor(a.k), tensor(a.v));
+    let [batch, heads, queries, dim] = q.dims();
+    let full = [batch, heads, queries, k.dims()[2]];
+    let hidden = a.hidden.map(|hidden| Tensor::<B, 4, Bool>::new(hidden).expand(full));
+    let bias: Option<Tensor<B, 4>> = a.bias.map(tensor);
+    if queries <= FEW_QUERIES {
+        return primitive(weights(q, k, a.scale, hidden, bias).matmul(v));
+    }
+    // Fused kernels take the default scale only: what remains of ours goes into the queries.
+    let default_scale = 1.0 / (dim as f64).sqrt();
+    let q = if (a.scale / default_scale - 1.0).abs() < 1e-12 { q } else { q * (a.scale / default_scale) };
+    let options = AttentionModuleOptions { scale: None, softcap: None, is_causal: false };
+    primitive(module::attention(q, k, v, hidden, bias.map(|b| b.expand(full)), options))
+}
+
+/// `softmax(scale q kᵀ + bias, hidden = -inf)`; `hidden` has the scores' shape.
+fn weights<B: Backend>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    scale: f64,
+    hidden: Option<Tensor<B, 4, Bool>>,
+    bias: Option<Tensor<B, 4>>,
+) -> Tensor<B, 4> {
+    let mut scores = (q * scale).matmul(k.transpose());
+    if let Some(bias) = bias {
+        scores = scores + bias;
+    }
+    if let Some(hidden) = hidden {
+        scores = scores.mask_fill(hidden, f32::NEG_INFINITY);
+    }
+    activation::softmax(scores, 3)
+}
+
+pub(crate) fn attend_backward<B: Backend>(a: Attention<B>, grad: FloatTensor<B>) -> [FloatTensor<B>; 3] {
+    let (q, k, v): (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>) = (tensor(a.q), tensor(a.k), tensor(a.v));
+    let grad: Tensor<B, 4> = tensor(grad);
+    let [batch, heads, queries, _] = q.dims();
+    let full = [batch, heads, queries, k.dims()[2]];
+    let hidden = a.hidden.map(|hidden| Tensor::<B, 4, Bool>::new(hidden).expand(full));
+    let weights = weights(q.clone(), k.clone(), a.scale, hidden, a.bias.map(tensor));
+    let d_v = weights.clone().transpose().matmul(grad.clone());
+    let d_weights = grad.matmul(v.transpose());
+    let along = (d_weights.clone() * weights.clone()).sum_dim(3);
+    let d_scores = (d_weights - along) * weights * a.scale;
+    let d_q = d_scores.clone().matmul(k);
+    let d_k = d_scores.transpose().matmul(q);
+    [d_q, d_k, d_v].map(primitive)
+}
+
+fn column<B: Backend>(targets: &[i32], device: &B::Device) -> Tensor<B, 2, Int> {
+    Tensor::<B, 1, Int>::from_ints(targets, device).reshape([targets.len(), 1])
+}
+
+pub(crate) fn cross_entropy<B: Backend>(logits: FloatTensor<B>, targets: &[i32]) -> FloatTensor<B> {
+    let logits: Tensor<B, 2> = tensor(logits);
+    let column = column(targets, &logits.device());
+    let log_probs = activation::log_softmax(logits, 1).gather(1, column);
+    primitive(log_probs.sum().neg() / targets.len() as f64)
+}
+
+pub(crate) fn cross_entropy_backward<B: Backend>(
+    logits: FloatTensor<B>,
+    targets: &[i32],
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let (logits, grad): (Tensor<B, 2>, Tensor<B, 1>) = (tensor(logits), tensor(grad));
+    let column = column(targets, &logits.device());
+    let minus_one = logits.zeros_like().narrow(1, 0, 1) - 1.0;
+    let slope = activation::softmax(logits, 1).scatter(1, column, minus_one, burn::tensor::IndexingUpdateOp::Add);
+    primitive(slope * (grad / targets.len() as f64).unsqueeze())
+}
+
+pub(crate) fn adamw<B: Backend>(
+    weight: FloatTensor<B>,
+    gradient: FloatTensor<B>,
+    first: FloatTensor<B>,
+    second: FloatTensor<B>,
+    step: AdamWStep,
+) -> [FloatTensor<B>; 3] {
+    let [weight, gradient, first, second]: [Tensor<B, 1>; 4] = [weight, gradient, first, second].map(tensor);
+    let first = first * step.beta_1 + gradient.clone() * (1.0 - step.beta_1);
+    let second = second * step.beta_2 + gradient.clone() * gradient * (1.0 - step.beta_2);
+    let scale = second.clone().sqrt() / step.root_bias_2 + step.eps;
+    let weight = weight * step.keep - first.clone() / scale * step.rate;
+    [weight, first, second].map(primitive)
+}

@@ -1,0 +1,192 @@
+//! Operations that a backend may compute better than Burn composes them, with hand-written gradients.
+//!
+//! [`Kernels`] has a default for every operation, in Burn's own; CUDA, wgpu and ndarray use those. On the CPU through
+//! burn-flex, GELU, softmax and everything around them are vectorised loops ([`flex`]). Under `Autodiff` each is one
+//! node with the gradient written here, which also puts right Burn's gradient of the exact GELU (that of its tanh
+//! approximation) and keeps attention scores out of memory between forward and backward pass.
+
+#[cfg(feature = "flex")]
+pub mod flex;
+
+mod autodiff;
+mod generic;
+
+use burn::tensor::backend::{AutodiffBackend, Backend, BackendTypes};
+use burn::tensor::ops::{BoolTensor, FloatTensor};
+use burn::tensor::{Bool, Tensor, TensorPrimitive};
+use flamingo_config::Activation;
+
+/// Queries, keys and values of an attention and what hides some from others.
+#[derive(Clone, Debug)]
+pub struct Attention<B: BackendTypes> {
+    /// `[batch, heads, queries, dim]`.
+    pub q: FloatTensor<B>,
+    /// `[batch, heads, keys, dim]`.
+    pub k: FloatTensor<B>,
+    /// `[batch, heads, keys, dim]`.
+    pub v: FloatTensor<B>,
+    /// Factor of the scores.
+    pub scale: f64,
+    /// True = not seen; broadcasts to `[batch, heads, queries, keys]`.
+    pub hidden: Option<BoolTensor<B>>,
+    /// Added to the scores; broadcasts like `hidden`. Has no gradient.
+    pub bias: Option<FloatTensor<B>>,
+}
+
+/// One AdamW update (arXiv 1711.05101), its factors worked out.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamWStep {
+    /// Decay of the mean gradient.
+    pub beta_1: f64,
+    /// Decay of the mean squared gradient.
+    pub beta_2: f64,
+    /// Added to the root of the mean squared gradient.
+    pub eps: f64,
+    /// Factor of the weight: 1 less learning rate times weight decay.
+    pub keep: f64,
+    /// The learning rate over the first mean's bias.
+    pub rate: f64,
+    /// The root of the second mean's bias.
+    pub root_bias_2: f64,
+}
+
+/// A backend with these operations. All tensors of one call have one dtype.
+pub trait Kernels: Backend {
+    /// An activation, element by element.
+    fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        generic::activate::<Self>(kind, x)
+    }
+
+    /// The gradient of [`Kernels::activate`] at `x`, times `grad`.
+    fn activate_backward(kind: Activation, x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        generic::activate_backward::<Self>(kind, x, grad)
+    }
+
+    /// Layer norm over the last dimension.
+    fn norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        eps: f64,
+    ) -> FloatTensor<Self> {
+        Self::layer_norm(x, weight, bias, eps)
+    }
+
+    /// Gradients of [`Kernels::norm`]: of `x`, `weight` and the bias.
+    fn norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        generic::norm_backward::<Self>(x, weight, grad, eps)
+    }
+
+    /// `softmax(scale q kᵀ + bias, hidden = -inf) v`, `[batch, heads, queries, dim]`. Every query must see a key: a
+    /// row without one is zero on some backends and NaN on others.
+    fn attend(attention: Attention<Self>) -> FloatTensor<Self> {
+        generic::attend::<Self>(attention)
+    }
+
+    /// Gradients of [`Kernels::attend`]: of `q`, `k` and `v`.
+    fn attend_backward(attention: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
+        generic::attend_backward::<Self>(attention, grad)
+    }
+
+    /// Mean of `-log softmax(logits)[target]` over the rows of `[rows, vocab]`: `[1]`. Targets lie in `0..vocab`.
+    fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {
+        generic::cross_entropy::<Self>(logits, targets)
+    }
+
+    /// The gradient of [`Kernels::cross_entropy`], times `grad`, `[1]`.
+    fn cross_entropy_backward(
+        logits: FloatTensor<Self>,
+        targets: &[i32],
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        generic::cross_entropy_backward::<Self>(logits, targets, grad)
+    }
+
+    /// Updates a weight and its two means of the gradient; all flat.
+    fn adamw(
+        weight: FloatTensor<Self>,
+        gradient: FloatTensor<Self>,
+        first: FloatTensor<Self>,
+        second: FloatTensor<Self>,
+        step: AdamWStep,
+    ) -> [FloatTensor<Self>; 3] {
+        generic::adamw::<Self>(weight, gradient, first, second, step)
+    }
+}
+
+/// A backend that computes gradients over one with these operations.
+pub trait Differentiable: Kernels + AutodiffBackend<InnerBackend: Kernels> {}
+
+impl<B: Kernels + AutodiffBackend<InnerBackend: Kernels>> Differentiable for B {}
+
+#[cfg(feature = "ndarray")]
+impl Kernels for burn_ndarray::NdArray {}
+
+#[cfg(feature = "wgpu")]
+impl Kernels for burn_wgpu::Wgpu {}
+
+#[cfg(feature = "cuda")]
+impl Kernels for burn_cuda::Cuda {}
+
+/// [`Kernels::activate`].
+pub fn activate<B: Kernels, const D: usize>(kind: Activation, x: Tensor<B, D>) -> Tensor<B, D> {
+    tensor(B::activate(kind, primitive(x)))
+}
+
+/// [`Kernels::norm`] of `[..., dim]`; weight and bias are `[dim]`.
+pub fn layer_norm<B: Kernels, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    bias: Option<Tensor<B, 1>>,
+    eps: f64,
+) -> Tensor<B, D> {
+    tensor(B::norm(primitive(x), primitive(weight), bias.map(primitive), eps))
+}
+
+/// [`Kernels::attend`].
+pub fn attend<B: Kernels>(
+    q: Tensor<B, 4>,
+    k: Tensor<B, 4>,
+    v: Tensor<B, 4>,
+    scale: f64,
+    hidden: Option<Tensor<B, 4, Bool>>,
+    bias: Option<Tensor<B, 4>>,
+) -> Tensor<B, 4> {
+    tensor(B::attend(Attention {
+        q: primitive(q),
+        k: primitive(k),
+        v: primitive(v),
+        scale,
+        hidden: hidden.map(Tensor::into_primitive),
+        bias: bias.map(primitive),
+    }))
+}
+
+/// [`Kernels::cross_entropy`].
+pub fn cross_entropy<B: Kernels>(logits: Tensor<B, 2>, targets: &[i32]) -> Tensor<B, 1> {
+    tensor(B::cross_entropy(primitive(logits), targets))
+}
+
+/// [`Kernels::adamw`].
+pub fn adamw<B: Kernels>(
+    weight: Tensor<B, 1>,
+    gradient: Tensor<B, 1>,
+    first: Tensor<B, 1>,
+    second: Tensor<B, 1>,
+    step: AdamWStep,
+) -> [Tensor<B, 1>; 3] {
+    B::adamw(primitive(weight), primitive(gradient), primitive(first), primitive(second), step).map(tensor)
+}
+
+fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
+    x.into_primitive().tensor()
+}
+
+fn tensor<B: Backend, const D: usize>(x: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(x))
+}
