@@ -9,7 +9,7 @@ mod common;
 use std::time::Instant;
 
 use common::{Options, median};
-use flamingo_engine::{AdamW, Part, Pixels, Text, open_training};
+use flamingo_engine::{Pixels, Text, TrainingOptions, open_training};
 
 fn main() {
     let options =
@@ -36,7 +36,7 @@ fn main() {
     println!("{:<28} {:>14} {:>14} {:>14} {:>14}", "", "forward+back", "clip+update", "step", "peak MiB");
     let mut ours = Vec::new();
     for device in &options.devices {
-        let mut training = match open_training(&model.folder, *device, &Part::UPSTREAM, AdamW::default()) {
+        let mut training = match open_training(&model.folder, *device, &TrainingOptions::default()) {
             Ok(training) => training,
             Err(error) => {
                 println!("{device}: skipped: {error}");

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use flamingo_engine::{AdamW, Device, Part, Pixels, Text, Training, open_training};
+use flamingo_engine::{Device, Pixels, Text, Training, TrainingOptions, open_training};
 use flamingo_weights::ModelFolder;
 
 fn open() -> Box<dyn Training> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/golden-tiny");
     let folder = Arc::new(ModelFolder::open(&folder).expect("the model of the repository"));
-    open_training(&folder, Device::Flex, &Part::UPSTREAM, AdamW::default()).expect("a training")
+    open_training(&folder, Device::Flex, &TrainingOptions::default()).expect("a training")
 }
 
 /// One picture and a few tokens, other ones at each step.

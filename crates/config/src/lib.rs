@@ -114,6 +114,14 @@ impl TokenConfig {
     }
 }
 
+/// The text tower of contrastive pre-training: a small language model that shares the model's tokens.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TextTowerConfig {
+    /// Its transformer. A head of its own would go unused: let it be tied.
+    pub decoder: DecoderConfig,
+}
+
 /// CLIP's vision transformer (open_clip `VisionTransformer`).
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

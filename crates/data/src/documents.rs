@@ -70,6 +70,25 @@ pub enum Rejected {
     /// The only mark is the last token, so nothing would be predicted.
     #[error("nothing follows the only picture")]
     Empty,
+    /// A sample without a part that it needs.
+    #[error("the sample has no {0}")]
+    Missing(&'static str),
+}
+
+impl Rejected {
+    /// A short name of the reason, to count by.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Form(_) => "unreadable text",
+            Self::Data(DataError::Tokenizer(_)) => "tokenizer",
+            Self::Data(_) => "unreadable picture",
+            Self::NoPicture => "no picture left",
+            Self::TooFew(_) => "too few pictures",
+            Self::Single => "one picture only",
+            Self::Empty => "nothing predicted",
+            Self::Missing(_) => "part missing",
+        }
+    }
 }
 
 /// MMC4's form of a document; ChatGPT-generated sequences have `example` and `image_map` instead.

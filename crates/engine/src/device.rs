@@ -4,13 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use flamingo_config::TextTowerConfig;
 use flamingo_kernels::Kernels;
-use flamingo_train::{AdamW, Part, Trainer};
+use flamingo_train::AdamW;
 use flamingo_weights::ModelFolder;
 
+use crate::contrastive::BurnContrastive;
 use crate::engine::{BurnEngine, Engine, guard};
 use crate::load::{burn_dtype, load};
-use crate::training::{BurnTraining, Training};
+use crate::training::{BurnTraining, Training, TrainingOptions};
 use crate::{EngineError, Precision};
 
 /// A device as a user names it.
@@ -129,50 +131,87 @@ fn best() -> Device {
     if cfg!(feature = "flex") { Device::Flex } else { Device::NdArray }
 }
 
-/// Loads a model onto a device to train `parts` of it.
+/// Loads a model onto a device to train it.
 ///
 /// # Errors
 /// As [`open`]; [`EngineError::Device`] for a backend that does not train.
 pub fn open_training(
     folder: &Arc<ModelFolder>,
     device: Device,
-    parts: &[Part],
-    optimizer: AdamW,
+    options: &TrainingOptions,
 ) -> Result<Box<dyn Training>, EngineError> {
+    on_device(device, Flamingos { folder, options })
+}
+
+/// Loads a model's vision tower onto a device to train it beside a text tower with random weights. Its
+/// [`Training::backward`] takes one picture a text and no labels; the tower's weights are those named `vision.…`.
+///
+/// # Errors
+/// As [`open_training`].
+pub fn open_contrastive(
+    folder: &Arc<ModelFolder>,
+    device: Device,
+    text: &TextTowerConfig,
+    optimizer: AdamW,
+    seed: u64,
+) -> Result<Box<dyn Training>, EngineError> {
+    on_device(device, Towers { folder, text, optimizer, seed })
+}
+
+/// What opens a training once the backend is known.
+trait Opens {
+    fn open<B: Kernels>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError>;
+}
+
+struct Flamingos<'a> {
+    folder: &'a Arc<ModelFolder>,
+    options: &'a TrainingOptions,
+}
+
+impl Opens for Flamingos<'_> {
+    fn open<B: Kernels>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError> {
+        let engine = ready::<burn_autodiff::Autodiff<B>>(self.folder, device, name, Precision::F32)?;
+        Ok(Box::new(BurnTraining::new(engine, self.options)))
+    }
+}
+
+struct Towers<'a> {
+    folder: &'a Arc<ModelFolder>,
+    text: &'a TextTowerConfig,
+    optimizer: AdamW,
+    seed: u64,
+}
+
+impl Opens for Towers<'_> {
+    fn open<B: Kernels>(self, device: B::Device, _: String) -> Result<Box<dyn Training>, EngineError> {
+        let Self { folder, text, optimizer, seed } = self;
+        Ok(Box::new(BurnContrastive::<burn_autodiff::Autodiff<B>>::new(folder, text, optimizer, seed, device)?))
+    }
+}
+
+fn on_device(device: Device, opens: impl Opens) -> Result<Box<dyn Training>, EngineError> {
     probe(device)?;
-    match device {
+    let device = match device {
+        // Training on wgpu is not there: what `auto` finds for inference may not do.
+        Device::Auto => match best() {
+            Device::Wgpu(_) => Device::Flex,
+            best => best,
+        },
+        named => named,
+    };
+    guard(|| match device {
         #[cfg(feature = "flex")]
-        Device::Auto | Device::Flex => {
-            train::<burn_flex::Flex>(folder, burn_flex::FlexDevice, "CPU (flex)".into(), parts, optimizer)
-        }
+        Device::Flex => opens.open::<burn_flex::Flex>(burn_flex::FlexDevice, "CPU (flex)".into()),
         #[cfg(feature = "ndarray")]
         Device::NdArray => {
-            let cpu = burn_ndarray::NdArrayDevice::Cpu;
-            train::<burn_ndarray::NdArray>(folder, cpu, "CPU (ndarray)".into(), parts, optimizer)
+            opens.open::<burn_ndarray::NdArray>(burn_ndarray::NdArrayDevice::Cpu, "CPU (ndarray)".into())
         }
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
             let index = cuda::find(index)?;
-            let device = burn_cuda::CudaDevice { index };
-            train::<burn_cuda::Cuda>(folder, device, format!("cuda:{index}"), parts, optimizer)
+            opens.open::<burn_cuda::Cuda>(burn_cuda::CudaDevice { index }, format!("cuda:{index}"))
         }
         other => Err(EngineError::Device(format!("there is no training on {other}: use flex, ndarray or cuda"))),
-    }
-}
-
-#[cfg(any(feature = "flex", feature = "ndarray", feature = "cuda"))]
-fn train<B: Kernels>(
-    folder: &Arc<ModelFolder>,
-    device: B::Device,
-    name: String,
-    parts: &[Part],
-    optimizer: AdamW,
-) -> Result<Box<dyn Training>, EngineError> {
-    guard(|| {
-        let mut engine = ready::<burn_autodiff::Autodiff<B>>(folder, device.clone(), name, Precision::F32)?;
-        let trainer = Trainer::new(&mut engine.model, folder.config(), parts, optimizer, &device);
-        let training: Box<dyn Training> = Box::new(BurnTraining { engine, trainer });
-        Ok(training)
     })
 }
 

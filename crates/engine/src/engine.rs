@@ -9,6 +9,7 @@ use flamingo_kernels::Kernels;
 use flamingo_model::{Flamingo, Media, Point, Text, ignore, next_token_loss, next_token_loss_of_hidden};
 
 use crate::array::{Array, Pixels};
+use crate::features::{Features, distinct};
 use crate::load::burn_dtype;
 use crate::session::{BurnSession, Session, SessionOptions};
 use crate::{EngineError, Precision};
@@ -147,6 +148,37 @@ impl<B: Kernels> BurnEngine<B> {
         Ok(Some(self.model.media(self.model.resampler.forward(tokens))))
     }
 
+    /// [`BurnEngine::media`] of a batch in training. Pictures that are the same, as the blank ones that fill up rows
+    /// are, go through tower and resampler once; `features` remembers those of a frozen tower.
+    fn media_in_training(&self, pixels: &Pixels, features: Option<&mut Features<B>>) -> Result<Media<B>, EngineError> {
+        // Pictures that know their place in the row are not the same.
+        if pixels.frames > 1 || self.model.resampler.media_time_embeddings.is_some() {
+            return Ok(self.media(Some(pixels))?.expect("pictures were given"));
+        }
+        self.check_media(pixels)?;
+        pixels.check(self.config.vision.image_size)?;
+        let (distinct, places) = distinct(pixels);
+        let encode = |pictures: &[&[f32]]| {
+            let side = pixels.side;
+            let data = TensorData::new(pictures.concat(), [pictures.len(), 3, side, side]);
+            let pictures = Tensor::<B, 4>::from_data(data, (&self.device, burn_dtype(self.precision)));
+            self.model.vision.forward(pictures, &mut ignore)
+        };
+        let tokens = match features {
+            Some(features) => features.of(&distinct, IMAGES_AT_ONCE, encode),
+            None => {
+                let pictures: Vec<&[f32]> = distinct.iter().map(|(_, picture)| *picture).collect();
+                Tensor::cat(pictures.chunks(IMAGES_AT_ONCE).map(encode).collect(), 0)
+            }
+        };
+        let [count, patches, width] = tokens.dims();
+        let latents = self.model.resampler.forward(tokens.reshape([count, 1, 1, patches, width]));
+        let num_latents = latents.dims()[2];
+        let places = Tensor::<B, 1, burn::tensor::Int>::from_ints(places.as_slice(), &self.device);
+        let latents = latents.reshape([count, num_latents * width]).select(0, places);
+        Ok(self.model.media(latents.reshape([pixels.rows, pixels.images, num_latents, width])))
+    }
+
     fn check_media(&self, pixels: &Pixels) -> Result<(), EngineError> {
         let r = &self.config.resampler;
         let limits = [("frames", pixels.frames, r.max_num_frames), ("images", pixels.images, r.max_num_media)];
@@ -183,7 +215,7 @@ impl<B: Kernels> BurnEngine<B> {
         Ok(())
     }
 
-    fn check_rows(&self, text: &Text, pixels: Option<&Pixels>) -> Result<(), EngineError> {
+    pub(crate) fn check_rows(&self, text: &Text, pixels: Option<&Pixels>) -> Result<(), EngineError> {
         match pixels {
             Some(pixels) if pixels.rows != text.rows => {
                 Err(EngineError::Input(format!("images for {} texts and {} texts", pixels.rows, text.rows)))
@@ -207,11 +239,12 @@ impl<B: Kernels> BurnEngine<B> {
         text: &Text,
         pixels: Option<&Pixels>,
         labels: &[i64],
+        features: Option<&mut Features<B>>,
     ) -> Result<Tensor<B, 1>, EngineError> {
         self.check_text(text, 0)?;
         self.check_rows(text, pixels)?;
         self.check_labels(text, labels)?;
-        let media = self.media(pixels)?;
+        let media = pixels.map(|pixels| self.media_in_training(pixels, features)).transpose()?;
         let hidden = self.model.forward(text, &vec![0; text.rows], media.as_ref(), None, &mut ignore);
         Ok(next_token_loss_of_hidden(&self.model.decoder, hidden, labels))
     }

@@ -11,21 +11,23 @@
 )]
 
 mod array;
+mod contrastive;
 mod device;
 mod engine;
+mod features;
 mod load;
 mod session;
 mod training;
 
 pub use array::{Array, Pixels};
-pub use device::{Device, compiled, open, open_training, probe};
+pub use device::{Device, compiled, open, open_contrastive, open_training, probe};
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
 pub use flamingo_train::{AdamW, Part, Schedule};
 /// The format of weights and activations on a device.
 pub use flamingo_weights::Dtype as Precision;
 pub use session::{Session, SessionOptions};
-pub use training::Training;
+pub use training::{Training, TrainingOptions};
 
 /// Why a model cannot be opened or run.
 #[derive(Debug, thiserror::Error)]

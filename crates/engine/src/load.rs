@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param, ParamId};
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, backend::Backend};
 use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
 use flamingo_kernels::Kernels;
@@ -40,6 +40,34 @@ pub(crate) fn load<B: Kernels>(
         return Err(EngineError::Weights(format!("the model folder has no tensor `{name}`")));
     }
     Ok(model)
+}
+
+/// Gives each parameter of a module the numbers that `numbers` has for its path and shape.
+pub(crate) fn fill<B: Backend, M: Module<B> + Clone>(
+    module: &mut M,
+    device: &B::Device,
+    numbers: &dyn Fn(&str, &[usize]) -> Vec<f32>,
+) {
+    struct Fill<'a, B: Backend> {
+        numbers: &'a dyn Fn(&str, &[usize]) -> Vec<f32>,
+        device: &'a B::Device,
+        path: Vec<String>,
+    }
+    impl<B: Backend> ModuleMapper<B> for Fill<'_, B> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            let shape: [usize; D] = param.lazy_shape().dims();
+            let numbers = (self.numbers)(&self.path.join("."), &shape);
+            let tensor = Tensor::from_data(TensorData::new(numbers, shape), (self.device, DType::F32));
+            Param::initialized(param.id, tensor)
+        }
+    }
+    *module = module.clone().map(&mut Fill { numbers, device, path: Vec::new() });
 }
 
 /// A tensor of the folder, read and cast when it is needed.

@@ -3,11 +3,12 @@
 use burn::tensor::{DType, TensorData};
 use flamingo_kernels::Differentiable;
 use flamingo_model::Text;
-use flamingo_train::{Named, Trainer};
+use flamingo_train::{AdamW, Named, Part, Trainer};
 
 use crate::EngineError;
 use crate::array::{Array, Pixels};
 use crate::engine::{BurnEngine, guard};
+use crate::features::Features;
 
 /// A model in training, whatever the backend. Gradients add up until [`Training::update`] or
 /// [`Training::discard`].
@@ -66,10 +67,38 @@ pub trait Training: Send {
     fn restore(&mut self, state: Vec<(String, Array)>) -> Result<(), EngineError>;
 }
 
-/// [`Training`] over a Burn backend.
+/// How a model trains.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainingOptions {
+    /// What trains; the rest is frozen.
+    pub parts: Vec<Part>,
+    /// The optimizer.
+    pub optimizer: AdamW,
+    /// Bytes of a frozen vision tower's output that are remembered by picture; 0 for none.
+    pub features_bytes: usize,
+}
+
+impl Default for TrainingOptions {
+    /// As upstream.
+    fn default() -> Self {
+        Self { parts: Part::UPSTREAM.to_vec(), optimizer: AdamW::default(), features_bytes: 0 }
+    }
+}
+
+/// [`Training`] of a Flamingo over a Burn backend.
 pub(crate) struct BurnTraining<B: Differentiable> {
-    pub(crate) engine: BurnEngine<B>,
-    pub(crate) trainer: Trainer<B>,
+    engine: BurnEngine<B>,
+    trainer: Trainer<B>,
+    features: Option<Features<B>>,
+}
+
+impl<B: Differentiable> BurnTraining<B> {
+    pub(crate) fn new(mut engine: BurnEngine<B>, options: &TrainingOptions) -> Self {
+        let (config, device) = (engine.config.clone(), engine.device.clone());
+        let trainer = Trainer::flamingo(&mut engine.model, &config, &options.parts, options.optimizer, &device);
+        let remember = options.features_bytes > 0 && !options.parts.contains(&Part::Vision);
+        Self { engine, trainer, features: remember.then(|| Features::new(options.features_bytes)) }
+    }
 }
 
 impl<B: Differentiable> Training for BurnTraining<B> {
@@ -81,7 +110,7 @@ impl<B: Differentiable> Training for BurnTraining<B> {
         weight: f64,
     ) -> Result<f32, EngineError> {
         guard(|| {
-            let loss = self.engine.loss(text, pixels, labels)?;
+            let loss = self.engine.loss(text, pixels, labels, self.features.as_mut())?;
             let value = Array::from_tensor(&loss)?.data[0];
             if !value.is_nan() {
                 self.trainer.backward(&self.engine.model, loss, weight);
@@ -119,20 +148,25 @@ impl<B: Differentiable> Training for BurnTraining<B> {
 
     fn restore(&mut self, state: Vec<(String, Array)>) -> Result<(), EngineError> {
         guard(|| {
-            let named = |(name, array): (String, Array)| {
-                let count = array.data.len();
-                Named { name, shape: array.shape, values: TensorData::new(array.data, [count]) }
-            };
-            let state = state.into_iter().map(named).collect();
             let (model, device) = (&mut self.engine.model, &self.engine.device);
-            self.trainer.restore(model, state, device).map_err(|name| {
-                EngineError::Weights(format!("the training state has no tensor `{name}` of this model's shape"))
-            })
+            self.trainer.restore(model, named(state), device).map_err(no_tensor)
         })
     }
 }
 
-fn array(named: Named<TensorData>) -> Result<(String, Array), EngineError> {
+pub(crate) fn no_tensor(name: String) -> EngineError {
+    EngineError::Weights(format!("the training state has no tensor `{name}` of this model's shape"))
+}
+
+pub(crate) fn named(state: Vec<(String, Array)>) -> Vec<Named<TensorData>> {
+    let named = |(name, array): (String, Array)| {
+        let count = array.data.len();
+        Named { name, shape: array.shape, values: TensorData::new(array.data, [count]) }
+    };
+    state.into_iter().map(named).collect()
+}
+
+pub(crate) fn array(named: Named<TensorData>) -> Result<(String, Array), EngineError> {
     let data = named.values.convert_dtype(DType::F32).into_vec::<f32>();
     let data = data.map_err(|e| EngineError::Device(format!("cannot read a tensor back: {e:?}")))?;
     Ok((named.name, Array { shape: named.shape, data }))

@@ -9,6 +9,7 @@
 
 mod attention;
 mod cache;
+mod contrastive;
 mod cross_attention;
 mod decoder;
 mod embedding;
@@ -22,6 +23,7 @@ mod text;
 mod vision;
 
 pub use cache::Cache;
+pub use contrastive::Contrastive;
 pub use cross_attention::{GatedCrossAttention, MaskedCrossAttention};
 pub use decoder::{Block, Decoder};
 pub use embedding::TokenEmbedding;

@@ -15,4 +15,4 @@ mod trainer;
 pub use adamw::AdamW;
 pub use parts::Part;
 pub use schedule::Schedule;
-pub use trainer::{Named, Trainer};
+pub use trainer::{Named, Plan, Trainer};

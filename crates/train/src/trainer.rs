@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData, backend::Backend};
 use flamingo_config::ModelConfig;
 use flamingo_kernels::Differentiable;
 use flamingo_model::Flamingo;
@@ -25,11 +25,12 @@ pub struct Named<T> {
 /// What training keeps beside the model: gradients, which add up between updates, and the optimizer's state.
 pub struct Trainer<B: Differentiable> {
     optimizer: AdamW,
+    decays: fn(&str) -> bool,
     slots: BTreeMap<String, Slot<B::InnerBackend>>,
 }
 
 /// What is kept for one trainable parameter.
-struct Slot<B: burn::tensor::backend::Backend> {
+struct Slot<B: Backend> {
     shape: Vec<usize>,
     /// 0 where a gradient is dropped; `None` where all count.
     mask: Option<Tensor<B, 1>>,
@@ -37,28 +38,48 @@ struct Slot<B: burn::tensor::backend::Backend> {
     moments: Option<Moments<B>>,
 }
 
+/// Which parameters train and how, by module path.
+pub struct Plan<'a, B: Backend> {
+    /// Whether a parameter trains. What does not is frozen: no gradient is computed or stored.
+    pub trains: &'a dyn Fn(&str) -> bool,
+    /// Whether weight decay applies to it.
+    pub decays: fn(&str) -> bool,
+    /// Factors of a parameter's gradient, flat: 0 where it is dropped.
+    pub masks: BTreeMap<String, Tensor<B, 1>>,
+}
+
 impl<B: Differentiable> Trainer<B> {
-    /// Takes a model into training. Everything outside of `parts` is frozen: no gradient is computed or stored.
-    pub fn new(
+    /// Takes a model into training.
+    pub fn new(model: &mut (impl Module<B> + Clone), mut plan: Plan<B::InnerBackend>, optimizer: AdamW) -> Self {
+        let mut freeze = Freeze { trains: plan.trains, path: Vec::new(), shapes: Vec::new() };
+        *model = model.clone().map(&mut freeze);
+        let slots = freeze.shapes.into_iter().map(|(name, shape)| {
+            let mask = plan.masks.remove(&name);
+            (name, Slot { shape, mask, gradient: None, moments: None })
+        });
+        Self { optimizer, decays: plan.decays, slots: slots.collect() }
+    }
+
+    /// Takes a Flamingo into training as upstream does: everything outside of `parts` is frozen, of the added
+    /// embeddings the rows of `<image>` and `<|endofchunk|>` train, and weight decay applies to cross-attention.
+    pub fn flamingo(
         model: &mut Flamingo<B>,
         config: &ModelConfig,
         parts: &[Part],
         optimizer: AdamW,
         device: &B::Device,
     ) -> Self {
-        let mut freeze = Freeze { parts, path: Vec::new(), shapes: Vec::new() };
-        *model = model.clone().map(&mut freeze);
-        let slots = freeze.shapes.into_iter().map(|(name, shape)| {
-            // Upstream trains the rows of <image> and <|endofchunk|>, not that of <PAD>.
-            let masked = name == ADDED && !parts.contains(&Part::Decoder);
-            let mask = masked.then(|| added_mask(config, shape[1], device));
-            (name, Slot { shape, mask, gradient: None, moments: None })
-        });
-        Self { optimizer, slots: slots.collect() }
+        let mut masks = BTreeMap::new();
+        if !parts.contains(&Part::Decoder) {
+            let dim = model.decoder.embedding.added.lazy_shape()[1];
+            masks.insert(ADDED.to_string(), added_mask(config, dim, device));
+        }
+        let trains = |path: &str| Part::trains(parts, path);
+        Self::new(model, Plan { trains: &trains, decays: Part::decays, masks }, optimizer)
     }
 
     /// Adds the gradients of `loss` times `weight`.
-    pub fn backward(&mut self, model: &Flamingo<B>, loss: Tensor<B, 1>, weight: f64) {
+    pub fn backward(&mut self, model: &impl Module<B>, loss: Tensor<B, 1>, weight: f64) {
         let gradients = (loss * weight).backward();
         model.visit(&mut Collect::<B> { gradients: &gradients, slots: &mut self.slots, path: Vec::new() });
     }
@@ -83,10 +104,11 @@ impl<B: Differentiable> Trainer<B> {
     }
 
     /// Updates the weights and forgets the gradients. Parameters that got none stay as they are.
-    pub fn update(&mut self, model: &mut Flamingo<B>, learning_rate: f64) {
+    pub fn update(&mut self, model: &mut (impl Module<B> + Clone), learning_rate: f64) {
         *model = model.clone().map(&mut Update {
             slots: &mut self.slots,
             optimizer: self.optimizer,
+            decays: self.decays,
             learning_rate,
             path: Vec::new(),
         });
@@ -110,7 +132,7 @@ impl<B: Differentiable> Trainer<B> {
 
     /// Everything that an exact restart needs: `weight.PATH`, and once a parameter was updated `first.PATH`,
     /// `second.PATH` (AdamW's means, flat) and `steps.PATH` (one number). Taken between updates: gradients are left out.
-    pub fn state(&self, model: &Flamingo<B>) -> Vec<Named<TensorData>> {
+    pub fn state(&self, model: &impl Module<B>) -> Vec<Named<TensorData>> {
         let mut state = self.weights(model);
         state.iter_mut().for_each(|weight| weight.name.insert_str(0, "weight."));
         for (path, slot) in &self.slots {
@@ -130,7 +152,7 @@ impl<B: Differentiable> Trainer<B> {
     /// missing or of another shape, in which case nothing has changed.
     pub fn restore(
         &mut self,
-        model: &mut Flamingo<B>,
+        model: &mut (impl Module<B> + Clone),
         state: Vec<Named<TensorData>>,
         device: &B::Device,
     ) -> Result<(), String> {
@@ -173,7 +195,7 @@ impl<B: Differentiable> Trainer<B> {
     }
 
     /// The weights of everything that trains.
-    pub fn weights(&self, model: &Flamingo<B>) -> Vec<Named<TensorData>> {
+    pub fn weights(&self, model: &impl Module<B>) -> Vec<Named<TensorData>> {
         let mut weights = Weights::<B> { slots: &self.slots, path: Vec::new(), found: Vec::new() };
         model.visit(&mut weights);
         weights.found
@@ -181,7 +203,7 @@ impl<B: Differentiable> Trainer<B> {
 }
 
 /// 1 in the rows of `<image>` and `<|endofchunk|>`, 0 elsewhere; flat `[added_rows, dim]`.
-fn added_mask<B: burn::tensor::backend::Backend>(config: &ModelConfig, dim: usize, device: &B::Device) -> Tensor<B, 1> {
+fn added_mask<B: Backend>(config: &ModelConfig, dim: usize, device: &B::Device) -> Tensor<B, 1> {
     let t = &config.tokens;
     let trains = |row: usize| [t.image, t.endofchunk].contains(&((t.base_rows() + row) as u32));
     let values: Vec<f32> = (0..t.added_rows()).flat_map(|row| vec![if trains(row) { 1.0 } else { 0.0 }; dim]).collect();
@@ -190,7 +212,7 @@ fn added_mask<B: burn::tensor::backend::Backend>(config: &ModelConfig, dim: usiz
 
 /// Turns gradients on for what trains and off for the rest.
 struct Freeze<'a> {
-    parts: &'a [Part],
+    trains: &'a dyn Fn(&str) -> bool,
     path: Vec<String>,
     shapes: Vec<(String, Vec<usize>)>,
 }
@@ -206,7 +228,7 @@ impl<B: Differentiable> ModuleMapper<B> for Freeze<'_> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let path = self.path.join(".");
-        let trains = Part::trains(self.parts, &path);
+        let trains = (self.trains)(&path);
         if trains {
             self.shapes.push((path, param.lazy_shape().to_vec()));
         }
@@ -250,6 +272,7 @@ impl<B: Differentiable> ModuleVisitor<B> for Collect<'_, B> {
 struct Update<'a, B: Differentiable> {
     slots: &'a mut BTreeMap<String, Slot<B::InnerBackend>>,
     optimizer: AdamW,
+    decays: fn(&str) -> bool,
     learning_rate: f64,
     path: Vec<String>,
 }
@@ -267,11 +290,11 @@ impl<B: Differentiable> ModuleMapper<B> for Update<'_, B> {
         let path = self.path.join(".");
         let Some(slot) = self.slots.get_mut(&path) else { return param };
         let Some(gradient) = slot.gradient.take() else { return param };
-        let (optimizer, learning_rate) = (self.optimizer, self.learning_rate);
+        let (optimizer, learning_rate, decays) = (self.optimizer, self.learning_rate, (self.decays)(&path));
         param.map(|tensor| {
             let shape = tensor.shape();
             let weight = flat(tensor.inner());
-            let weight = optimizer.update(weight, gradient, &mut slot.moments, learning_rate, Part::decays(&path));
+            let weight = optimizer.update(weight, gradient, &mut slot.moments, learning_rate, decays);
             Tensor::from_inner(weight.reshape(shape)).require_grad()
         })
     }
@@ -325,7 +348,7 @@ impl<B: Differentiable> ModuleVisitor<B> for Weights<'_, B> {
     }
 }
 
-fn flat<B: burn::tensor::backend::Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
+fn flat<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
     let count = tensor.shape().num_elements();
     tensor.reshape([count])
 }

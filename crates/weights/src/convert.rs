@@ -151,12 +151,12 @@ fn sources_of(pieces: &[Piece]) -> Vec<String> {
     names
 }
 
-fn pretty(json: &serde_json::Value) -> String {
+pub(crate) fn pretty(json: &serde_json::Value) -> String {
     format!("{json:#}\n")
 }
 
 /// The config for the Python world; `model.toml` is what we read.
-fn config_json(config: &ModelConfig, dtype: Dtype) -> serde_json::Value {
+pub(crate) fn config_json(config: &ModelConfig, dtype: Dtype) -> serde_json::Value {
     let mut json = json!(config);
     json["model_type"] = json!("openflamingo");
     json["torch_dtype"] = json!(match dtype {
@@ -172,7 +172,7 @@ pub(crate) const CLIP_MEAN: [f64; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73]
 pub(crate) const CLIP_STD: [f64; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
 
 /// What transformers' `CLIPImageProcessor` needs to do the same.
-fn preprocessor(config: &ModelConfig) -> serde_json::Value {
+pub(crate) fn preprocessor(config: &ModelConfig) -> serde_json::Value {
     let side = config.vision.image_size;
     json!({
         "image_processor_type": "CLIPImageProcessor",

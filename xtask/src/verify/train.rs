@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use flamingo_engine::{AdamW, Array, Device, Part, Schedule, open_training};
+use flamingo_engine::{AdamW, Array, Device, Part, Schedule, TrainingOptions, open_training};
 use flamingo_weights::{ModelFolder, checkpoint_names, embedding_name};
 use serde_json::Value;
 
@@ -20,9 +20,10 @@ pub(super) fn compute(
     values: &mut Values,
 ) -> anyhow::Result<()> {
     // Upstream's gradient of the embedding table covers all of its rows.
-    let whole_table = [Part::Resampler, Part::CrossAttention, Part::Decoder];
+    let parts = vec![Part::Resampler, Part::CrossAttention, Part::Decoder];
+    let whole_table = TrainingOptions { parts, ..TrainingOptions::default() };
     if let Some((text, pixels, Some(labels))) = run.batch("right")? {
-        let mut training = open_training(folder, device, &whole_table, AdamW::default())?;
+        let mut training = open_training(folder, device, &whole_table)?;
         training.backward(&text, Some(&pixels), &labels, 1.0)?;
         for (name, array) in renamed(folder, training.gradients()?, || None) {
             values.floats(format!("grad.{name}"), array);
@@ -61,7 +62,7 @@ fn steps(
         parts.push(Part::AddedEmbeddings);
     }
     let optimizer = AdamW { weight_decay: number("weight_decay")?, ..AdamW::default() };
-    let mut training = open_training(folder, device, &parts, optimizer)?;
+    let mut training = open_training(folder, device, &TrainingOptions { parts, optimizer, features_bytes: 0 })?;
 
     let mut series: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
     for step in 0..steps {

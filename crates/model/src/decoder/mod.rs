@@ -96,16 +96,21 @@ impl<B: Kernels> Decoder<B> {
         x
     }
 
-    /// Logits of the next token: `[rows, tokens, d_model]` to `[rows, tokens, vocab_size]`.
-    pub fn logits(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// What the head reads: the last norm, and the projection to `embed_dim` where there is one.
+    pub(crate) fn finish(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let x = match &self.norm {
             Some(norm) => norm.forward(x),
             None => x,
         };
-        let x = match &self.project_out {
+        match &self.project_out {
             Some(project) => project.forward(x),
             None => x,
-        };
+        }
+    }
+
+    /// Logits of the next token: `[rows, tokens, d_model]` to `[rows, tokens, vocab_size]`.
+    pub fn logits(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        let x = self.finish(x);
         match &self.head {
             Some(head) => head.forward(x),
             None => self.embedding.logits(x),

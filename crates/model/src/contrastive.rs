@@ -1,0 +1,77 @@
+//! Contrastive image-text pre-training of the vision tower (CLIP, arXiv 2103.00020, section 2.3).
+
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::{Int, Tensor, backend::Backend};
+use flamingo_config::{ModelConfig, TextTowerConfig};
+use flamingo_kernels::{Kernels, cross_entropy};
+
+use crate::decoder::{Context, Decoder};
+use crate::flamingo::ignore;
+use crate::linear::Linear;
+use crate::text::Text;
+use crate::vision::VisionTransformer;
+
+/// Largest factor of the similarities, as in CLIP.
+const MAX_SCALE: f64 = 100.0;
+
+/// A vision tower and a text tower that learn to tell which caption belongs to which picture.
+#[derive(Module, Debug)]
+pub struct Contrastive<B: Backend> {
+    /// The tower that is kept.
+    pub vision: VisionTransformer<B>,
+    /// A causal transformer whose last token stands for the text.
+    pub text: Decoder<B>,
+    /// `[output_dim, d_model]`.
+    pub text_projection: Linear<B>,
+    /// `[1]`: the logarithm of the similarities' factor.
+    pub logit_scale: Param<Tensor<B, 1>>,
+}
+
+impl<B: Kernels> Contrastive<B> {
+    /// Towers with random weights; the vision tower is that of `config`.
+    pub fn new(config: &ModelConfig, text: &TextTowerConfig, device: &B::Device) -> Self {
+        let a = text.decoder.architecture();
+        Self {
+            vision: VisionTransformer::new(&config.vision, device),
+            text_projection: Linear::new(a.embed_dim, config.vision.output_dim, false, device),
+            text: Decoder::new(&a, &config.tokens, device),
+            logit_scale: Initializer::Constant { value: (1.0f64 / 0.07).ln() }.init([1], device),
+        }
+    }
+
+    /// The mean of both directions' cross-entropies; row `i` of the text belongs to picture `i` of
+    /// `[rows, 3, side, side]`.
+    pub fn loss(&self, pixels: Tensor<B, 4>, text: &Text) -> Tensor<B, 1> {
+        let pictures = unit(self.vision.encode(pixels, &mut ignore));
+        let texts = unit(self.text_features(text));
+        let scale = self.logit_scale.val().exp().clamp_max(MAX_SCALE);
+        let similarities = pictures.matmul(texts.transpose()) * scale.unsqueeze();
+        let own: Vec<i32> = (0..text.rows as i32).collect();
+        let of_texts = cross_entropy(similarities.clone().transpose(), &own);
+        (cross_entropy(similarities, &own) + of_texts) * 0.5
+    }
+
+    /// `[rows, output_dim]`.
+    fn text_features(&self, text: &Text) -> Tensor<B, 2> {
+        let mut x = self.text.embed(text);
+        let keep: Vec<Vec<bool>> = text.keep.chunks(text.width).map(<[bool]>::to_vec).collect();
+        let context = Context::new(self.text.architecture(), &keep, 0, text.width, false, &x);
+        for block in &self.text.blocks {
+            x = block.forward(x, &context, None);
+        }
+        let [rows, width, dim] = x.dims();
+        let last = |(row, keep): (usize, &Vec<bool>)| {
+            (row * width + keep.iter().rposition(|&keep| keep).unwrap_or(width - 1)) as i32
+        };
+        let last: Vec<i32> = keep.iter().enumerate().map(last).collect();
+        let last = Tensor::<B, 1, Int>::from_ints(last.as_slice(), &x.device());
+        let x = x.reshape([rows * width, dim]).select(0, last);
+        self.text_projection.forward(self.text.finish(x.unsqueeze())).squeeze_dim(0)
+    }
+}
+
+/// Rows of length 1.
+fn unit<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let length = (x.clone() * x.clone()).sum_dim(1).sqrt().clamp_min(1e-8);
+    x / length
+}
