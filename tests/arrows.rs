@@ -23,6 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "flamingo-weights",
         ],
     ),
+    ("crates/run", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-weights"]),
     ("crates/zoo", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
     ("xtask", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
     // The binary `flamingo`, in crates/cli.
@@ -33,6 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "flamingo-data",
             "flamingo-engine",
             "flamingo-generate",
+            "flamingo-run",
             "flamingo-weights",
             "flamingo-zoo",
         ],

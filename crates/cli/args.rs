@@ -22,6 +22,11 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Compare candidate answers by their log-likelihood.
     Score(ScoreArgs),
+    /// Train a model as a recipe says, or go on with a run that was begun.
+    #[command(after_help = TRAIN_HELP)]
+    Train(TrainArgs),
+    /// Make a model with random weights, to be trained from nothing.
+    Init(InitArgs),
     /// List the models of the zoo.
     Models(ModelsArgs),
     /// Show what a model is made of and what memory it needs.
@@ -131,6 +136,50 @@ pub struct ScoreArgs {
     /// One JSON object on stdout instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+const TRAIN_HELP: &str = "Examples:
+  flamingo train --config models/flamingo-tiny-neox/train.toml
+  flamingo train --config train.toml --set learning_rate=3e-4 --set run_name=runs/b";
+
+#[derive(Args)]
+pub struct TrainArgs {
+    /// The recipe, a TOML file: upstream's options under upstream's names.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Another value for a setting of the recipe. May be given many times.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+    #[arg(long, default_value = "auto", help = "auto, flex, ndarray or cuda[:N]")]
+    pub device: Device,
+    /// f32, f16 or bf16: the type of the weights in the model folder that the run leaves.
+    #[arg(long, default_value = "f32")]
+    pub dtype: Precision,
+    /// A line of JSON on stdout for each line of metrics.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Args)]
+pub struct InitArgs {
+    /// What the model is made of: a model.toml.
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Folder with the tokenizer, without upstream's tokens.
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: PathBuf,
+    /// A model folder whose vision tower is taken over.
+    #[arg(long, value_name = "DIR")]
+    pub vision: Option<PathBuf>,
+    /// Seed of the random weights.
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// The folder to write.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// Replace a model folder that this program wrote.
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[derive(Args)]

@@ -2,10 +2,12 @@
 
 mod args;
 mod generate;
+mod init;
 mod inspect;
 mod models;
 mod prompt;
 mod score;
+mod train;
 
 use std::panic::catch_unwind;
 use std::process::ExitCode;
@@ -21,6 +23,8 @@ fn main() -> ExitCode {
     let result = catch_unwind(|| match &cli.command {
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Init(args) => init::run(args),
         Command::Models(args) => models::run(args),
         Command::Inspect(args) => inspect::run(args),
     });
@@ -37,7 +41,9 @@ fn main() -> ExitCode {
 /// Logs go to stderr; results alone go to stdout.
 fn start_logging(verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
-    let own = format!("error,flamingo={level},flamingo_engine={level},flamingo_weights={level}");
+    let own = format!(
+        "error,flamingo={level},flamingo_engine={level},flamingo_weights={level},flamingo_run={level},flamingo_data={level}"
+    );
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| own.into()))
         .with_writer(std::io::stderr)

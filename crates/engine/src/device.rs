@@ -228,7 +228,6 @@ fn start<B: Kernels>(
     })
 }
 
-#[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
 fn ready<B: Kernels>(
     folder: &Arc<ModelFolder>,
     device: B::Device,

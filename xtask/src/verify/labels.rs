@@ -121,7 +121,7 @@ fn document(
                 Rejected::TooFew(_) => 1,
                 Rejected::Single => 2,
                 Rejected::Empty => 3,
-                Rejected::Form(_) | Rejected::Data(_) => -1,
+                Rejected::Form(_) | Rejected::Data(_) | Rejected::Missing(_) => -1,
             };
             values.0.insert(format!("{name}.rejected"), dump::Value::Integers { shape: vec![1], data: vec![reason] });
             return Ok(());

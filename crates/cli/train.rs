@@ -1,0 +1,62 @@
+//! `flamingo train`: a run with its progress on stderr.
+
+use anyhow::Context;
+use flamingo_run::{Metrics, Recipe, Run};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::args::TrainArgs;
+
+pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
+    let path = &args.config;
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let recipe = Recipe::from_toml(&text, &args.overrides).with_context(|| path.display().to_string())?;
+    let mut run = Run::open(recipe, args.device)?;
+    let (begun_at, total) = (run.done(), run.total());
+    if begun_at > 0 {
+        eprintln!("{}: going on after step {begun_at} of {total}", run.recipe().run_name.display());
+    }
+
+    let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
+    let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}").context("a progress style")?;
+    bar.set_style(style);
+    bar.set_position(begun_at as u64);
+    while let Some(step) = run.step()? {
+        bar.set_position(step.step as u64);
+        if let Some(metrics) = &step.metrics {
+            let left = run.elapsed() / (step.step - begun_at) as f64 * (total - step.step) as f64;
+            let line = line(metrics, left);
+            if bar.is_hidden() {
+                eprintln!("{}/{total}  {line}", step.step);
+            }
+            bar.set_message(line);
+            if args.json {
+                println!("{}", serde_json::to_string(metrics)?);
+            }
+        }
+        if let Some(checkpoint) = &step.checkpoint {
+            tracing::info!(checkpoint = %checkpoint.display(), "saved");
+        }
+    }
+    bar.finish_and_clear();
+    for (reason, count) in run.left_out() {
+        eprintln!("left out, {reason}: {count}");
+    }
+    let model = run.export(args.dtype)?;
+    eprintln!("the model is in {}", model.display());
+    Ok(())
+}
+
+/// What a line of metrics says, in words that fit on a terminal.
+fn line(metrics: &Metrics, seconds_left: f64) -> String {
+    let loss = |name: &str, loss: Option<f64>| loss.map(|loss| format!("{name} {loss:.3}  ")).unwrap_or_default();
+    let left = HumanDuration(std::time::Duration::from_secs_f64(seconds_left.max(0.0)));
+    format!(
+        "{}{}norm {:.2}  lr {:.1e}  {:.0} tokens/s  {:.0} images/s  {left:#} left",
+        loss("pairs", metrics.loss_laion),
+        loss("documents", metrics.loss_mmc4),
+        metrics.grad_norm,
+        metrics.lr,
+        metrics.tokens_per_second,
+        metrics.images_per_second,
+    )
+}

@@ -1,0 +1,104 @@
+//! Checkpoints: everything that decides the next step, in one file that is there whole or not at all.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use flamingo_data::Position;
+use flamingo_engine::Array;
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
+use serde::{Deserialize, Serialize};
+
+use crate::{Recipe, RunError};
+
+/// What a checkpoint holds beside tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Progress {
+    /// Updates that were done, those skipped for their loss included.
+    pub(crate) step: usize,
+    /// Updates that changed the weights; they decide the learning rate.
+    pub(crate) updates: usize,
+    /// Where each stream stands.
+    pub(crate) streams: BTreeMap<String, Position>,
+    /// Seconds of training so far.
+    pub(crate) seconds: f64,
+    /// Tokens and pictures so far.
+    pub(crate) tokens: u64,
+    pub(crate) pictures: u64,
+    /// The settings.
+    pub(crate) recipe: Recipe,
+}
+
+const KEY: &str = "flamingo-run";
+
+/// Writes a checkpoint and removes all but the latest `keep`.
+pub(crate) fn save(
+    folder: &Path,
+    progress: &Progress,
+    tensors: &[(String, Array)],
+    keep: usize,
+) -> Result<PathBuf, RunError> {
+    fs::create_dir_all(folder).map_err(RunError::io("write", folder))?;
+    let path = folder.join(format!("step-{:08}.safetensors", progress.step));
+    let bytes: Vec<Vec<u8>> =
+        tensors.iter().map(|(_, array)| array.data.iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
+    let wrong = |e: &dyn std::fmt::Display| RunError::checkpoint(&path, format!("cannot be written: {e}"));
+    let views = tensors
+        .iter()
+        .zip(&bytes)
+        .map(|((name, array), bytes)| Ok((name.as_str(), TensorView::new(Dtype::F32, array.shape.clone(), bytes)?)));
+    let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>().map_err(|e| wrong(&e))?;
+    let metadata = serde_json::to_string(progress).map_err(|e| wrong(&e))?;
+    let content = safetensors::serialize(views, Some([(KEY.to_string(), metadata)].into())).map_err(|e| wrong(&e))?;
+    let mut partial =
+        tempfile::Builder::new().prefix(".partial-").tempfile_in(folder).map_err(RunError::io("write", folder))?;
+    partial.write_all(&content).and_then(|()| partial.as_file().sync_all()).map_err(RunError::io("write", &path))?;
+    partial.persist(&path).map_err(|e| RunError::io("write", &path)(e.error))?;
+    // The new name too, before old ones go.
+    fs::File::open(folder).and_then(|folder| folder.sync_all()).ok();
+    let all = list(folder)?;
+    for old in &all[..all.len().saturating_sub(keep.max(1))] {
+        fs::remove_file(old).map_err(RunError::io("remove", old))?;
+    }
+    Ok(path)
+}
+
+/// Checkpoints of a folder, oldest first. What a killed process left half-written is removed.
+fn list(folder: &Path) -> Result<Vec<PathBuf>, RunError> {
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
+    let mut found = Vec::new();
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if name.starts_with(".partial-") {
+            fs::remove_file(&path).ok();
+        } else if name.starts_with("step-") && name.ends_with(".safetensors") {
+            found.push(path);
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The latest checkpoint of a folder, if there is one.
+#[allow(clippy::type_complexity)]
+pub(crate) fn latest(folder: &Path) -> Result<Option<(Progress, Vec<(String, Array)>)>, RunError> {
+    let Some(path) = list(folder)?.pop() else { return Ok(None) };
+    let bytes = fs::read(&path).map_err(RunError::io("read", &path))?;
+    let damaged = |e: &dyn std::fmt::Display| {
+        RunError::checkpoint(&path, format!("is damaged ({e}): delete it to go on from the one before"))
+    };
+    let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
+    let progress = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));
+    let progress = progress.ok_or_else(|| damaged(&"it says nothing about its run"))?;
+    let progress: Progress = serde_json::from_str(progress).map_err(|e| damaged(&e))?;
+    let tensors = SafeTensors::deserialize(&bytes).map_err(|e| damaged(&e))?;
+    let array = |view: TensorView| {
+        let data = view.data().chunks_exact(4).map(|x| f32::from_le_bytes([x[0], x[1], x[2], x[3]])).collect();
+        Array { shape: view.shape().to_vec(), data }
+    };
+    let tensors = tensors.tensors().into_iter().map(|(name, view)| (name, array(view))).collect();
+    Ok(Some((progress, tensors)))
+}

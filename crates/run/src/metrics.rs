@@ -1,0 +1,78 @@
+//! `metrics.jsonl`: a line of numbers every few steps.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::RunError;
+
+/// The numbers of some steps, the last of which is `step`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Metrics {
+    /// Steps so far.
+    pub step: usize,
+    /// Mean loss of the pairs; of contrastive training, its loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_laion: Option<f64>,
+    /// Mean loss of the documents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_mmc4: Option<f64>,
+    /// Mean norm of the gradients before clipping.
+    pub grad_norm: f64,
+    /// The last learning rate.
+    pub lr: f64,
+    /// Samples so far, of both streams.
+    pub samples: u64,
+    /// Tokens so far, padding left out.
+    pub tokens: u64,
+    /// Pictures so far.
+    pub images: u64,
+    /// Steps left out so far because their loss was no number.
+    pub skipped_steps: usize,
+    /// Seconds of training so far.
+    pub seconds: f64,
+    /// Tokens a second since the line before.
+    pub tokens_per_second: f64,
+    /// Pictures a second since the line before.
+    pub images_per_second: f64,
+}
+
+/// The file of a run.
+pub(crate) struct MetricsFile {
+    path: PathBuf,
+}
+
+impl MetricsFile {
+    /// Opens the file and drops lines after `step`, which a run that goes on writes again, and a cut last line.
+    pub(crate) fn open(path: PathBuf, step: usize) -> Result<Self, RunError> {
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(e) => return Err(RunError::io("read", &path)(e)),
+        };
+        let stays = |line: &&str| serde_json::from_str::<Metrics>(line).is_ok_and(|metrics| metrics.step <= step);
+        let kept: String = text.lines().filter(stays).map(|line| format!("{line}\n")).collect();
+        if kept != text {
+            write_whole(&path, kept.as_bytes())?;
+        }
+        Ok(Self { path })
+    }
+
+    pub(crate) fn add(&self, metrics: &Metrics) -> Result<(), RunError> {
+        let line = serde_json::to_string(metrics).unwrap_or_default() + "\n";
+        let file = OpenOptions::new().create(true).append(true).open(&self.path);
+        file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(RunError::io("write", &self.path))
+    }
+}
+
+/// Writes a file that is there whole or not at all.
+pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), RunError> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let io = || RunError::io("write", path);
+    let mut partial = tempfile::NamedTempFile::new_in(folder).map_err(io())?;
+    partial.write_all(content).map_err(io())?;
+    partial.persist(path).map_err(|e| io()(e.error))?;
+    Ok(())
+}
