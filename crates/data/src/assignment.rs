@@ -3,7 +3,7 @@
 /// For each row of `costs` (all of one length, finite) its column: no column twice, as many rows as there are columns
 /// for, the sum as small as can be. Shortest augmenting paths (Crouse, "On implementing 2D rectangular assignment
 /// algorithms", 2016), which SciPy's `linear_sum_assignment` also uses; of equal sums the same one is found.
-pub(crate) fn cheapest(costs: &[Vec<f64>]) -> Vec<Option<usize>> {
+fn cheapest(costs: &[Vec<f64>]) -> Vec<Option<usize>> {
     let (rows, columns) = (costs.len(), costs.first().map_or(0, Vec::len));
     if rows <= columns {
         return assign(rows, columns, |row, column| costs[row][column]).into_iter().map(Some).collect();
@@ -13,6 +13,14 @@ pub(crate) fn cheapest(costs: &[Vec<f64>]) -> Vec<Option<usize>> {
         assigned[row] = Some(column);
     }
     assigned
+}
+
+/// For each picture the sentence that it goes to, no two to one, and its similarity to it, so that all similarities
+/// together are as great as can be; `None` for pictures that are too many. A row of `similarities` is a picture's.
+pub(crate) fn most_similar(similarities: &[Vec<f64>]) -> Vec<Option<(usize, f64)>> {
+    let costs: Vec<Vec<f64>> = similarities.iter().map(|row| row.iter().map(|x| -x).collect()).collect();
+    let place = |(place, row): (Option<usize>, &Vec<f64>)| place.map(|place| (place, row[place]));
+    cheapest(&costs).into_iter().zip(similarities).map(place).collect()
 }
 
 /// As [`cheapest`], with as many columns as rows at least.
@@ -71,7 +79,7 @@ fn assign(rows: usize, columns: usize, cost: impl Fn(usize, usize) -> f64) -> Ve
 
 #[cfg(test)]
 mod tests {
-    use super::cheapest;
+    use super::{cheapest, most_similar};
 
     /// The least sum, by trying everything.
     fn least(costs: &[Vec<f64>], row: usize, taken: &mut Vec<bool>, skips: usize) -> f64 {
@@ -112,5 +120,6 @@ mod tests {
         assert_eq!(cheapest(&[vec![1.0; 3], vec![1.0; 3]]), [Some(0), Some(1)]);
         assert_eq!(cheapest(&[]), []);
         assert_eq!(cheapest(&[vec![], vec![]]), [None, None]);
+        assert_eq!(most_similar(&[vec![0.1, 0.3], vec![0.1, 0.4]]), [Some((0, 0.1)), Some((1, 0.4))]);
     }
 }

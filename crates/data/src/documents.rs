@@ -5,7 +5,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 
-use crate::assignment::cheapest;
+use crate::assignment::most_similar;
 use crate::{DataError, ENDOFCHUNK, IMAGE, Picture, SpecialTokens, Tokenizer};
 
 /// What a document must be to be learnt from; upstream's `--mmc4_*` options.
@@ -93,28 +93,42 @@ impl Rejected {
 
 /// MMC4's form of a document; ChatGPT-generated sequences have `example` and `image_map` instead.
 #[derive(Deserialize)]
-struct File {
-    is_gpt: Option<serde_json::Value>,
+pub(crate) struct File {
+    pub(crate) is_gpt: Option<serde_json::Value>,
     #[serde(default)]
-    text_list: Vec<String>,
+    pub(crate) text_list: Vec<String>,
     #[serde(default)]
-    image_info: Vec<ImageInfo>,
+    pub(crate) image_info: Vec<ImageInfo>,
     #[serde(default)]
-    similarity_matrix: Vec<Vec<f64>>,
+    pub(crate) similarity_matrix: Vec<Vec<f64>>,
     #[serde(default)]
-    example: String,
+    pub(crate) example: String,
     #[serde(default)]
-    image_map: std::collections::BTreeMap<String, Base64Image>,
+    pub(crate) image_map: std::collections::BTreeMap<String, Base64Image>,
 }
 
 #[derive(Deserialize)]
-struct ImageInfo {
-    image_base64: Option<String>,
+pub(crate) struct ImageInfo {
+    pub(crate) image_base64: Option<String>,
 }
 
 #[derive(Deserialize)]
-struct Base64Image {
-    base64_image: String,
+pub(crate) struct Base64Image {
+    pub(crate) base64_image: String,
+}
+
+impl File {
+    /// Whether each picture of a web page has a number for each sentence.
+    pub(crate) fn check(&self) -> Result<(), Rejected> {
+        if self.image_info.len() != self.similarity_matrix.len() {
+            return Err(Rejected::Form("image_info and similarity_matrix differ in length".into()));
+        }
+        let fits = |row: &Vec<f64>| row.len() == self.text_list.len() && row.iter().all(|x| x.is_finite());
+        if !self.similarity_matrix.iter().all(fits) {
+            return Err(Rejected::Form("a row of similarity_matrix is not one number a sentence".into()));
+        }
+        Ok(())
+    }
 }
 
 impl DocumentRules {
@@ -153,30 +167,23 @@ impl DocumentRules {
 
     /// A web page: each picture goes to the sentence that it suits best, no two to one.
     fn crawled(&self, file: File) -> Result<(Vec<Picture>, String), Rejected> {
-        let mut sentences = file.text_list;
         let mut pictures = Vec::new();
-        let mut costs = Vec::new();
-        if file.image_info.len() != file.similarity_matrix.len() {
-            return Err(Rejected::Form("image_info and similarity_matrix differ in length".into()));
-        }
-        for (info, similarities) in file.image_info.iter().zip(&file.similarity_matrix) {
-            if similarities.len() != sentences.len() || !similarities.iter().all(|x| x.is_finite()) {
-                return Err(Rejected::Form("a row of similarity_matrix is not one number a sentence".into()));
-            }
+        let mut similarities = Vec::new();
+        file.check()?;
+        let mut sentences = file.text_list;
+        for (info, row) in file.image_info.iter().zip(file.similarity_matrix) {
             let Some(encoded) = &info.image_base64 else { continue };
             let bytes = decoded(encoded)?;
             if bytes.len() < self.min_bytes {
                 continue;
             }
             pictures.push(Picture::decode(&bytes)?);
-            costs.push(similarities.iter().map(|x| -x).collect::<Vec<f64>>());
+            similarities.push(row);
         }
-        let places = cheapest(&costs);
         let mut kept: Vec<(Picture, usize)> = pictures
             .into_iter()
-            .zip(places)
-            .zip(&costs)
-            .filter_map(|((picture, place), costs)| place.map(|place| (picture, place, -costs[place])))
+            .zip(most_similar(&similarities))
+            .filter_map(|(picture, place)| place.map(|(place, similarity)| (picture, place, similarity)))
             .filter(|(_, _, similarity)| *similarity >= self.textsim_threshold)
             .map(|(picture, place, _)| (picture, place))
             .collect();
