@@ -8,7 +8,7 @@ use rand_chacha::rand_core::RngCore;
 use crate::{DocumentRules, ImageTransform, Picture, Rejected, Sample, SpecialTokens, Tokenizer, pair_ids};
 
 /// Extensions of pictures, in the order in which upstream looks for them (`train/data.py`, `get_laion_dataset`).
-const PICTURES: [&str; 4] = ["jpg", "png", "jpeg", "webp"];
+pub(crate) const PICTURES: [&str; 4] = ["jpg", "png", "jpeg", "webp"];
 
 /// One row of a batch.
 #[derive(Clone, Debug, PartialEq)]

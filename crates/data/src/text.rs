@@ -78,7 +78,8 @@ pub struct SpecialTokens {
 }
 
 impl Tokenizer {
-    /// Opens the tokenizer of a model folder: `tokenizer.json`, or GPT-2's form of `vocab.json` and `merges.txt`.
+    /// Opens the tokenizer of a model folder: `tokenizer.json`, or GPT-2's form of `vocab.json` and `merges.txt`. A
+    /// path to a file is a `tokenizer.json` alone.
     ///
     /// `tokenizer_config.json` and `special_tokens_map.json` name the special tokens; where they contradict each
     /// other, the map counts, as in upstream's Hugging Face version.
@@ -87,11 +88,12 @@ impl Tokenizer {
     /// [`DataError::Tokenizer`] if the folder has neither, or one of the files is unusable; [`DataError::Io`] if one
     /// cannot be read.
     pub fn open(folder: &Path) -> Result<Self, DataError> {
-        let files =
-            [optional(&folder.join("special_tokens_map.json"))?, optional(&folder.join("tokenizer_config.json"))?];
+        let alone = folder.is_file();
+        let beside = |name: &str| if alone { Ok(None) } else { optional(&folder.join(name)) };
+        let files = [beside("special_tokens_map.json")?, beside("tokenizer_config.json")?];
         let named = |key: &str| files.iter().flatten().find_map(|file| content(&file[key])).map(str::to_string);
         let mut own = Named { bos: named("bos_token"), eos: named("eos_token"), pad: named("pad_token") };
-        let whole = folder.join("tokenizer.json");
+        let whole = if alone { folder.to_path_buf() } else { folder.join("tokenizer.json") };
         let inner = if whole.is_file() {
             from_json(&whole)?
         } else {
