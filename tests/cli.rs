@@ -13,7 +13,7 @@ fn photo(name: &str) -> String {
     root().join("tests/fixtures/photos").join(name).display().to_string()
 }
 
-fn flamingo(args: &[&str]) -> Output {
+pub fn flamingo(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_flamingo"))
         .args(args)
         .current_dir(root())
@@ -25,12 +25,12 @@ fn flamingo(args: &[&str]) -> Output {
         .expect("the binary runs")
 }
 
-fn stdout(output: &Output) -> String {
+pub fn stdout(output: &Output) -> String {
     String::from_utf8(output.stdout.clone()).expect("text")
 }
 
 /// Runs and fails with one clear sentence on stderr.
-fn fails(args: &[&str]) -> String {
+pub fn fails(args: &[&str]) -> String {
     let output = flamingo(args);
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "{args:?} succeeded");

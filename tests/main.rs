@@ -2,6 +2,7 @@
 
 mod arrows;
 mod cli;
+mod data;
 mod hub;
 mod layout;
 mod training;

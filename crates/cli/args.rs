@@ -2,8 +2,10 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use flamingo_engine::{Device, Precision};
+
+use crate::data::DataArgs;
 
 /// Few-shot vision-language models: OpenFlamingo in Rust.
 #[derive(Parser)]
@@ -31,6 +33,11 @@ pub enum Command {
     Models(ModelsArgs),
     /// Show what a model is made of and what memory it needs.
     Inspect(InspectArgs),
+    /// Make training data, and look at it.
+    Data(DataArgs),
+    /// Draw the metrics of training runs as an SVG.
+    #[command(after_help = PLOT_HELP)]
+    Plot(PlotArgs),
 }
 
 /// Which model, where.
@@ -200,4 +207,47 @@ pub struct InspectArgs {
     /// One JSON object instead of text.
     #[arg(long)]
     pub json: bool,
+}
+
+const PLOT_HELP: &str = "Examples:
+  flamingo plot runs/a --output a.svg
+  flamingo plot runs/a runs/b --keys loss_mmc4,grad_norm --smooth 0.9 --x time --log --output both.svg";
+
+#[derive(Args)]
+pub struct PlotArgs {
+    /// Folders of runs, or their metrics.jsonl.
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// The file to write; stdout without it.
+    #[arg(long, value_name = "FILE.svg")]
+    pub output: Option<PathBuf>,
+    /// What to draw, each in a panel of its own. Without it: loss_laion, loss_mmc4 and lr, where there are any.
+    #[arg(long, value_delimiter = ',', value_name = "KEY,…")]
+    pub keys: Vec<String>,
+    /// Weight of what came before, from 0 (as it is) to just below 1 (very smooth). Learning rates stay
+    /// as they are.
+    #[arg(long, value_name = "WEIGHT", default_value_t = 0.0, value_parser = weight, allow_negative_numbers = true)]
+    pub smooth: f64,
+    /// What the curves run over.
+    #[arg(long, value_enum, default_value_t = Over::Step)]
+    pub x: Over,
+    /// A logarithmic vertical axis.
+    #[arg(long)]
+    pub log: bool,
+}
+
+/// What curves run over.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Over {
+    /// Steps of training.
+    Step,
+    /// Seconds of training.
+    Time,
+    /// Samples that were seen.
+    Samples,
+}
+
+fn weight(text: &str) -> Result<f64, String> {
+    let weight = text.parse().ok().filter(|weight| (0.0..1.0).contains(weight));
+    weight.ok_or_else(|| "it must be a number from 0 to below 1".to_string())
 }

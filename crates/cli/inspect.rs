@@ -97,7 +97,8 @@ fn dtypes(folder: &ModelFolder) -> BTreeMap<String, usize> {
     count
 }
 
-fn bytes(n: u64) -> String {
+/// A number of bytes in three or four digits.
+pub fn bytes(n: u64) -> String {
     let n = n as f64;
     match n {
         n if n >= 1024f64.powi(3) => format!("{:.2} GiB", n / 1024f64.powi(3)),

@@ -1,10 +1,12 @@
 //! `flamingo`: few-shot vision-language models at the command line.
 
 mod args;
+mod data;
 mod generate;
 mod init;
 mod inspect;
 mod models;
+mod plot;
 mod prompt;
 mod score;
 mod train;
@@ -27,6 +29,8 @@ fn main() -> ExitCode {
         Command::Init(args) => init::run(args),
         Command::Models(args) => models::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Data(args) => data::run(args),
+        Command::Plot(args) => plot::run(args),
     });
     let error = match result {
         Ok(Ok(())) => return ExitCode::SUCCESS,

@@ -107,14 +107,14 @@ where
     'b: 'a,
 {
     let mut builder = ChartBuilder::on(area);
-    builder.margin(10).x_label_area_size(44).y_label_area_size(72);
+    builder.margin(10).margin_right(28).x_label_area_size(44).y_label_area_size(72);
     builder.caption(text(&panel.title), ("sans-serif", 17));
     let mut chart = builder.build_cartesian_2d(x.0..x.1, y.0..y.1).map_err(failed)?;
     let mut mesh = chart.configure_mesh();
     mesh.x_desc(text(&panel.x)).y_desc(text(&panel.y)).x_labels(9).y_labels(7);
     mesh.light_line_style(TRANSPARENT).bold_line_style(BLACK.mix(0.12)).label_style(("sans-serif", 13));
     let x_label = |&value: &f64| label(value, x);
-    let y_label = |&value: &f64| if log { format!("{:.1e}", 10f64.powf(value)) } else { label(value, y) };
+    let y_label = |&value: &f64| if log { power(value) } else { label(value, y) };
     mesh.x_label_formatter(&x_label).y_label_formatter(&y_label);
     mesh.draw().map_err(failed)?;
     Ok(chart)
@@ -141,6 +141,15 @@ fn label(value: f64, (low, high): (f64, f64)) -> String {
         return format!("{value:.digits$e}");
     }
     format!("{value:.digits$}")
+}
+
+/// A number of which the logarithm is given, in two digits.
+fn power(exponent: f64) -> String {
+    let value = 10f64.powf(exponent);
+    match exponent {
+        -3.0..5.0 => format!("{value:.digits$}", digits = (1.0 - exponent.floor()).max(0.0) as usize),
+        _ => format!("{value:.1e}"),
+    }
 }
 
 /// A text without characters that XML does not know.

@@ -118,6 +118,7 @@ pub fn inspect(
     on_progress: &mut dyn FnMut(u64),
 ) -> Result<Summary, PrepareError> {
     let mut collector = Collector::new(options);
+    let mut empty = Vec::new();
     for shard in shards {
         let path = Path::new(shard);
         collector.shards += 1;
@@ -128,7 +129,7 @@ pub fn inspect(
             samples(path, &mut collector, on_progress)?;
         }
         if collector.seen() == before {
-            tracing::warn!(shard, "holds no samples");
+            empty.push(shard);
         }
     }
     if collector.seen() == 0 {
@@ -138,6 +139,7 @@ pub fn inspect(
             "{which} {holds} sample: give tar files with members such as 1.jpg and 1.txt or 1.json, or a .jsonl of documents"
         )));
     }
+    empty.into_iter().for_each(|shard| tracing::warn!(shard, "holds no samples"));
     Ok(collector.finish())
 }
 

@@ -1,0 +1,37 @@
+//! `flamingo data`: training data made and looked at.
+
+mod args;
+mod convert;
+mod inspect;
+mod pack;
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use flamingo_data::printable;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+pub use args::DataArgs;
+use args::DataCommand;
+
+pub fn run(args: &DataArgs) -> anyhow::Result<()> {
+    match &args.command {
+        DataCommand::ConvertMmc4(args) => convert::run(args),
+        DataCommand::Pack(args) => pack::run(args),
+        DataCommand::Inspect(args) => inspect::run(args),
+    }
+}
+
+/// A bar on stderr, where that is a terminal.
+fn progress(total: u64) -> anyhow::Result<ProgressBar> {
+    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
+    bar.set_style(ProgressStyle::with_template("{wide_bar} {percent}%  {eta} left").context("a progress style")?);
+    Ok(bar)
+}
+
+/// What was left out, a line for each reason, on stderr.
+fn report(what: &str, left_out: &BTreeMap<String, u64>) {
+    for (reason, count) in left_out {
+        eprintln!("{what} left out, {}: {count}", printable(reason));
+    }
+}
