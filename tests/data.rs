@@ -168,7 +168,7 @@ fn unusable_data_gets_one_sentence() {
     let empty = work.path().join("empty");
     fs::create_dir(&empty).expect("a folder");
     let empty = text(&empty);
-    let garbage = put(work.path().join("garbage"), (0..9000u32).map(|i| (i * i >> 3) as u8).collect::<Vec<u8>>());
+    let garbage = put(work.path().join("garbage"), (0..9000u32).map(|i| ((i * i) >> 3) as u8).collect::<Vec<u8>>());
     let nothing = put(work.path().join("nothing.tar"), "");
     assert!(fails(&["data", "inspect", &empty]).contains("no shards"));
     assert!(fails(&["data", "inspect", &garbage]).contains("no sample"));

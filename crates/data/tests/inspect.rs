@@ -151,7 +151,7 @@ fn thresholds_keep_what_training_would_keep() {
     for (min_num_images, max_num_images) in [(1, 6), (2, 2), (0, 1)] {
         let rules = DocumentRules { min_bytes: 0, min_num_images, max_num_images, ..DocumentRules::default() };
         let options = InspectOptions { rules: rules.clone(), tokenizer: None };
-        let found = look(&[shard.clone()], &options).expect("numbers");
+        let found = look(std::slice::from_ref(&shard), &options).expect("numbers");
         assert_eq!(found.thresholds.len(), 11);
         for kept in &found.thresholds {
             let rules = DocumentRules { textsim_threshold: kept.threshold, ..rules.clone() };

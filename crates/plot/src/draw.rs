@@ -126,7 +126,7 @@ fn range(numbers: impl Iterator<Item = f64>, beyond: f64) -> Option<(f64, f64)> 
     let span = high - low;
     // Numbers that are equal, or nearly, have a middle only.
     let pad = if span > low.abs().max(high.abs()) * 1e-9 { span * beyond } else { (low.abs() * 0.05).max(0.5) };
-    (low <= high).then(|| (low - pad, high + pad))
+    (low <= high).then_some((low - pad, high + pad))
 }
 
 /// A number on an axis, with as many digits as tell neighbours apart.
