@@ -4,5 +4,6 @@ mod arrows;
 mod cli;
 mod hub;
 mod layout;
+mod train;
 mod training;
 mod verify;

@@ -6,4 +6,5 @@ pub mod convert;
 pub mod golden;
 pub mod hub;
 pub mod random;
+pub mod tiny;
 pub mod verify;

@@ -145,6 +145,10 @@ pub struct Recipe {
     /// Mebibytes of a frozen vision tower's output that are kept by picture.
     #[serde(default = "n::<1024>")]
     pub vision_cache_mib: usize,
+    /// Rows of a batch that go through the model together: a batch is sorted by length and cut, which saves padding and
+    /// memory and changes its loss and gradients by rounding only. 0 for all rows.
+    #[serde(default)]
+    pub rows_at_once: usize,
     /// Upstream's defects where the default differs: order of pictures in documents, gradients clipped before they
     /// are all there, a schedule that does not know of accumulation.
     #[serde(default)]
