@@ -235,7 +235,7 @@ fn what_is_wrong_is_one_sentence() {
     for (setting, said) in [
         ("learning_rat=1", "learning_rat"),
         ("model=nowhere", "nowhere"),
-        ("laion_shards=nothing-*.tar", "finds no file"),
+        ("laion_shards=nothing-*.tar", "finds nothing"),
         ("laion_shards=nothing.tar", "nothing.tar"),
         ("batch_size_laion=0", "at least 1"),
         ("lm_path=x", "model folder"),
