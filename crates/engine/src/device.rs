@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use flamingo_config::TextTowerConfig;
 use flamingo_kernels::Kernels;
-use flamingo_train::AdamW;
+use flamingo_train::{AdamW, Part};
 use flamingo_weights::ModelFolder;
 
 use crate::contrastive::BurnContrastive;
@@ -170,7 +170,9 @@ struct Flamingos<'a> {
 
 impl Opens for Flamingos<'_> {
     fn open<B: Kernels>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError> {
-        let engine = ready::<burn_autodiff::Autodiff<B>>(self.folder, device, name, Precision::F32)?;
+        let engine = ready::<burn_autodiff::Autodiff<B>>(self.folder, device, name, self.options.precision, &|name| {
+            Part::trains(&self.options.parts, name)
+        })?;
         Ok(Box::new(BurnTraining::new(engine, self.options)))
     }
 }
@@ -223,7 +225,7 @@ fn start<B: Kernels>(
     precision: Precision,
 ) -> Result<Box<dyn Engine>, EngineError> {
     guard(|| {
-        let engine: Box<dyn Engine> = Box::new(ready::<B>(folder, device, name, precision)?);
+        let engine: Box<dyn Engine> = Box::new(ready::<B>(folder, device, name, precision, &|_| false)?);
         Ok(engine)
     })
 }
@@ -233,11 +235,13 @@ fn ready<B: Kernels>(
     device: B::Device,
     name: String,
     precision: Precision,
+    stays_f32: &dyn Fn(&str) -> bool,
 ) -> Result<BurnEngine<B>, EngineError> {
     if !B::supports_dtype(&device, burn_dtype(precision)) {
         return Err(EngineError::Device(format!("{name} does not compute in {precision}: use --precision f32")));
     }
-    let model = load::<B>(folder, precision, &device)?;
+    let mut model = load::<B>(folder, &|name| if stays_f32(name) { Precision::F32 } else { precision }, &device)?;
+    model.compute = Some(burn_dtype(precision));
     tracing::debug!(device = name, ?precision, "model loaded");
     Ok(BurnEngine { model, config: folder.config().clone(), device, precision, name })
 }

@@ -21,17 +21,20 @@ pub(crate) fn burn_dtype(dtype: Dtype) -> DType {
     }
 }
 
-/// Puts a folder's weights on a device.
+/// Puts a folder's weights on a device, each in the format that `precision` gives for its name.
 ///
 /// Tensors are read from the mapped file one at a time; nothing is initialised at random first.
 pub(crate) fn load<B: Kernels>(
     folder: &Arc<ModelFolder>,
-    precision: Dtype,
+    precision: &dyn Fn(&str) -> Dtype,
     device: &B::Device,
 ) -> Result<Flamingo<B>, EngineError> {
     let mut model = Flamingo::<B>::new(folder.config(), device);
     let names = parameters::<B>(&model).into_iter().map(|(name, _)| name);
-    let snapshots = names.filter_map(|name| snapshot(folder, name, burn_dtype(precision)));
+    let snapshots = names.filter_map(|name| {
+        let dtype = burn_dtype(precision(&name));
+        snapshot(folder, name, dtype)
+    });
     let result = model.apply(snapshots.collect(), None, None, true);
     if let Some(error) = result.errors.first() {
         return Err(EngineError::Weights(format!("cannot load the weights: {error}")));

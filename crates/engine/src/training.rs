@@ -5,10 +5,10 @@ use flamingo_kernels::Differentiable;
 use flamingo_model::Text;
 use flamingo_train::{AdamW, Named, Part, Trainer};
 
-use crate::EngineError;
 use crate::array::{Array, Pixels};
 use crate::engine::{BurnEngine, guard};
 use crate::features::Features;
+use crate::{EngineError, Precision};
 
 /// A model in training, whatever the backend. Gradients add up until [`Training::update`] or
 /// [`Training::discard`].
@@ -74,6 +74,8 @@ pub struct TrainingOptions {
     pub parts: Vec<Part>,
     /// The optimizer.
     pub optimizer: AdamW,
+    /// The format of what is frozen and of activations. What trains is kept in f32, as are norms, softmax and loss.
+    pub precision: Precision,
     /// Bytes of a frozen vision tower's output that are remembered by picture; 0 for none.
     pub features_bytes: usize,
 }
@@ -81,7 +83,12 @@ pub struct TrainingOptions {
 impl Default for TrainingOptions {
     /// As upstream.
     fn default() -> Self {
-        Self { parts: Part::UPSTREAM.to_vec(), optimizer: AdamW::default(), features_bytes: 0 }
+        Self {
+            parts: Part::UPSTREAM.to_vec(),
+            optimizer: AdamW::default(),
+            precision: Precision::F32,
+            features_bytes: 0,
+        }
     }
 }
 

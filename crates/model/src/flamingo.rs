@@ -1,7 +1,7 @@
 //! The composition: vision, resampler, cross-attention and decoder.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use flamingo_config::ModelConfig;
 use flamingo_kernels::Kernels;
 
@@ -45,6 +45,9 @@ pub struct Flamingo<B: Backend> {
     pub decoder: Decoder<B>,
     image_id: usize,
     only_attend_immediate_media: bool,
+    /// The dtype that text is computed in, where weights have several: in training, those that train stay f32.
+    #[module(skip)]
+    pub compute: Option<DType>,
 }
 
 impl<B: Kernels> Flamingo<B> {
@@ -61,6 +64,7 @@ impl<B: Kernels> Flamingo<B> {
             decoder: Decoder::new(&a, &config.tokens, device),
             image_id: config.tokens.image as usize,
             only_attend_immediate_media: x.only_attend_immediate_media,
+            compute: None,
         }
     }
 
@@ -101,6 +105,9 @@ impl<B: Kernels> Flamingo<B> {
     ) -> Tensor<B, 3> {
         assert_eq!(text.rows, marks.len(), "one count of marks a row");
         let mut x = self.decoder.embed(text);
+        if let Some(dtype) = self.compute {
+            x = x.cast(dtype);
+        }
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let context = match &mut cache {
             Some(cache) => {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use flamingo_config::TextTowerConfig;
 use flamingo_data::DocumentRules;
-use flamingo_engine::{AdamW, Part, Schedule};
+use flamingo_engine::{AdamW, Part, Precision, Schedule, TrainingOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::RunError;
@@ -27,6 +27,9 @@ pub enum RunPrecision {
     #[default]
     #[serde(rename = "fp32")]
     Fp32,
+    /// bf16, but for what trains and its gradients and the optimizer's state, norms, softmax and loss: f32.
+    #[serde(rename = "amp_bf16", alias = "amp_bfloat16", alias = "bf16")]
+    AmpBf16,
 }
 
 /// A run's settings. Those that upstream's `train.py` has bear its names and its defaults.
@@ -283,6 +286,9 @@ impl Recipe {
             Objective::Contrastive if self.text_tower.is_none() => {
                 wrong("contrastive training needs a text tower: add [text_tower.decoder]")
             }
+            Objective::Contrastive if self.precision != RunPrecision::Fp32 => {
+                wrong("contrastive training is in fp32: leave precision out")
+            }
             Objective::NextToken if self.parts().is_empty() => wrong("nothing trains: `train` names no part"),
             _ if self.updates() == 0 => wrong("an epoch has fewer samples than a batch"),
             _ => Ok(()),
@@ -315,6 +321,18 @@ impl Recipe {
         // Upstream's schedule counts batches (train.py:427).
         let total = if self.upstream_compat { self.batches() } else { self.updates() };
         self.learning_rate * self.lr_scheduler.factor(update, self.warmup_steps, total)
+    }
+
+    pub(crate) fn training_options(&self) -> TrainingOptions {
+        TrainingOptions {
+            parts: self.parts(),
+            optimizer: self.optimizer(),
+            precision: match self.precision {
+                RunPrecision::Fp32 => Precision::F32,
+                RunPrecision::AmpBf16 => Precision::Bf16,
+            },
+            features_bytes: self.vision_cache_mib << 20,
+        }
     }
 
     pub(crate) fn optimizer(&self) -> AdamW {

@@ -9,7 +9,7 @@ use flamingo_data::{
     Decode, Documents, Example, ImageTransform, Loader, LoaderOptions, Pairs, Position, SpecialTokens, Stream,
     Tokenizer, find_shards,
 };
-use flamingo_engine::{Device, Training, TrainingOptions, open_contrastive, open_training};
+use flamingo_engine::{Device, Training, open_contrastive, open_training};
 use flamingo_weights::{Dtype, ModelFolder};
 
 use crate::batch::{TrainingBatch, parts};
@@ -95,11 +95,7 @@ impl Run {
             (Objective::Contrastive, Some(text)) => {
                 open_contrastive(&folder, device, text, recipe.optimizer(), recipe.seed)?
             }
-            _ => {
-                let (parts, optimizer) = (recipe.parts(), recipe.optimizer());
-                let options = TrainingOptions { parts, optimizer, features_bytes: recipe.vision_cache_mib << 20 };
-                open_training(&folder, device, &options)?
-            }
+            _ => open_training(&folder, device, &recipe.training_options())?,
         };
         std::fs::create_dir_all(&recipe.run_name).map_err(RunError::io("write", &recipe.run_name))?;
         let fresh = || Progress {
