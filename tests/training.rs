@@ -106,3 +106,30 @@ fn half_precision_gives_nearly_the_same_gradients_and_keeps_weights_whole() {
         assert!(changed.count() > before.len() / 2);
     }
 }
+
+#[test]
+fn checkpointing_gives_the_same_gradients() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/golden-tiny");
+    let folder = Arc::new(ModelFolder::open(&folder).expect("the model of the repository"));
+    let everything = vec![Part::Vision, Part::Resampler, Part::CrossAttention, Part::Decoder];
+    for parts in [Part::UPSTREAM.to_vec(), everything, vec![Part::CrossAttention], vec![Part::Resampler]] {
+        let gradients = |gradient_checkpointing| {
+            let options =
+                TrainingOptions { parts: parts.clone(), gradient_checkpointing, ..TrainingOptions::default() };
+            let mut training = open_training(&folder, Device::Flex, &options).expect("a training");
+            let (text, pixels, labels) = batch(0);
+            let loss = training.backward(&text, Some(&pixels), &labels, 0.7).expect("a loss");
+            let without = training.backward(&text, None, &labels, 0.3).expect("a loss");
+            (loss, without, training.gradients().expect("gradients"))
+        };
+        let ((loss, without, wanted), (again, without_again, found)) = (gradients(false), gradients(true));
+        assert!((loss - again).abs() < 1e-6 && (without - without_again).abs() < 1e-6, "{loss} {again}");
+        assert_eq!(wanted.len(), found.len(), "{parts:?}");
+        for ((name, a), (other, b)) in wanted.iter().zip(&found) {
+            assert_eq!(name, other);
+            let size = a.data.iter().fold(1e-6f32, |size, x| size.max(x.abs()));
+            let worst = a.data.iter().zip(&b.data).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+            assert!(worst < 1e-5 * size, "{name}: {worst} of {size}");
+        }
+    }
+}

@@ -3,11 +3,11 @@
 use burn::tensor::{DType, TensorData};
 use flamingo_kernels::Differentiable;
 use flamingo_model::Text;
-use flamingo_train::{AdamW, Named, Part, Trainer};
+use flamingo_train::{AdamW, Named, Part, Pictures, Trainer};
 
 use crate::array::{Array, Pixels};
 use crate::engine::{BurnEngine, guard};
-use crate::features::Features;
+use crate::features::{Features, distinct};
 use crate::{EngineError, Precision};
 
 /// A model in training, whatever the backend. Gradients add up until [`Training::update`] or
@@ -76,6 +76,8 @@ pub struct TrainingOptions {
     pub optimizer: AdamW,
     /// The format of what is frozen and of activations. What trains is kept in f32, as are norms, softmax and loss.
     pub precision: Precision,
+    /// Keep each layer's input only and compute the rest again going backwards: less memory, a forward pass more time.
+    pub gradient_checkpointing: bool,
     /// Bytes of a frozen vision tower's output that are remembered by picture; 0 for none.
     pub features_bytes: usize,
 }
@@ -87,6 +89,7 @@ impl Default for TrainingOptions {
             parts: Part::UPSTREAM.to_vec(),
             optimizer: AdamW::default(),
             precision: Precision::F32,
+            gradient_checkpointing: false,
             features_bytes: 0,
         }
     }
@@ -97,6 +100,7 @@ pub(crate) struct BurnTraining<B: Differentiable> {
     engine: BurnEngine<B>,
     trainer: Trainer<B>,
     features: Option<Features<B>>,
+    checkpointing: bool,
 }
 
 impl<B: Differentiable> BurnTraining<B> {
@@ -104,7 +108,27 @@ impl<B: Differentiable> BurnTraining<B> {
         let (config, device) = (engine.config.clone(), engine.device.clone());
         let trainer = Trainer::flamingo(&mut engine.model, &config, &options.parts, options.optimizer, &device);
         let remember = options.features_bytes > 0 && !options.parts.contains(&Part::Vision);
-        Self { engine, trainer, features: remember.then(|| Features::new(options.features_bytes)) }
+        let features = remember.then(|| Features::new(options.features_bytes));
+        Self { engine, trainer, features, checkpointing: options.gradient_checkpointing }
+    }
+
+    fn backward_checkpointed(
+        &mut self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: &[i64],
+        weight: f64,
+    ) -> Result<f32, EngineError> {
+        let Self { engine, trainer, features, .. } = self;
+        engine.check_batch(text, pixels, labels)?;
+        let Some(pixels) = pixels else {
+            return Ok(trainer.backward_checkpointed(&engine.model, text, None, labels, weight));
+        };
+        engine.check_pixels(pixels)?;
+        let (distinct, places) = distinct(pixels);
+        let mut tokens = || engine.tokens_of_distinct(pixels.side, &distinct, features.as_mut());
+        let pictures = Pictures { tokens: &mut tokens, places: &places, images: pixels.images };
+        Ok(trainer.backward_checkpointed(&engine.model, text, Some(pictures), labels, weight))
     }
 }
 
@@ -116,6 +140,9 @@ impl<B: Differentiable> Training for BurnTraining<B> {
         labels: &[i64],
         weight: f64,
     ) -> Result<f32, EngineError> {
+        if self.checkpointing && pixels.is_none_or(|pixels| self.engine.pictures_may_repeat(pixels)) {
+            return guard(|| self.backward_checkpointed(text, pixels, labels, weight));
+        }
         guard(|| {
             let loss = self.engine.loss(text, pixels, labels, self.features.as_mut())?;
             let value = Array::from_tensor(&loss)?.data[0];

@@ -145,6 +145,9 @@ pub struct Recipe {
     /// Number formats.
     #[serde(default)]
     pub precision: RunPrecision,
+    /// Keep each layer's input only and compute the rest again: less memory, a forward pass more time.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// Mebibytes of a frozen vision tower's output that are kept by picture.
     #[serde(default = "n::<1024>")]
     pub vision_cache_mib: usize,
@@ -331,6 +334,7 @@ impl Recipe {
                 RunPrecision::Fp32 => Precision::F32,
                 RunPrecision::AmpBf16 => Precision::Bf16,
             },
+            gradient_checkpointing: self.gradient_checkpointing,
             features_bytes: self.vision_cache_mib << 20,
         }
     }

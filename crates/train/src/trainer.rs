@@ -80,8 +80,17 @@ impl<B: Differentiable> Trainer<B> {
 
     /// Adds the gradients of `loss` times `weight`.
     pub fn backward(&mut self, model: &impl Module<B>, loss: Tensor<B, 1>, weight: f64) {
-        let gradients = (loss * weight).backward();
-        model.visit(&mut Collect::<B> { gradients: &gradients, slots: &mut self.slots, path: Vec::new() });
+        self.collect(model, &(loss * weight).backward());
+    }
+
+    /// Adds what a backward pass found.
+    pub(crate) fn collect(&mut self, model: &impl Module<B>, gradients: &B::Gradients) {
+        model.visit(&mut Collect::<B> { gradients, slots: &mut self.slots, path: Vec::new() });
+    }
+
+    /// Whether a parameter trains whose path begins so.
+    pub(crate) fn trains(&self, prefix: &str) -> bool {
+        self.slots.keys().any(|path| path.starts_with(prefix))
     }
 
     /// Scales the gradients so that their norm is `max_norm` at most; returns the norm before
