@@ -2,6 +2,7 @@
 
 mod arrows;
 mod cli;
+mod gpu_check;
 mod hub;
 mod layout;
 mod train;

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use flamingo_data::printable;
 use flamingo_engine::Device;
 use flamingo_weights::Dtype;
+use xtask::gpu_check::{GpuCheck, recordings};
 use xtask::verify::{self, Outcome};
 use xtask::{convert, random, tiny};
 
@@ -28,6 +29,8 @@ enum Command {
     FetchData(FetchArgs),
     /// Ask a tiny model about pictures that it has not seen.
     ScoreTiny(ScoreArgs),
+    /// Compare with the recordings on a GPU and measure training and decoding there, as a page of Markdown.
+    GpuCheck(GpuArgs),
     /// Write random weights in upstream's layouts, for tests at full size.
     #[command(hide = true)]
     MakeRandom(RandomArgs),
@@ -106,6 +109,33 @@ struct ScoreArgs {
 }
 
 #[derive(clap::Args)]
+struct GpuArgs {
+    #[arg(long, default_value = "cuda", help = "cuda[:N], or another device to try the check itself")]
+    device: Device,
+    /// Folders of recordings. May be given many times.
+    #[arg(long, default_value = "tests/fixtures/golden")]
+    golden: Vec<PathBuf>,
+    /// Models whose shapes are run: names in models/, or files. May be given many times.
+    #[arg(long, default_values = ["openflamingo-3b", "openflamingo-9b"])]
+    config: Vec<String>,
+    /// Rows of a training batch.
+    #[arg(long, default_value_t = 8)]
+    rows: usize,
+    /// Tokens of a row.
+    #[arg(long, default_value_t = 256)]
+    tokens: usize,
+    /// The device's bf16 rate in TFLOP/s, for its utilisation: 989 for an H100 or H200.
+    #[arg(long)]
+    peak: Option<f64>,
+    /// A Python with PyTorch and open-flamingo, to run the same steps.
+    #[arg(long)]
+    torch: Option<String>,
+    /// Write the page here too.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
 struct RandomArgs {
     /// The name of a model in models/, or a model.toml.
     #[arg(long)]
@@ -133,6 +163,7 @@ fn main() -> ExitCode {
         Command::Verify(args) => verify(args),
         Command::FetchData(args) => fetch_data(args),
         Command::ScoreTiny(args) => score_tiny(args),
+        Command::GpuCheck(args) => gpu_check(args),
         Command::MakeRandom(args) => make_random(args),
     };
     match result {
@@ -224,6 +255,27 @@ fn score_tiny(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     for s in scores {
         let concepts = if s.held_out_concepts { "unseen" } else { "seen" };
         println!("{:<10} {:<9} {:>5} {concepts:<9} {:>9} {:>8.3}", s.task, s.form, s.shots, s.questions, s.accuracy);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn gpu_check(args: &GpuArgs) -> anyhow::Result<ExitCode> {
+    if let Some(backend) = not_compiled(args.device) {
+        return with_backend(backend);
+    }
+    let check = GpuCheck {
+        device: args.device,
+        golden: recordings(&args.golden)?,
+        configs: args.config.iter().map(|config| convert::config(config)).collect::<anyhow::Result<_>>()?,
+        rows: args.rows,
+        tokens: args.tokens,
+        peak: args.peak,
+        python: args.torch.clone(),
+    };
+    let page = check.run(&mut |what| eprintln!("{what} …"))?;
+    println!("{page}");
+    if let Some(out) = &args.out {
+        std::fs::write(out, page).with_context(|| format!("cannot write {}", out.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }
