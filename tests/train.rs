@@ -153,8 +153,8 @@ fn a_run_learns_and_leaves_a_model_that_answers() {
     let bytes = std::fs::read(folder.path().join("run/checkpoint.safetensors")).expect("a checkpoint");
     let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("tensors");
     let names = tensors.names();
-    assert!(names.iter().any(|name| *name == "perceiver.latents"));
-    assert!(names.iter().any(|name| *name == "lang_encoder.gpt_neox.embed_in.weight"));
+    assert!(names.contains(&"perceiver.latents"));
+    assert!(names.contains(&"lang_encoder.gpt_neox.embed_in.weight"));
     assert!(names.iter().any(|name| name.starts_with("lang_encoder.gpt_neox.layers.1.gated_cross_attn_layer.")));
 }
 

@@ -36,7 +36,7 @@ impl Shards {
             written.map_err(CorpusError::io(&self.folder))?;
         }
         self.samples += 1;
-        if self.samples % self.samples_per_shard == 0 { self.close() } else { Ok(()) }
+        if self.samples.is_multiple_of(self.samples_per_shard) { self.close() } else { Ok(()) }
     }
 
     fn close(&mut self) -> Result<(), CorpusError> {
@@ -47,7 +47,7 @@ impl Shards {
     }
 
     pub(crate) fn finish(mut self) -> Result<(), CorpusError> {
-        if self.samples % self.samples_per_shard == 0 { Ok(()) } else { self.close() }
+        if self.samples.is_multiple_of(self.samples_per_shard) { Ok(()) } else { self.close() }
     }
 }
 

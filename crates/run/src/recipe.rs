@@ -273,7 +273,7 @@ impl Recipe {
         if let Some((name, _)) = numbers.iter().find(|(_, value)| !value.is_finite() || *value < 0.0) {
             return Err(RunError::Recipe(format!("{name} must be a number that is not negative")));
         }
-        if !(self.max_grad_norm > 0.0) {
+        if self.max_grad_norm.is_nan() || self.max_grad_norm <= 0.0 {
             return wrong("max_grad_norm must be above 0");
         }
         if !(0.0..1.0).contains(&self.adam_beta2) {

@@ -229,7 +229,7 @@ impl Run {
         let seconds = start.elapsed().as_secs_f64();
         self.window.seconds += seconds;
         self.progress.seconds += seconds;
-        if self.progress.step % self.recipe.logging_steps == 0 || self.progress.step == self.total() {
+        if self.progress.step.is_multiple_of(self.recipe.logging_steps) || self.progress.step == self.total() {
             let line = self.line(rate);
             self.metrics.add(&line)?;
             step.metrics = Some(line);
@@ -265,12 +265,12 @@ impl Run {
     fn checkpoint_is_due(&self) -> bool {
         let recipe = &self.recipe;
         // Sums that are not yet written down would be lost: checkpoints stand at lines of metrics.
-        let at_line = self.progress.step % recipe.logging_steps == 0;
+        let at_line = self.progress.step.is_multiple_of(recipe.logging_steps);
         let by_time = recipe.checkpoint_minutes > 0.0
             && self.saved.elapsed().as_secs_f64() >= 60.0 * recipe.checkpoint_minutes
             && at_line;
         let every = recipe.checkpoint_steps.next_multiple_of(recipe.logging_steps);
-        let by_steps = every > 0 && self.progress.step % every == 0;
+        let by_steps = every > 0 && self.progress.step.is_multiple_of(every);
         by_time || by_steps || self.progress.step == self.total()
     }
 
@@ -348,8 +348,7 @@ fn open_streams(
         streams.push(OpenStream { name: PAIRS, kind: Stream::Pairs, loader, weight });
     }
     if let Some(shards) = &recipe.mmc4_shards {
-        let documents =
-            Documents { tokenizer, tokens: tokens.clone(), transform, rules: recipe.document_rules(), flip };
+        let documents = Documents { tokenizer, tokens: *tokens, transform, rules: recipe.document_rules(), flip };
         let decode: Decode<Example> = Arc::new(move |sample, rng| documents.example(sample, rng));
         let options = loader_options(
             recipe,

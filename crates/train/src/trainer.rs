@@ -50,7 +50,7 @@ pub struct Plan<'a, B: Backend> {
 
 impl<B: Differentiable> Trainer<B> {
     /// Takes a model into training.
-    pub fn new(model: &mut (impl Module<B> + Clone), mut plan: Plan<B::InnerBackend>, optimizer: AdamW) -> Self {
+    pub fn new(model: &mut impl Module<B>, mut plan: Plan<B::InnerBackend>, optimizer: AdamW) -> Self {
         let mut freeze = Freeze { trains: plan.trains, path: Vec::new(), shapes: Vec::new() };
         *model = model.clone().map(&mut freeze);
         let slots = freeze.shapes.into_iter().map(|(name, shape)| {
@@ -113,7 +113,7 @@ impl<B: Differentiable> Trainer<B> {
     }
 
     /// Updates the weights and forgets the gradients. Parameters that got none stay as they are.
-    pub fn update(&mut self, model: &mut (impl Module<B> + Clone), learning_rate: f64) {
+    pub fn update(&mut self, model: &mut impl Module<B>, learning_rate: f64) {
         *model = model.clone().map(&mut Update {
             slots: &mut self.slots,
             optimizer: self.optimizer,
@@ -161,7 +161,7 @@ impl<B: Differentiable> Trainer<B> {
     /// missing or of another shape, in which case nothing has changed.
     pub fn restore(
         &mut self,
-        model: &mut (impl Module<B> + Clone),
+        model: &mut impl Module<B>,
         state: Vec<Named<TensorData>>,
         device: &B::Device,
     ) -> Result<(), String> {
