@@ -19,7 +19,7 @@ fn main() {
     let side = config.vision.image_size;
     let size = images * 3 * side * side;
     let data = (0..size).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
-    let pixels = Pixels { rows: 1, images: images, frames: 1, side, data };
+    let pixels = Pixels { rows: 1, images, frames: 1, side, data };
     let mut ids: Vec<u32> = (0..tokens).map(|i| (i * 31 % config.tokens.base_rows()) as u32).collect();
     for image in 0..images {
         ids[image * tokens / images] = config.tokens.image;

@@ -6,6 +6,7 @@ use std::path::Path;
 /// Crate, and the workspace crates that it may use.
 const ARROWS: &[(&str, &[&str])] = &[
     ("crates/config", &[]),
+    ("crates/corpus", &[]),
     ("crates/data", &[]),
     ("crates/generate", &[]),
     ("crates/kernels", &["flamingo-config"]),
@@ -26,7 +27,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("crates/plot", &[]),
     ("crates/run", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-weights"]),
     ("crates/zoo", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
-    ("xtask", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
+    (
+        "xtask",
+        &[
+            "flamingo-config",
+            "flamingo-corpus",
+            "flamingo-data",
+            "flamingo-engine",
+            "flamingo-generate",
+            "flamingo-weights",
+            "flamingo-zoo",
+        ],
+    ),
     // The binary `flamingo`, in crates/cli.
     (
         ".",

@@ -3,7 +3,9 @@
 mod arrows;
 mod cli;
 mod data;
+mod gpu_check;
 mod hub;
 mod layout;
+mod train;
 mod training;
 mod verify;

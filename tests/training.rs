@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use flamingo_engine::{Device, Pixels, Text, Training, TrainingOptions, open_training};
+use flamingo_engine::{Device, Part, Pixels, Precision, Text, Training, TrainingOptions, open_training};
 use flamingo_weights::ModelFolder;
 
 fn open() -> Box<dyn Training> {
@@ -13,7 +13,7 @@ fn open() -> Box<dyn Training> {
 }
 
 /// One picture and a few tokens, other ones at each step.
-fn step(training: &mut dyn Training, step: usize) -> f32 {
+fn batch(step: usize) -> (Text, Pixels, Vec<i64>) {
     let image = 301;
     let ids: Vec<u32> = [image].into_iter().chain((0..6).map(|i| (10 + 7 * step as u32 + 31 * i) % 300)).collect();
     let labels: Vec<i64> = ids.iter().map(|&id| if id == image { -100 } else { i64::from(id) }).collect();
@@ -21,7 +21,11 @@ fn step(training: &mut dyn Training, step: usize) -> f32 {
     let side = ModelFolder::open(&folder).expect("a folder").config().vision.image_size;
     let data = (0..3 * side * side).map(|i| ((i * 13 + step * 7) % 17) as f32 / 8.0 - 1.0).collect();
     let pixels = Pixels { rows: 1, images: 1, frames: 1, side, data };
-    let text = Text::new(1, ids, vec![true; 7]);
+    (Text::new(1, ids, vec![true; 7]), pixels, labels)
+}
+
+fn step(training: &mut dyn Training, step: usize) -> f32 {
+    let (text, pixels, labels) = batch(step);
     let loss = training.backward(&text, Some(&pixels), &labels, 1.0).expect("a loss");
     training.clip(1.0).expect("a norm");
     training.update(1e-2).expect("an update");
@@ -72,4 +76,60 @@ fn a_batch_without_labels_teaches_nothing() {
     assert!(training.gradients().expect("gradients").is_empty());
     assert!(training.backward(&text, None, &[999; 3], 1.0).is_err());
     assert!(training.backward(&text, None, &[1; 2], 1.0).is_err());
+}
+
+#[test]
+fn half_precision_gives_nearly_the_same_gradients_and_keeps_weights_whole() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/golden-tiny");
+    let folder = Arc::new(ModelFolder::open(&folder).expect("the model of the repository"));
+    for parts in [Part::UPSTREAM.to_vec(), vec![Part::Resampler, Part::CrossAttention, Part::Decoder]] {
+        let open = |precision| {
+            let options = TrainingOptions { parts: parts.clone(), precision, ..TrainingOptions::default() };
+            open_training(&folder, Device::Flex, &options).expect("a training")
+        };
+        let (mut whole, mut half) = (open(Precision::F32), open(Precision::Bf16));
+        let gradients = |training: &mut dyn Training| {
+            let (text, pixels, labels) = batch(0);
+            let loss = training.backward(&text, Some(&pixels), &labels, 1.0).expect("a loss");
+            let gradients = training.gradients().expect("gradients");
+            (loss, gradients.into_iter().flat_map(|(_, array)| array.data).collect::<Vec<f32>>())
+        };
+        let ((loss, wanted), (half_loss, found)) = (gradients(&mut *whole), gradients(&mut *half));
+        assert!((loss - half_loss).abs() < 0.02 * loss, "{loss} and {half_loss}");
+        let length = |values: &[f32]| values.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let difference: Vec<f32> = found.iter().zip(&wanted).map(|(a, b)| a - b).collect();
+        assert!(length(&difference) < 0.05 * length(&wanted), "{} of {}", length(&difference), length(&wanted));
+        // A step that bf16 could not hold is not lost: the weights are f32.
+        let before = half.weights().expect("weights");
+        half.update(1e-6).expect("an update");
+        let changed = before.iter().zip(half.weights().expect("weights")).filter(|((_, a), (_, b))| a.data != b.data);
+        assert!(changed.count() > before.len() / 2);
+    }
+}
+
+#[test]
+fn checkpointing_gives_the_same_gradients() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/golden-tiny");
+    let folder = Arc::new(ModelFolder::open(&folder).expect("the model of the repository"));
+    let everything = vec![Part::Vision, Part::Resampler, Part::CrossAttention, Part::Decoder];
+    for parts in [Part::UPSTREAM.to_vec(), everything, vec![Part::CrossAttention], vec![Part::Resampler]] {
+        let gradients = |gradient_checkpointing| {
+            let options =
+                TrainingOptions { parts: parts.clone(), gradient_checkpointing, ..TrainingOptions::default() };
+            let mut training = open_training(&folder, Device::Flex, &options).expect("a training");
+            let (text, pixels, labels) = batch(0);
+            let loss = training.backward(&text, Some(&pixels), &labels, 0.7).expect("a loss");
+            let without = training.backward(&text, None, &labels, 0.3).expect("a loss");
+            (loss, without, training.gradients().expect("gradients"))
+        };
+        let ((loss, without, wanted), (again, without_again, found)) = (gradients(false), gradients(true));
+        assert!((loss - again).abs() < 1e-6 && (without - without_again).abs() < 1e-6, "{loss} {again}");
+        assert_eq!(wanted.len(), found.len(), "{parts:?}");
+        for ((name, a), (other, b)) in wanted.iter().zip(&found) {
+            assert_eq!(name, other);
+            let size = a.data.iter().fold(1e-6f32, |size, x| size.max(x.abs()));
+            let worst = a.data.iter().zip(&b.data).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+            assert!(worst < 1e-5 * size, "{name}: {worst} of {size}");
+        }
+    }
 }

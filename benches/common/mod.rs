@@ -1,5 +1,8 @@
 //! What the benches share: options, a model with random weights, PyTorch beside it.
 
+// No bench uses all of it.
+#![allow(dead_code)]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -78,16 +81,22 @@ impl Options {
         numbers: &[&str],
         keys: [&str; N],
     ) -> Option<[f64; N]> {
+        let shape = model.path.join("model.toml").display().to_string();
+        self.script(script, &["--shape", &shape], numbers, keys)
+    }
+
+    /// Runs a script of benches/compare with these arguments and options of ours, and reads these numbers from its answer.
+    pub fn script<const N: usize>(
+        &self,
+        script: &str,
+        args: &[&str],
+        numbers: &[&str],
+        keys: [&str; N],
+    ) -> Option<[f64; N]> {
         let python = self.python.as_ref()?;
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/compare").join(script);
         let numbers = numbers.iter().flat_map(|name| [format!("--{name}"), self.number(name).to_string()]);
-        let output = Command::new(python)
-            .arg(script)
-            .arg("--shape")
-            .arg(model.path.join("model.toml"))
-            .args(numbers)
-            .output()
-            .expect("Python runs");
+        let output = Command::new(python).arg(script).args(args).args(numbers).output().expect("Python runs");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON from the script");
         Some(keys.map(|key| json[key].as_f64().unwrap_or_else(|| panic!("no {key} in {json}"))))
@@ -127,9 +136,12 @@ pub fn row(name: &str, values: &[f64]) {
 }
 
 /// The process's peak memory so far; 0 where the system does not say.
-#[allow(dead_code)]
 pub fn peak_mib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok()).map_or(0.0, |kib| kib / 1024.0)
 }
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;

@@ -31,26 +31,42 @@ def main():
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="bf16 is upstream's amp_bf16: autocast")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute each layer, as upstream's option does")
     args = parser.parse_args()
     args.batch = args.rows
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape = read_shape(args.shape, None)
-    model = build(shape).train()
+    model = build(shape).train().to(args.device)
+    if args.checkpointing:
+        from torch.utils.checkpoint import checkpoint
+
+        for layer in model.lang_encoder._get_decoder_layers():
+            plain = layer.forward
+            layer.forward = lambda *a, plain=plain, **kw: checkpoint(plain, *a, use_reentrant=False, **kw)
     groups = trainable(model)
     optimizer = torch.optim.AdamW(groups, lr=1e-4)
 
     side = shape["vision"]["image_size"]
-    vision_x = torch.randn(args.batch, args.images, 1, 3, side, side)
-    ids = prompt(args, shape)
+    vision_x = torch.randn(args.batch, args.images, 1, 3, side, side, device=args.device)
+    ids = prompt(args, shape).to(args.device)
     labels = ids.masked_fill(ids == shape["tokens"]["image"], -100)
     mask = torch.ones_like(ids)
     kept = [shape["tokens"]["image"], shape["tokens"]["endofchunk"]]
 
+    def wait():
+        if args.device != "cpu":
+            torch.cuda.synchronize()
+
     def gradients():
         optimizer.zero_grad(set_to_none=True)
-        model(vision_x=vision_x, lang_x=ids, attention_mask=mask, labels=labels)[0].backward()
+        with torch.autocast(args.device.split(":")[0], dtype=torch.bfloat16, enabled=args.dtype == "bf16"):
+            loss = model(vision_x=vision_x, lang_x=ids, attention_mask=mask, labels=labels)[0]
+        loss.backward()
+        wait()
 
     def update():
         table = model.lang_encoder.get_input_embeddings().weight
@@ -59,6 +75,7 @@ def main():
         table.grad *= zero
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        wait()
 
     gradients_ms, _ = median_ms(gradients, args.runs, 1)
     update_ms, _ = median_ms(update, args.runs, 1)
@@ -69,6 +86,8 @@ def main():
 
     step_ms, _ = median_ms(step, args.runs, 1)
     report = {"gradients_ms": gradients_ms, "update_ms": update_ms, "step_ms": step_ms, "peak_rss_mib": peak_rss_mib()}
+    if args.device != "cpu":
+        report["peak_device_mib"] = torch.cuda.max_memory_reserved() / 2**20
     print(json.dumps({key: round(value, 3) for key, value in report.items()} | {"torch": torch.__version__}))
 
 

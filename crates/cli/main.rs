@@ -19,6 +19,11 @@ use flamingo_data::printable;
 
 use args::{Cli, Command};
 
+/// Tensors come and go by the megabyte: the system's allocator gives such pieces back each time and has them cleared
+/// again, page by page.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.verbose);

@@ -15,7 +15,9 @@ use crate::hub::Hub;
 /// # Errors
 /// If there is none, or it is unusable.
 pub fn config(name: &str) -> anyhow::Result<ModelConfig> {
-    let zoo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    // A binary that was built elsewhere finds the zoo where it is run.
+    let built = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let zoo = if built.is_dir() { built } else { PathBuf::from("models") };
     let by_name = zoo.join(name).join("model.toml");
     let path = if Path::new(name).is_file() { PathBuf::from(name) } else { by_name };
     if !path.is_file() {

@@ -4,6 +4,8 @@
 
 pub mod convert;
 pub mod golden;
+pub mod gpu_check;
 pub mod hub;
 pub mod random;
+pub mod tiny;
 pub mod verify;

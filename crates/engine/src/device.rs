@@ -4,14 +4,14 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use flamingo_config::TextTowerConfig;
+use flamingo_config::{ModelConfig, TextTowerConfig};
 use flamingo_kernels::Kernels;
-use flamingo_train::AdamW;
+use flamingo_train::{AdamW, Part};
 use flamingo_weights::ModelFolder;
 
 use crate::contrastive::BurnContrastive;
 use crate::engine::{BurnEngine, Engine, guard};
-use crate::load::{burn_dtype, load};
+use crate::load::{burn_dtype, load, random};
 use crate::training::{BurnTraining, Training, TrainingOptions};
 use crate::{EngineError, Precision};
 
@@ -101,18 +101,35 @@ pub fn probe(device: Device) -> Result<(), EngineError> {
     if there { Ok(()) } else { Err(absent(name)) }
 }
 
+/// Where a model's weights come from.
+#[derive(Clone, Copy)]
+pub enum Weights<'a> {
+    /// A folder.
+    Folder(&'a Arc<ModelFolder>),
+    /// Nowhere: random numbers made on the device, to measure time and memory at a size.
+    Random(&'a ModelConfig),
+}
+
 /// Loads a model onto a device.
 ///
 /// # Errors
 /// [`EngineError::Device`] if the device is not compiled in or not there, [`EngineError::Weights`] if the
 /// weights do not fit the model.
 pub fn open(folder: &Arc<ModelFolder>, device: Device, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    open_weights(Weights::Folder(folder), device, precision)
+}
+
+/// [`open`] of weights from anywhere.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_weights(weights: Weights, device: Device, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     match device {
-        Device::Auto => open(folder, best(), precision),
-        Device::Flex => open_flex(folder, precision),
-        Device::NdArray => open_ndarray(folder, precision),
-        Device::Wgpu(index) => open_wgpu(folder, index, precision),
-        Device::Cuda(index) => open_cuda(folder, index, precision),
+        Device::Auto => open_weights(weights, best(), precision),
+        Device::Flex => open_flex(weights, precision),
+        Device::NdArray => open_ndarray(weights, precision),
+        Device::Wgpu(index) => open_wgpu(weights, index, precision),
+        Device::Cuda(index) => open_cuda(weights, index, precision),
     }
 }
 
@@ -140,7 +157,19 @@ pub fn open_training(
     device: Device,
     options: &TrainingOptions,
 ) -> Result<Box<dyn Training>, EngineError> {
-    on_device(device, Flamingos { folder, options })
+    open_training_weights(Weights::Folder(folder), device, options)
+}
+
+/// [`open_training`] of weights from anywhere.
+///
+/// # Errors
+/// As [`open_training`].
+pub fn open_training_weights(
+    weights: Weights,
+    device: Device,
+    options: &TrainingOptions,
+) -> Result<Box<dyn Training>, EngineError> {
+    on_device(device, Flamingos { weights, options })
 }
 
 /// Loads a model's vision tower onto a device to train it beside a text tower with random weights. Its
@@ -164,13 +193,16 @@ trait Opens {
 }
 
 struct Flamingos<'a> {
-    folder: &'a Arc<ModelFolder>,
+    weights: Weights<'a>,
     options: &'a TrainingOptions,
 }
 
 impl Opens for Flamingos<'_> {
     fn open<B: Kernels>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError> {
-        let engine = ready::<burn_autodiff::Autodiff<B>>(self.folder, device, name, Precision::F32)?;
+        let engine =
+            ready::<burn_autodiff::Autodiff<B>>(self.weights, device, name, self.options.precision, &|name| {
+                Part::trains(&self.options.parts, name)
+            })?;
         Ok(Box::new(BurnTraining::new(engine, self.options)))
     }
 }
@@ -217,29 +249,35 @@ fn on_device(device: Device, opens: impl Opens) -> Result<Box<dyn Training>, Eng
 
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
 fn start<B: Kernels>(
-    folder: &Arc<ModelFolder>,
+    weights: Weights,
     device: B::Device,
     name: String,
     precision: Precision,
 ) -> Result<Box<dyn Engine>, EngineError> {
     guard(|| {
-        let engine: Box<dyn Engine> = Box::new(ready::<B>(folder, device, name, precision)?);
+        let engine: Box<dyn Engine> = Box::new(ready::<B>(weights, device, name, precision, &|_| false)?);
         Ok(engine)
     })
 }
 
 fn ready<B: Kernels>(
-    folder: &Arc<ModelFolder>,
+    weights: Weights,
     device: B::Device,
     name: String,
     precision: Precision,
+    stays_f32: &dyn Fn(&str) -> bool,
 ) -> Result<BurnEngine<B>, EngineError> {
     if !B::supports_dtype(&device, burn_dtype(precision)) {
         return Err(EngineError::Device(format!("{name} does not compute in {precision}: use --precision f32")));
     }
-    let model = load::<B>(folder, precision, &device)?;
+    let format = |name: &str| if stays_f32(name) { Precision::F32 } else { precision };
+    let (mut model, config) = match weights {
+        Weights::Folder(folder) => (load::<B>(folder, &format, &device)?, folder.config()),
+        Weights::Random(config) => (random::<B>(config, &format, &device), config),
+    };
+    model.compute = Some(burn_dtype(precision));
     tracing::debug!(device = name, ?precision, "model loaded");
-    Ok(BurnEngine { model, config: folder.config().clone(), device, precision, name })
+    Ok(BurnEngine { model, config: config.clone(), device, precision, name })
 }
 
 /// The sentence for a backend that is not in this build.
@@ -251,52 +289,44 @@ fn absent(name: &str) -> EngineError {
 }
 
 #[cfg(feature = "flex")]
-fn open_flex(folder: &Arc<ModelFolder>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    start::<burn_flex::Flex>(folder, burn_flex::FlexDevice, "CPU (flex)".into(), precision)
+fn open_flex(weights: Weights, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    start::<burn_flex::Flex>(weights, burn_flex::FlexDevice, "CPU (flex)".into(), precision)
 }
 
 #[cfg(not(feature = "flex"))]
-fn open_flex(_: &Arc<ModelFolder>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
+fn open_flex(_: Weights, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
     Err(absent("flex"))
 }
 
 #[cfg(feature = "ndarray")]
-fn open_ndarray(folder: &Arc<ModelFolder>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    start::<burn_ndarray::NdArray>(folder, burn_ndarray::NdArrayDevice::Cpu, "CPU (ndarray)".into(), precision)
+fn open_ndarray(weights: Weights, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    start::<burn_ndarray::NdArray>(weights, burn_ndarray::NdArrayDevice::Cpu, "CPU (ndarray)".into(), precision)
 }
 
 #[cfg(not(feature = "ndarray"))]
-fn open_ndarray(_: &Arc<ModelFolder>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
+fn open_ndarray(_: Weights, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
     Err(absent("ndarray"))
 }
 
 #[cfg(feature = "wgpu")]
-fn open_wgpu(
-    folder: &Arc<ModelFolder>,
-    index: Option<usize>,
-    precision: Precision,
-) -> Result<Box<dyn Engine>, EngineError> {
+fn open_wgpu(weights: Weights, index: Option<usize>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     let adapter = wgpu_adapters::find(index)?;
-    start::<burn_wgpu::Wgpu>(folder, adapter.device, format!("{} (wgpu)", adapter.name), precision)
+    start::<burn_wgpu::Wgpu>(weights, adapter.device, format!("{} (wgpu)", adapter.name), precision)
 }
 
 #[cfg(not(feature = "wgpu"))]
-fn open_wgpu(_: &Arc<ModelFolder>, _: Option<usize>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
+fn open_wgpu(_: Weights, _: Option<usize>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
     Err(absent("wgpu"))
 }
 
 #[cfg(feature = "cuda")]
-fn open_cuda(
-    folder: &Arc<ModelFolder>,
-    index: Option<usize>,
-    precision: Precision,
-) -> Result<Box<dyn Engine>, EngineError> {
+fn open_cuda(weights: Weights, index: Option<usize>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     let index = cuda::find(index)?;
-    start::<burn_cuda::Cuda>(folder, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), precision)
+    start::<burn_cuda::Cuda>(weights, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), precision)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_cuda(_: &Arc<ModelFolder>, _: Option<usize>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
+fn open_cuda(_: Weights, _: Option<usize>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
     Err(absent("cuda"))
 }
 

@@ -148,35 +148,57 @@ impl<B: Kernels> BurnEngine<B> {
         Ok(Some(self.model.media(self.model.resampler.forward(tokens))))
     }
 
-    /// [`BurnEngine::media`] of a batch in training. Pictures that are the same, as the blank ones that fill up rows
-    /// are, go through tower and resampler once; `features` remembers those of a frozen tower.
-    fn media_in_training(&self, pixels: &Pixels, features: Option<&mut Features<B>>) -> Result<Media<B>, EngineError> {
-        // Pictures that know their place in the row are not the same.
-        if pixels.frames > 1 || self.model.resampler.media_time_embeddings.is_some() {
-            return Ok(self.media(Some(pixels))?.expect("pictures were given"));
-        }
-        self.check_media(pixels)?;
-        pixels.check(self.config.vision.image_size)?;
-        let (distinct, places) = distinct(pixels);
+    /// Patch tokens of distinct pictures, `[distinct, 1, 1, patches, width]`; `features` remembers those of a frozen
+    /// tower.
+    pub(crate) fn tokens_of_distinct(
+        &self,
+        side: usize,
+        distinct: &[(u128, &[f32])],
+        features: Option<&mut Features<B>>,
+    ) -> Tensor<B, 5> {
         let encode = |pictures: &[&[f32]]| {
-            let side = pixels.side;
             let data = TensorData::new(pictures.concat(), [pictures.len(), 3, side, side]);
             let pictures = Tensor::<B, 4>::from_data(data, (&self.device, burn_dtype(self.precision)));
             self.model.vision.forward(pictures, &mut ignore)
         };
         let tokens = match features {
-            Some(features) => features.of(&distinct, IMAGES_AT_ONCE, encode),
+            Some(features) => features.of(distinct, IMAGES_AT_ONCE, encode),
             None => {
                 let pictures: Vec<&[f32]> = distinct.iter().map(|(_, picture)| *picture).collect();
                 Tensor::cat(pictures.chunks(IMAGES_AT_ONCE).map(encode).collect(), 0)
             }
         };
         let [count, patches, width] = tokens.dims();
-        let latents = self.model.resampler.forward(tokens.reshape([count, 1, 1, patches, width]));
-        let num_latents = latents.dims()[2];
-        let places = Tensor::<B, 1, burn::tensor::Int>::from_ints(places.as_slice(), &self.device);
-        let latents = latents.reshape([count, num_latents * width]).select(0, places);
-        Ok(self.model.media(latents.reshape([pixels.rows, pixels.images, num_latents, width])))
+        tokens.reshape([count, 1, 1, patches, width])
+    }
+
+    /// Whether pictures that are the same may go through tower and resampler once: not where they know their place in
+    /// the row or have several frames.
+    pub(crate) fn pictures_may_repeat(&self, pixels: &Pixels) -> bool {
+        pixels.frames == 1 && self.model.resampler.media_time_embeddings.is_none()
+    }
+
+    /// [`BurnEngine::media`] of a batch in training, where many pictures are the same: blank ones fill up rows.
+    fn media_in_training(&self, pixels: &Pixels, features: Option<&mut Features<B>>) -> Result<Media<B>, EngineError> {
+        if !self.pictures_may_repeat(pixels) {
+            return Ok(self.media(Some(pixels))?.expect("pictures were given"));
+        }
+        self.check_pixels(pixels)?;
+        let (distinct, places) = distinct(pixels);
+        let tokens = self.tokens_of_distinct(pixels.side, &distinct, features);
+        Ok(self.model.media(self.model.latents(tokens, &places, pixels.images)))
+    }
+
+    pub(crate) fn check_pixels(&self, pixels: &Pixels) -> Result<(), EngineError> {
+        self.check_media(pixels)?;
+        pixels.check(self.config.vision.image_size)
+    }
+
+    /// Everything that must hold of a batch before its loss is computed.
+    pub(crate) fn check_batch(&self, text: &Text, pixels: Option<&Pixels>, labels: &[i64]) -> Result<(), EngineError> {
+        self.check_text(text, 0)?;
+        self.check_rows(text, pixels)?;
+        self.check_labels(text, labels)
     }
 
     fn check_media(&self, pixels: &Pixels) -> Result<(), EngineError> {
@@ -241,9 +263,7 @@ impl<B: Kernels> BurnEngine<B> {
         labels: &[i64],
         features: Option<&mut Features<B>>,
     ) -> Result<Tensor<B, 1>, EngineError> {
-        self.check_text(text, 0)?;
-        self.check_rows(text, pixels)?;
-        self.check_labels(text, labels)?;
+        self.check_batch(text, pixels, labels)?;
         let media = pixels.map(|pixels| self.media_in_training(pixels, features)).transpose()?;
         let hidden = self.model.forward(text, &vec![0; text.rows], media.as_ref(), None, &mut ignore);
         Ok(next_token_loss_of_hidden(&self.model.decoder, hidden, labels))

@@ -20,7 +20,9 @@ mod session;
 mod training;
 
 pub use array::{Array, Pixels};
-pub use device::{Device, compiled, open, open_contrastive, open_training, probe};
+pub use device::{
+    Device, Weights, compiled, open, open_contrastive, open_training, open_training_weights, open_weights, probe,
+};
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
 pub use flamingo_train::{AdamW, Part, Schedule};

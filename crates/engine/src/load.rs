@@ -6,6 +6,7 @@ use std::sync::Arc;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, backend::Backend};
 use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
+use flamingo_config::ModelConfig;
 use flamingo_kernels::Kernels;
 use flamingo_model::Flamingo;
 use flamingo_weights::{Dtype, ModelFolder};
@@ -21,17 +22,20 @@ pub(crate) fn burn_dtype(dtype: Dtype) -> DType {
     }
 }
 
-/// Puts a folder's weights on a device.
+/// Puts a folder's weights on a device, each in the format that `precision` gives for its name.
 ///
 /// Tensors are read from the mapped file one at a time; nothing is initialised at random first.
 pub(crate) fn load<B: Kernels>(
     folder: &Arc<ModelFolder>,
-    precision: Dtype,
+    precision: &dyn Fn(&str) -> Dtype,
     device: &B::Device,
 ) -> Result<Flamingo<B>, EngineError> {
     let mut model = Flamingo::<B>::new(folder.config(), device);
     let names = parameters::<B>(&model).into_iter().map(|(name, _)| name);
-    let snapshots = names.filter_map(|name| snapshot(folder, name, burn_dtype(precision)));
+    let snapshots = names.filter_map(|name| {
+        let dtype = burn_dtype(precision(&name));
+        snapshot(folder, name, dtype)
+    });
     let result = model.apply(snapshots.collect(), None, None, true);
     if let Some(error) = result.errors.first() {
         return Err(EngineError::Weights(format!("cannot load the weights: {error}")));
@@ -40,6 +44,32 @@ pub(crate) fn load<B: Kernels>(
         return Err(EngineError::Weights(format!("the model folder has no tensor `{name}`")));
     }
     Ok(model)
+}
+
+/// A model with random weights, each in the format that `precision` gives for its name.
+pub(crate) fn random<B: Kernels>(
+    config: &ModelConfig,
+    precision: &dyn Fn(&str) -> Dtype,
+    device: &B::Device,
+) -> Flamingo<B> {
+    struct Cast<'a> {
+        precision: &'a dyn Fn(&str) -> Dtype,
+        path: Vec<String>,
+    }
+    impl<B: Backend> ModuleMapper<B> for Cast<'_> {
+        fn enter_module(&mut self, name: &str, _: &str) {
+            self.path.push(name.to_string());
+        }
+        fn exit_module(&mut self, _: &str, _: &str) {
+            self.path.pop();
+        }
+        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+            let dtype = burn_dtype((self.precision)(&self.path.join(".")));
+            let id = param.id;
+            Param::initialized(id, param.val().detach().cast(dtype))
+        }
+    }
+    Flamingo::new(config, device).map(&mut Cast { precision, path: Vec::new() })
 }
 
 /// Gives each parameter of a module the numbers that `numbers` has for its path and shape.

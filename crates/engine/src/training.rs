@@ -3,12 +3,12 @@
 use burn::tensor::{DType, TensorData};
 use flamingo_kernels::Differentiable;
 use flamingo_model::Text;
-use flamingo_train::{AdamW, Named, Part, Trainer};
+use flamingo_train::{AdamW, Named, Part, Pictures, Trainer};
 
-use crate::EngineError;
 use crate::array::{Array, Pixels};
 use crate::engine::{BurnEngine, guard};
-use crate::features::Features;
+use crate::features::{Features, distinct};
+use crate::{EngineError, Precision};
 
 /// A model in training, whatever the backend. Gradients add up until [`Training::update`] or
 /// [`Training::discard`].
@@ -74,6 +74,10 @@ pub struct TrainingOptions {
     pub parts: Vec<Part>,
     /// The optimizer.
     pub optimizer: AdamW,
+    /// The format of what is frozen and of activations. What trains is kept in f32, as are norms, softmax and loss.
+    pub precision: Precision,
+    /// Keep each layer's input only and compute the rest again going backwards: less memory, a forward pass more time.
+    pub gradient_checkpointing: bool,
     /// Bytes of a frozen vision tower's output that are remembered by picture; 0 for none.
     pub features_bytes: usize,
 }
@@ -81,7 +85,13 @@ pub struct TrainingOptions {
 impl Default for TrainingOptions {
     /// As upstream.
     fn default() -> Self {
-        Self { parts: Part::UPSTREAM.to_vec(), optimizer: AdamW::default(), features_bytes: 0 }
+        Self {
+            parts: Part::UPSTREAM.to_vec(),
+            optimizer: AdamW::default(),
+            precision: Precision::F32,
+            gradient_checkpointing: false,
+            features_bytes: 0,
+        }
     }
 }
 
@@ -90,6 +100,7 @@ pub(crate) struct BurnTraining<B: Differentiable> {
     engine: BurnEngine<B>,
     trainer: Trainer<B>,
     features: Option<Features<B>>,
+    checkpointing: bool,
 }
 
 impl<B: Differentiable> BurnTraining<B> {
@@ -97,7 +108,27 @@ impl<B: Differentiable> BurnTraining<B> {
         let (config, device) = (engine.config.clone(), engine.device.clone());
         let trainer = Trainer::flamingo(&mut engine.model, &config, &options.parts, options.optimizer, &device);
         let remember = options.features_bytes > 0 && !options.parts.contains(&Part::Vision);
-        Self { engine, trainer, features: remember.then(|| Features::new(options.features_bytes)) }
+        let features = remember.then(|| Features::new(options.features_bytes));
+        Self { engine, trainer, features, checkpointing: options.gradient_checkpointing }
+    }
+
+    fn backward_checkpointed(
+        &mut self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: &[i64],
+        weight: f64,
+    ) -> Result<f32, EngineError> {
+        let Self { engine, trainer, features, .. } = self;
+        engine.check_batch(text, pixels, labels)?;
+        let Some(pixels) = pixels else {
+            return Ok(trainer.backward_checkpointed(&engine.model, text, None, labels, weight));
+        };
+        engine.check_pixels(pixels)?;
+        let (distinct, places) = distinct(pixels);
+        let mut tokens = || engine.tokens_of_distinct(pixels.side, &distinct, features.as_mut());
+        let pictures = Pictures { tokens: &mut tokens, places: &places, images: pixels.images };
+        Ok(trainer.backward_checkpointed(&engine.model, text, Some(pictures), labels, weight))
     }
 }
 
@@ -109,6 +140,9 @@ impl<B: Differentiable> Training for BurnTraining<B> {
         labels: &[i64],
         weight: f64,
     ) -> Result<f32, EngineError> {
+        if self.checkpointing && pixels.is_none_or(|pixels| self.engine.pictures_may_repeat(pixels)) {
+            return guard(|| self.backward_checkpointed(text, pixels, labels, weight));
+        }
         guard(|| {
             let loss = self.engine.loss(text, pixels, labels, self.features.as_mut())?;
             let value = Array::from_tensor(&loss)?.data[0];

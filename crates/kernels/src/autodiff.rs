@@ -1,5 +1,6 @@
 //! The operations as nodes of Burn's autodiff graph. Each keeps its inputs and recomputes what it needs.
 
+use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn_autodiff::Autodiff;
@@ -7,7 +8,7 @@ use burn_autodiff::NodeId;
 use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn_autodiff::grads::Gradients;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
-use flamingo_config::Activation;
+use flamingo_config::{Activation, Pairing};
 
 use crate::{AdamWStep, Attention, Kernels};
 
@@ -60,6 +61,36 @@ impl<B: Kernels> Backward<B, 3> for Attend {
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
             register::<B>(grads, parent.map(|node| node.id), gradient);
         }
+    }
+}
+
+#[derive(Debug)]
+struct Columns {
+    first: usize,
+    width: usize,
+}
+
+impl<B: Kernels> Backward<B, 1> for Columns {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents.map(|node| node.map(|node| node.id));
+        register::<B>(grads, parent, B::columns_backward(grad, self.first, self.width));
+    }
+}
+
+#[derive(Debug)]
+struct Rotate(Pairing);
+
+impl<B: Kernels> Backward<B, 1> for Rotate {
+    type State = [FloatTensor<B>; 2];
+
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents.map(|node| node.map(|node| node.id));
+        let [cos, sin] = ops.state;
+        register::<B>(grads, parent, B::rotate(grad, cos, B::float_neg(sin), self.0));
     }
 }
 
@@ -143,6 +174,31 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
 
     fn attend_backward(_: Attention<Self>, _: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
         unimplemented!("{SECOND_ORDER}")
+    }
+
+    fn columns(x: FloatTensor<Self>, first: usize, count: usize) -> FloatTensor<Self> {
+        let shape = x.primitive.shape();
+        let step = Columns { first, width: shape[shape.num_dims() - 1] };
+        let output = B::columns(x.primitive, first, count);
+        step.prepare::<C>([x.node]).compute_bound().stateless(output)
+    }
+
+    fn columns_backward(_: FloatTensor<Self>, _: usize, _: usize) -> FloatTensor<Self> {
+        unimplemented!("{SECOND_ORDER}")
+    }
+
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        pairing: Pairing,
+    ) -> FloatTensor<Self> {
+        let (cos, sin) = (cos.primitive, sin.primitive);
+        let output = B::rotate(x.primitive, cos.clone(), sin.clone(), pairing);
+        match Rotate(pairing).prepare::<C>([x.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish([cos, sin], output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
     }
 
     fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {

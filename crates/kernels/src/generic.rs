@@ -2,8 +2,8 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{AttentionModuleOptions, FloatTensor};
-use burn::tensor::{Bool, Int, Tensor, TensorMetadata, activation, module};
-use flamingo_config::Activation;
+use burn::tensor::{Bool, Int, Slice, Tensor, TensorMetadata, activation, module};
+use flamingo_config::{Activation, Pairing};
 
 use crate::{AdamWStep, Attention, primitive, tensor};
 
@@ -146,6 +146,52 @@ pub(crate) fn attend_backward<B: Backend>(a: Attention<B>, grad: FloatTensor<B>)
     let d_q = d_scores.clone().matmul(k);
     let d_k = d_scores.transpose().matmul(q);
     [d_q, d_k, d_v].map(primitive)
+}
+
+pub(crate) fn columns<B: Backend>(x: FloatTensor<B>, first: usize, count: usize) -> FloatTensor<B> {
+    let last = x.shape().num_dims() - 1;
+    let mut slices: Vec<Slice> = x.shape().iter().map(|&size| Slice::from(0..size)).collect();
+    slices[last] = Slice::from(first..first + count);
+    B::float_slice(x, &slices)
+}
+
+pub(crate) fn columns_backward<B: Backend>(grad: FloatTensor<B>, first: usize, width: usize) -> FloatTensor<B> {
+    let mut shape = grad.shape();
+    let last = shape.num_dims() - 1;
+    let count = shape[last];
+    let mut slices: Vec<Slice> = shape.iter().map(|&size| Slice::from(0..size)).collect();
+    slices[last] = Slice::from(first..first + count);
+    shape[last] = width;
+    let zeros = B::float_zeros(shape, &B::float_device(&grad), grad.dtype().into());
+    B::float_slice_assign(zeros, &slices, grad)
+}
+
+pub(crate) fn rotate<B: Backend>(
+    x: FloatTensor<B>,
+    cos: FloatTensor<B>,
+    sin: FloatTensor<B>,
+    pairing: Pairing,
+) -> FloatTensor<B> {
+    let (x, cos, sin): (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>) = (tensor(x), tensor(cos), tensor(sin));
+    let ([rows, heads, tokens, head_dim], [_, _, _, dims]) = (x.dims(), cos.dims());
+    let turned = x.clone().narrow(3, 0, dims);
+    // (x1, x2) -> (-x2, x1) within each pair.
+    let quarter = match pairing {
+        Pairing::Halves => {
+            let (x1, x2) = (turned.clone().narrow(3, 0, dims / 2), turned.clone().narrow(3, dims / 2, dims / 2));
+            Tensor::cat(vec![x2.neg(), x1], 3)
+        }
+        Pairing::Neighbours => {
+            let pairs = turned.clone().reshape([rows, heads, tokens, dims / 2, 2]);
+            let (x1, x2) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
+            Tensor::cat(vec![x2.neg(), x1], 4).reshape([rows, heads, tokens, dims])
+        }
+    };
+    let turned = turned * cos + quarter * sin;
+    if dims == head_dim {
+        return primitive(turned);
+    }
+    primitive(Tensor::cat(vec![turned, x.narrow(3, dims, head_dim - dims)], 3))
 }
 
 fn column<B: Backend>(targets: &[i32], device: &B::Device) -> Tensor<B, 2, Int> {

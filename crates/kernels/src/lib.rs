@@ -14,7 +14,7 @@ mod generic;
 use burn::tensor::backend::{AutodiffBackend, Backend, BackendTypes};
 use burn::tensor::ops::{BoolTensor, FloatTensor};
 use burn::tensor::{Bool, Tensor, TensorPrimitive};
-use flamingo_config::Activation;
+use flamingo_config::{Activation, Pairing};
 
 /// Queries, keys and values of an attention and what hides some from others.
 #[derive(Clone, Debug)]
@@ -93,6 +93,28 @@ pub trait Kernels: Backend {
         generic::attend_backward::<Self>(attention, grad)
     }
 
+    /// `count` columns of the last dimension, from `first` on.
+    fn columns(x: FloatTensor<Self>, first: usize, count: usize) -> FloatTensor<Self> {
+        generic::columns::<Self>(x, first, count)
+    }
+
+    /// The gradient of [`Kernels::columns`] for an input of `width` columns: `grad` among zeros.
+    fn columns_backward(grad: FloatTensor<Self>, first: usize, width: usize) -> FloatTensor<Self> {
+        generic::columns_backward::<Self>(grad, first, width)
+    }
+
+    /// Rotary embedding (arXiv 2104.09864): turns the first `dims` coordinates of `[batch, heads, tokens, dim]` by the
+    /// angles whose cosines and sines are `[1, 1, tokens, dims]`, laid out for the pairing. Backwards it turns by the
+    /// opposite angles.
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        pairing: Pairing,
+    ) -> FloatTensor<Self> {
+        generic::rotate::<Self>(x, cos, sin, pairing)
+    }
+
     /// Mean of `-log softmax(logits)[target]` over the rows of `[rows, vocab]`: `[1]`. Targets lie in `0..vocab`.
     fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {
         generic::cross_entropy::<Self>(logits, targets)
@@ -165,6 +187,16 @@ pub fn attend<B: Kernels>(
         hidden: hidden.map(Tensor::into_primitive),
         bias: bias.map(primitive),
     }))
+}
+
+/// [`Kernels::columns`].
+pub fn columns<B: Kernels, const D: usize>(x: Tensor<B, D>, first: usize, count: usize) -> Tensor<B, D> {
+    tensor(B::columns(primitive(x), first, count))
+}
+
+/// [`Kernels::rotate`].
+pub fn rotate<B: Kernels>(x: Tensor<B, 4>, cos: Tensor<B, 4>, sin: Tensor<B, 4>, pairing: Pairing) -> Tensor<B, 4> {
+    tensor(B::rotate(primitive(x), primitive(cos), primitive(sin), pairing))
 }
 
 /// [`Kernels::cross_entropy`].

@@ -1,6 +1,7 @@
 //! The split into heads, shared by every attention of the model.
 
 use burn::tensor::{Tensor, backend::Backend};
+use flamingo_kernels::{Kernels, columns};
 
 /// `[batch, tokens, heads * dim]` to `[batch, heads, tokens, dim]`.
 pub(crate) fn split_heads<B: Backend>(x: Tensor<B, 3>, heads: usize) -> Tensor<B, 4> {
@@ -15,7 +16,7 @@ pub(crate) fn merge_heads<B: Backend>(x: Tensor<B, 4>) -> Tensor<B, 3> {
 }
 
 /// Splits the last dimension into `N` equal parts.
-pub(crate) fn split_last<B: Backend, const N: usize>(x: Tensor<B, 3>) -> [Tensor<B, 3>; N] {
+pub(crate) fn split_last<B: Kernels, const N: usize>(x: Tensor<B, 3>) -> [Tensor<B, 3>; N] {
     let width = x.dims()[2] / N;
-    std::array::from_fn(|i| x.clone().narrow(2, i * width, width))
+    std::array::from_fn(|i| columns(x.clone(), i * width, width))
 }

@@ -73,13 +73,19 @@ impl<B: Kernels> GatedCrossAttention<B> {
         let x = match media {
             Some(([k, v], sight)) => {
                 let seen = self.attention.forward(x.clone(), k.clone(), v.clone(), sight);
-                x + seen * self.attention_gate.val().tanh().unsqueeze()
+                open(x, seen, &self.attention_gate)
             }
             None => x,
         };
         let more = self.feed_forward.forward(x.clone());
-        x + more * self.feed_forward_gate.val().tanh().unsqueeze()
+        open(x, more, &self.feed_forward_gate)
     }
+}
+
+/// `x + tanh(gate) more`.
+fn open<B: Kernels>(x: Tensor<B, 3>, more: Tensor<B, 3>, gate: &Param<Tensor<B, 1>>) -> Tensor<B, 3> {
+    let dtype = x.dtype();
+    x + more * gate.val().tanh().cast(dtype).unsqueeze()
 }
 
 impl<B: Kernels> MaskedCrossAttention<B> {

@@ -51,6 +51,7 @@ impl<B: Backend> TokenEmbedding<B> {
             );
             let mask: Vec<bool> = ids.iter().map(|&id| is_added(id)).collect();
             let mask = Tensor::<B, 1, burn::tensor::Bool>::from_bool(mask.as_slice().into(), &device);
+            let rows = rows.cast(x.dtype());
             x.mask_where(mask.unsqueeze_dim::<2>(1).expand([ids.len(), dim]), rows)
         };
         x.reshape([rows, ids.len() / rows, dim])
@@ -60,9 +61,10 @@ impl<B: Backend> TokenEmbedding<B> {
     /// `[batch, tokens, vocab_size]`.
     pub fn logits(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, dim] = x.dims();
+        let dtype = x.dtype();
         let x = x.reshape([batch * tokens, dim]);
-        let base = x.clone().matmul(self.base.val().transpose());
-        let added = x.matmul(self.added.val().transpose());
+        let base = x.clone().matmul(self.base.val().cast(dtype).transpose());
+        let added = x.matmul(self.added.val().cast(dtype).transpose());
         let logits = Tensor::cat(vec![base, added], 1);
         let vocab = logits.dims()[1];
         logits.reshape([batch, tokens, vocab])

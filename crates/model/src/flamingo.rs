@@ -1,7 +1,7 @@
 //! The composition: vision, resampler, cross-attention and decoder.
 
 use burn::module::Module;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use flamingo_config::ModelConfig;
 use flamingo_kernels::Kernels;
 
@@ -45,6 +45,15 @@ pub struct Flamingo<B: Backend> {
     pub decoder: Decoder<B>,
     image_id: usize,
     only_attend_immediate_media: bool,
+    /// The dtype that text is computed in, where weights have several: in training, those that train stay f32.
+    #[module(skip)]
+    pub compute: Option<DType>,
+}
+
+/// Masks and positions of a batch, shared by all layers.
+pub struct Conditions<B: Backend> {
+    context: Context<B>,
+    sight: Option<Sight<B>>,
 }
 
 impl<B: Kernels> Flamingo<B> {
@@ -61,6 +70,7 @@ impl<B: Kernels> Flamingo<B> {
             decoder: Decoder::new(&a, &config.tokens, device),
             image_id: config.tokens.image as usize,
             only_attend_immediate_media: x.only_attend_immediate_media,
+            compute: None,
         }
     }
 
@@ -83,6 +93,64 @@ impl<B: Kernels> Flamingo<B> {
         Media { layers: self.cross_attention.iter().map(keys_values).collect(), images, num_latents }
     }
 
+    /// Embeddings of a batch of text, `[rows, width, d_model]`, in the dtype that text is computed in.
+    pub fn embed(&self, text: &Text) -> Tensor<B, 3> {
+        let x = self.decoder.embed(text);
+        match self.compute {
+            Some(dtype) => x.cast(dtype),
+            None => x,
+        }
+    }
+
+    fn sight(&self, text: &Text, marks: &[usize], images: usize, num_latents: usize, like: &Tensor<B, 3>) -> Sight<B> {
+        let time = text_time(&text.ids, text.width, self.image_id as u32, marks);
+        Sight::new(&time, text.rows, images, num_latents, self.only_attend_immediate_media, like)
+    }
+
+    /// Latents of a batch whose pictures may repeat: patch tokens of distinct pictures, `[distinct, 1, 1, patches,
+    /// width]`, and which of them stands at each place of `rows * images`. Gives `[rows, images, num_latents, width]`.
+    pub fn latents(&self, tokens: Tensor<B, 5>, places: &[i32], images: usize) -> Tensor<B, 4> {
+        let latents = self.resampler.forward(tokens);
+        let [distinct, _, num_latents, width] = latents.dims();
+        let index = Tensor::<B, 1, Int>::from_ints(places, &latents.device());
+        let latents = latents.reshape([distinct, num_latents * width]).select(0, index);
+        latents.reshape([places.len() / images, images, num_latents, width])
+    }
+
+    /// What every layer needs to know about a batch that is read from its start, without a cache; `like` is its
+    /// embeddings, `latents` its pictures'.
+    pub fn conditions(&self, text: &Text, latents: Option<&Tensor<B, 4>>, like: &Tensor<B, 3>) -> Conditions<B> {
+        let keep: Vec<Vec<bool>> = text.keep.chunks(text.width).map(<[bool]>::to_vec).collect();
+        let context = Context::new(self.decoder.architecture(), &keep, 0, text.width, text.upstream_padding, like);
+        let sight = latents.map(|latents| {
+            let [rows, images, num_latents, _] = latents.dims();
+            self.sight(text, &vec![0; rows], images, num_latents, like)
+        });
+        Conditions { context, sight }
+    }
+
+    /// One layer: cross-attention to the latents, where there is some, and the decoder's block. All layers in turn are
+    /// [`Flamingo::forward`].
+    pub fn layer(
+        &self,
+        layer: usize,
+        x: Tensor<B, 3>,
+        latents: Option<&Tensor<B, 4>>,
+        conditions: &Conditions<B>,
+    ) -> Tensor<B, 3> {
+        let x = match &self.cross_attention[layer] {
+            None => x,
+            Some(block) => {
+                let keys_values = latents.map(|latents| {
+                    let [rows, images, num_latents, width] = latents.dims();
+                    block.keys_values(latents.clone().reshape([rows, images * num_latents, width]))
+                });
+                block.forward(x, keys_values.as_ref().zip(conditions.sight.as_ref()))
+            }
+        };
+        self.decoder.blocks[layer].forward(x, &conditions.context, None)
+    }
+
     /// Hidden states of a batch of text: `[rows, width, d_model]`; [`Decoder::logits`] of
     /// [`Flamingo::decoder`] turns any of them into logits.
     ///
@@ -100,7 +168,7 @@ impl<B: Kernels> Flamingo<B> {
         observe: Observe<B>,
     ) -> Tensor<B, 3> {
         assert_eq!(text.rows, marks.len(), "one count of marks a row");
-        let mut x = self.decoder.embed(text);
+        let mut x = self.embed(text);
         let start = cache.as_ref().map_or(0, |cache| cache.len());
         let context = match &mut cache {
             Some(cache) => {
@@ -112,10 +180,7 @@ impl<B: Kernels> Flamingo<B> {
                 Context::new(self.decoder.architecture(), &keep, 0, text.width, text.upstream_padding, &x)
             }
         };
-        let sight = media.map(|media| {
-            let time = text_time(&text.ids, text.width, self.image_id as u32, marks);
-            Sight::new(&time, text.rows, media.images, media.num_latents, self.only_attend_immediate_media, &x)
-        });
+        let sight = media.map(|media| self.sight(text, marks, media.images, media.num_latents, &x));
 
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             if let Some(cross_attention) = &self.cross_attention[i] {

@@ -27,7 +27,7 @@ pub use contrastive::Contrastive;
 pub use cross_attention::{GatedCrossAttention, MaskedCrossAttention};
 pub use decoder::{Block, Decoder};
 pub use embedding::TokenEmbedding;
-pub use flamingo::{Flamingo, Observe, Point, ignore};
+pub use flamingo::{Conditions, Flamingo, Observe, Point, ignore};
 pub use linear::{FeedForward, Linear};
 pub use loss::{IGNORE, next_token_loss, next_token_loss_of_hidden};
 pub use media::{Media, Sight};

@@ -29,17 +29,18 @@ impl<B: Backend> Linear<B> {
         }
     }
 
-    /// `[..., d_in]` to `[..., d_out]`.
+    /// `[..., d_in]` to `[..., d_out]`, in the dtype of `x`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         // One matrix product whatever the rank: backends split batched products by their leading
         // dimensions, which is slower than one tall product.
+        let dtype = x.dtype();
         let mut dims = x.dims();
         let d_in = dims[D - 1];
         let rows = dims.iter().product::<usize>() / d_in.max(1);
         let y = module::linear(
             x.reshape([rows, d_in]),
-            self.weight.val().transpose(),
-            self.bias.as_ref().map(|bias| bias.val()),
+            self.weight.val().cast(dtype).transpose(),
+            self.bias.as_ref().map(|bias| bias.val().cast(dtype)),
         );
         dims[D - 1] = y.dims()[1];
         y.reshape(dims)

@@ -87,16 +87,17 @@ impl<B: Kernels> Resampler<B> {
     /// If there are more frames or images than the model has embeddings for.
     pub fn forward(&self, x: Tensor<B, 5>) -> Tensor<B, 4> {
         let [batch, images, frames, tokens, width] = x.dims();
+        let dtype = x.dtype();
         let x = match &self.frame_embeddings {
-            Some(table) => x + table.val().narrow(0, 0, frames).reshape([1, 1, frames, 1, width]),
+            Some(table) => x + table.val().cast(dtype).narrow(0, 0, frames).reshape([1, 1, frames, 1, width]),
             None => x,
         };
         let x = match &self.media_time_embeddings {
-            Some(table) => x + table.val().narrow(0, 0, images).reshape([1, images, 1, 1, width]),
+            Some(table) => x + table.val().cast(dtype).narrow(0, 0, images).reshape([1, images, 1, 1, width]),
             None => x,
         };
         let x = x.reshape([batch * images, frames * tokens, width]);
-        let latents = self.latents.val();
+        let latents = self.latents.val().cast(dtype);
         let count = latents.dims()[0];
         let mut latents = latents.unsqueeze::<3>().expand([batch * images, count, width]);
         for layer in &self.layers {

@@ -105,8 +105,10 @@ impl<B: Kernels> VisionTransformer<B> {
         let [images, _, _, _] = pixels.dims();
         let patches = self.patch_embedding.forward(self.patches(pixels));
         let width = patches.dims()[2];
-        let class = self.class_embedding.val().reshape([1, 1, width]).expand([images, 1, width]);
-        let x = Tensor::cat(vec![class, patches], 1) + self.position_embedding.val().unsqueeze();
+        let class = self.class_embedding.val().cast(patches.dtype()).reshape([1, 1, width]).expand([images, 1, width]);
+        let x = Tensor::cat(vec![class, patches], 1);
+        let positions = self.position_embedding.val().cast(x.dtype());
+        let x = x + positions.unsqueeze();
         let mut x = self.norm_pre.forward(x);
         observe(Point::VisionNormPre, &x);
         for (i, block) in self.blocks.iter().enumerate() {

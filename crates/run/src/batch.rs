@@ -1,6 +1,6 @@
 //! Examples put together.
 
-use flamingo_data::{Example, PaddingSide, SpecialTokens, Stream, pad_batch};
+use flamingo_data::{Example, IGNORE, PaddingSide, SpecialTokens, Stream, pad_batch};
 use flamingo_engine::{Pixels, Text};
 
 /// What a training step takes.
@@ -10,6 +10,30 @@ pub(crate) struct TrainingBatch {
     pub(crate) labels: Vec<i64>,
     /// Pictures, blank ones left out.
     pub(crate) pictures: usize,
+}
+
+/// A batch in parts of at most `rows` rows of like length; the weights of their mean losses, whose sum is 1.
+pub(crate) fn parts(
+    mut examples: Vec<Example>,
+    rows: usize,
+    stream: Stream,
+    tokens: &SpecialTokens,
+    side: usize,
+) -> Vec<(TrainingBatch, f64)> {
+    if rows == 0 || rows >= examples.len() {
+        return vec![(collate(&examples, stream, tokens, side), 1.0)];
+    }
+    examples.sort_by_key(|example| example.ids.len());
+    let parts: Vec<TrainingBatch> = examples.chunks(rows).map(|part| collate(part, stream, tokens, side)).collect();
+    // The first token of a row is predicted by nothing.
+    let predicted = |batch: &TrainingBatch| {
+        let rows = batch.labels.chunks(batch.text.width);
+        rows.flat_map(|row| &row[1..]).filter(|&&label| label != IGNORE).count() as f64
+    };
+    let total: f64 = parts.iter().map(predicted).sum();
+    // A part that predicts nothing has no loss, and no share in that of the others.
+    let weighed = parts.into_iter().map(|part| (predicted(&part) / total, part));
+    weighed.filter(|(share, _)| *share != 0.0).map(|(share, part)| (part, share)).collect()
 }
 
 /// Rows padded on the right; those with fewer pictures than others are filled with blank ones, which no text looks at.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use flamingo_config::TextTowerConfig;
 use flamingo_data::DocumentRules;
-use flamingo_engine::{AdamW, Part, Schedule};
+use flamingo_engine::{AdamW, Part, Precision, Schedule, TrainingOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::RunError;
@@ -27,6 +27,9 @@ pub enum RunPrecision {
     #[default]
     #[serde(rename = "fp32")]
     Fp32,
+    /// bf16, but for what trains and its gradients and the optimizer's state, norms, softmax and loss: f32.
+    #[serde(rename = "amp_bf16", alias = "amp_bfloat16", alias = "bf16")]
+    AmpBf16,
 }
 
 /// A run's settings. Those that upstream's `train.py` has bear its names and its defaults.
@@ -142,9 +145,16 @@ pub struct Recipe {
     /// Number formats.
     #[serde(default)]
     pub precision: RunPrecision,
+    /// Keep each layer's input only and compute the rest again: less memory, a forward pass more time.
+    #[serde(default)]
+    pub gradient_checkpointing: bool,
     /// Mebibytes of a frozen vision tower's output that are kept by picture.
     #[serde(default = "n::<1024>")]
     pub vision_cache_mib: usize,
+    /// Rows of a batch that go through the model together: a batch is sorted by length and cut, which saves padding and
+    /// memory and changes its loss and gradients by rounding only. 0 for all rows.
+    #[serde(default)]
+    pub rows_at_once: usize,
     /// Upstream's defects where the default differs: order of pictures in documents, gradients clipped before they
     /// are all there, a schedule that does not know of accumulation.
     #[serde(default)]
@@ -263,7 +273,7 @@ impl Recipe {
         if let Some((name, _)) = numbers.iter().find(|(_, value)| !value.is_finite() || *value < 0.0) {
             return Err(RunError::Recipe(format!("{name} must be a number that is not negative")));
         }
-        if !(self.max_grad_norm > 0.0) {
+        if self.max_grad_norm.is_nan() || self.max_grad_norm <= 0.0 {
             return wrong("max_grad_norm must be above 0");
         }
         if !(0.0..1.0).contains(&self.adam_beta2) {
@@ -278,6 +288,9 @@ impl Recipe {
             }
             Objective::Contrastive if self.text_tower.is_none() => {
                 wrong("contrastive training needs a text tower: add [text_tower.decoder]")
+            }
+            Objective::Contrastive if self.precision != RunPrecision::Fp32 => {
+                wrong("contrastive training is in fp32: leave precision out")
             }
             Objective::NextToken if self.parts().is_empty() => wrong("nothing trains: `train` names no part"),
             _ if self.updates() == 0 => wrong("an epoch has fewer samples than a batch"),
@@ -311,6 +324,19 @@ impl Recipe {
         // Upstream's schedule counts batches (train.py:427).
         let total = if self.upstream_compat { self.batches() } else { self.updates() };
         self.learning_rate * self.lr_scheduler.factor(update, self.warmup_steps, total)
+    }
+
+    pub(crate) fn training_options(&self) -> TrainingOptions {
+        TrainingOptions {
+            parts: self.parts(),
+            optimizer: self.optimizer(),
+            precision: match self.precision {
+                RunPrecision::Fp32 => Precision::F32,
+                RunPrecision::AmpBf16 => Precision::Bf16,
+            },
+            gradient_checkpointing: self.gradient_checkpointing,
+            features_bytes: self.vision_cache_mib << 20,
+        }
     }
 
     pub(crate) fn optimizer(&self) -> AdamW {

@@ -9,10 +9,10 @@ use flamingo_data::{
     Decode, Documents, Example, ImageTransform, Loader, LoaderOptions, Pairs, Position, SpecialTokens, Stream,
     Tokenizer, find_shards,
 };
-use flamingo_engine::{Device, Training, TrainingOptions, open_contrastive, open_training};
+use flamingo_engine::{Device, Training, open_contrastive, open_training};
 use flamingo_weights::{Dtype, ModelFolder};
 
-use crate::batch::{TrainingBatch, collate};
+use crate::batch::{TrainingBatch, parts};
 use crate::checkpoint::{self, Progress};
 use crate::metrics::MetricsFile;
 use crate::{Metrics, Objective, Recipe, RunError, export};
@@ -95,11 +95,7 @@ impl Run {
             (Objective::Contrastive, Some(text)) => {
                 open_contrastive(&folder, device, text, recipe.optimizer(), recipe.seed)?
             }
-            _ => {
-                let (parts, optimizer) = (recipe.parts(), recipe.optimizer());
-                let options = TrainingOptions { parts, optimizer, features_bytes: recipe.vision_cache_mib << 20 };
-                open_training(&folder, device, &options)?
-            }
+            _ => open_training(&folder, device, &recipe.training_options())?,
         };
         std::fs::create_dir_all(&recipe.run_name).map_err(RunError::io("write", &recipe.run_name))?;
         let fresh = || Progress {
@@ -191,15 +187,17 @@ impl Run {
             step.losses.clear();
             for stream in &mut self.streams {
                 let examples = stream.loader.next_batch()?;
-                let batch = collate(&examples, stream.kind, &self.tokens, side);
-                let TrainingBatch { text, pixels, labels, pictures } = batch;
-                let weight = stream.weight / accumulation as f64;
-                let loss = self.training.backward(&text, pixels.as_ref(), &labels, weight)?;
+                let rows = if self.recipe.objective == Objective::Contrastive { 0 } else { self.recipe.rows_at_once };
+                let mut loss = 0.0;
+                for (batch, share) in parts(examples, rows, stream.kind, &self.tokens, side) {
+                    let TrainingBatch { text, pixels, labels, pictures } = batch;
+                    let weight = stream.weight * share / accumulation as f64;
+                    loss += share as f32 * self.training.backward(&text, pixels.as_ref(), &labels, weight)?;
+                    self.window.tokens += text.keep.iter().filter(|&&keep| keep).count() as u64;
+                    self.window.pictures += pictures as u64;
+                }
                 lost |= !loss.is_finite();
                 step.losses.push((stream.name, loss));
-                let tokens = text.keep.iter().filter(|&&keep| keep).count() as u64;
-                self.window.tokens += tokens;
-                self.window.pictures += pictures as u64;
                 if loss.is_finite() {
                     let sum = self.window.losses.entry(stream.name).or_default();
                     *sum = (sum.0 + f64::from(loss), sum.1 + 1);
@@ -231,7 +229,7 @@ impl Run {
         let seconds = start.elapsed().as_secs_f64();
         self.window.seconds += seconds;
         self.progress.seconds += seconds;
-        if self.progress.step % self.recipe.logging_steps == 0 || self.progress.step == self.total() {
+        if self.progress.step.is_multiple_of(self.recipe.logging_steps) || self.progress.step == self.total() {
             let line = self.line(rate);
             self.metrics.add(&line)?;
             step.metrics = Some(line);
@@ -267,12 +265,12 @@ impl Run {
     fn checkpoint_is_due(&self) -> bool {
         let recipe = &self.recipe;
         // Sums that are not yet written down would be lost: checkpoints stand at lines of metrics.
-        let at_line = self.progress.step % recipe.logging_steps == 0;
+        let at_line = self.progress.step.is_multiple_of(recipe.logging_steps);
         let by_time = recipe.checkpoint_minutes > 0.0
             && self.saved.elapsed().as_secs_f64() >= 60.0 * recipe.checkpoint_minutes
             && at_line;
         let every = recipe.checkpoint_steps.next_multiple_of(recipe.logging_steps);
-        let by_steps = every > 0 && self.progress.step % every == 0;
+        let by_steps = every > 0 && self.progress.step.is_multiple_of(every);
         by_time || by_steps || self.progress.step == self.total()
     }
 
@@ -337,16 +335,29 @@ fn open_streams(
             flip,
         };
         let decode: Decode<Example> = Arc::new(move |sample, rng| pairs.example(sample, rng));
-        let options = loader_options(recipe, shards, recipe.batch_size_laion, recipe.shuffle_laion, 0)?;
+        let options = loader_options(
+            recipe,
+            shards,
+            recipe.batch_size_laion,
+            recipe.shuffle_laion,
+            recipe.train_num_samples_laion,
+            0,
+        )?;
         let loader = Loader::start(options, decode, positions.get(PAIRS).cloned())?;
         let weight = recipe.loss_multiplier_laion;
         streams.push(OpenStream { name: PAIRS, kind: Stream::Pairs, loader, weight });
     }
     if let Some(shards) = &recipe.mmc4_shards {
-        let documents =
-            Documents { tokenizer, tokens: tokens.clone(), transform, rules: recipe.document_rules(), flip };
+        let documents = Documents { tokenizer, tokens: *tokens, transform, rules: recipe.document_rules(), flip };
         let decode: Decode<Example> = Arc::new(move |sample, rng| documents.example(sample, rng));
-        let options = loader_options(recipe, shards, recipe.batch_size_mmc4, recipe.shuffle_mmc4, 1)?;
+        let options = loader_options(
+            recipe,
+            shards,
+            recipe.batch_size_mmc4,
+            recipe.shuffle_mmc4,
+            recipe.train_num_samples_mmc4,
+            1,
+        )?;
         let loader = Loader::start(options, decode, positions.get(DOCUMENTS).cloned())?;
         let weight = recipe.loss_multiplier_mmc4;
         streams.push(OpenStream { name: DOCUMENTS, kind: Stream::Documents, loader, weight });
@@ -359,6 +370,7 @@ fn loader_options(
     shards: &str,
     batch_size: usize,
     shuffle: usize,
+    samples: usize,
     stream: u64,
 ) -> Result<LoaderOptions, RunError> {
     Ok(LoaderOptions {
@@ -366,6 +378,8 @@ fn loader_options(
         // The streams draw independently.
         seed: recipe.seed.wrapping_mul(2).wrapping_add(stream),
         resampled: recipe.dataset_resampled,
+        // Without resampling an epoch of the data is each shard once, whatever the run calls one.
+        epoch_samples: recipe.dataset_resampled.then_some(samples),
         shuffle,
         workers: recipe.workers,
         batch_size,

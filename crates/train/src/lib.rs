@@ -8,11 +8,13 @@
 //! ```
 
 mod adamw;
+mod checkpointed;
 mod parts;
 mod schedule;
 mod trainer;
 
 pub use adamw::AdamW;
+pub use checkpointed::Pictures;
 pub use parts::Part;
 pub use schedule::Schedule;
 pub use trainer::{Named, Plan, Trainer};

@@ -34,7 +34,7 @@ impl Part {
     }
 
     /// Whether a parameter trains when these parts do.
-    pub(crate) fn trains(parts: &[Self], path: &str) -> bool {
+    pub fn trains(parts: &[Self], path: &str) -> bool {
         let part = Self::of(path);
         parts.contains(&part) || part == Self::AddedEmbeddings && parts.contains(&Self::Decoder)
     }

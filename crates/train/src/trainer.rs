@@ -50,7 +50,7 @@ pub struct Plan<'a, B: Backend> {
 
 impl<B: Differentiable> Trainer<B> {
     /// Takes a model into training.
-    pub fn new(model: &mut (impl Module<B> + Clone), mut plan: Plan<B::InnerBackend>, optimizer: AdamW) -> Self {
+    pub fn new(model: &mut impl Module<B>, mut plan: Plan<B::InnerBackend>, optimizer: AdamW) -> Self {
         let mut freeze = Freeze { trains: plan.trains, path: Vec::new(), shapes: Vec::new() };
         *model = model.clone().map(&mut freeze);
         let slots = freeze.shapes.into_iter().map(|(name, shape)| {
@@ -80,8 +80,17 @@ impl<B: Differentiable> Trainer<B> {
 
     /// Adds the gradients of `loss` times `weight`.
     pub fn backward(&mut self, model: &impl Module<B>, loss: Tensor<B, 1>, weight: f64) {
-        let gradients = (loss * weight).backward();
-        model.visit(&mut Collect::<B> { gradients: &gradients, slots: &mut self.slots, path: Vec::new() });
+        self.collect(model, &(loss * weight).backward());
+    }
+
+    /// Adds what a backward pass found.
+    pub(crate) fn collect(&mut self, model: &impl Module<B>, gradients: &B::Gradients) {
+        model.visit(&mut Collect::<B> { gradients, slots: &mut self.slots, path: Vec::new() });
+    }
+
+    /// Whether a parameter trains whose path begins so.
+    pub(crate) fn trains(&self, prefix: &str) -> bool {
+        self.slots.keys().any(|path| path.starts_with(prefix))
     }
 
     /// Scales the gradients so that their norm is `max_norm` at most; returns the norm before
@@ -104,7 +113,7 @@ impl<B: Differentiable> Trainer<B> {
     }
 
     /// Updates the weights and forgets the gradients. Parameters that got none stay as they are.
-    pub fn update(&mut self, model: &mut (impl Module<B> + Clone), learning_rate: f64) {
+    pub fn update(&mut self, model: &mut impl Module<B>, learning_rate: f64) {
         *model = model.clone().map(&mut Update {
             slots: &mut self.slots,
             optimizer: self.optimizer,
@@ -152,7 +161,7 @@ impl<B: Differentiable> Trainer<B> {
     /// missing or of another shape, in which case nothing has changed.
     pub fn restore(
         &mut self,
-        model: &mut (impl Module<B> + Clone),
+        model: &mut impl Module<B>,
         state: Vec<Named<TensorData>>,
         device: &B::Device,
     ) -> Result<(), String> {

@@ -62,7 +62,8 @@ fn steps(
         parts.push(Part::AddedEmbeddings);
     }
     let optimizer = AdamW { weight_decay: number("weight_decay")?, ..AdamW::default() };
-    let mut training = open_training(folder, device, &TrainingOptions { parts, optimizer, features_bytes: 0 })?;
+    let mut training =
+        open_training(folder, device, &TrainingOptions { parts, optimizer, ..TrainingOptions::default() })?;
 
     let mut series: BTreeMap<&str, Vec<f32>> = BTreeMap::new();
     for step in 0..steps {

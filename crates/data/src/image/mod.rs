@@ -99,12 +99,13 @@ impl ImageTransform {
     /// The model's input, `[3, size, size]`.
     pub fn tensor(&self, picture: &Picture) -> Vec<f32> {
         let pixels = self.pixels(picture);
-        let plane = self.size * self.size;
-        pixels
-            .iter()
-            .enumerate()
-            .map(|(i, &p)| (f32::from(p) / 255.0 - self.mean[i / plane]) / self.std[i / plane])
-            .collect()
+        let mut tensor = Vec::with_capacity(pixels.len());
+        for (channel, plane) in pixels.chunks_exact(self.size * self.size).enumerate() {
+            let levels: [f32; 256] =
+                std::array::from_fn(|p| (p as f32 / 255.0 - self.mean[channel]) / self.std[channel]);
+            tensor.extend(plane.iter().map(|&p| levels[usize::from(p)]));
+        }
+        tensor
     }
 }
 

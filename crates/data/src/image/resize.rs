@@ -140,33 +140,48 @@ fn nearest<const N: usize>(pixels: &[u8], x: &Axis, y: &Axis) -> Vec<u8> {
 trait Level: Copy + Default {
     /// A weight in the form that sums of this type use.
     type Weight: Copy;
+    /// A weighted sum in the making; its default is the sum of nothing.
+    type Sum: Copy + Default;
     fn weight(weight: f64) -> Self::Weight;
-    fn sum(pairs: impl Iterator<Item = (Self, Self::Weight)>) -> Self;
+    fn add(sum: &mut Self::Sum, level: Self, weight: Self::Weight);
+    fn rounded(sum: Self::Sum) -> Self;
 }
 
 impl Level for u8 {
     type Weight = i32;
+    type Sum = i32;
 
     fn weight(weight: f64) -> i32 {
         let scaled = weight * f64::from(1 << PRECISION);
         (if scaled < 0.0 { scaled - 0.5 } else { scaled + 0.5 }) as i32
     }
 
-    fn sum(pairs: impl Iterator<Item = (u8, i32)>) -> u8 {
-        let sum = pairs.fold(1 << (PRECISION - 1), |sum: i32, (level, weight)| sum + i32::from(level) * weight);
-        (sum >> PRECISION).clamp(0, 255) as u8
+    #[inline(always)]
+    fn add(sum: &mut i32, level: u8, weight: i32) {
+        *sum += i32::from(level) * weight;
+    }
+
+    #[inline(always)]
+    fn rounded(sum: i32) -> u8 {
+        ((sum + (1 << (PRECISION - 1))) >> PRECISION).clamp(0, 255) as u8
     }
 }
 
 impl Level for u16 {
     type Weight = f64;
+    type Sum = f64;
 
     fn weight(weight: f64) -> f64 {
         weight
     }
 
-    fn sum(pairs: impl Iterator<Item = (u16, f64)>) -> u16 {
-        let sum = pairs.fold(0.0, |sum, (level, weight)| sum + f64::from(level) * weight);
+    #[inline(always)]
+    fn add(sum: &mut f64, level: u16, weight: f64) {
+        *sum += f64::from(level) * weight;
+    }
+
+    #[inline(always)]
+    fn rounded(sum: f64) -> u16 {
         (if sum < 0.0 { sum - 0.5 } else { sum + 0.5 }) as u16
     }
 }
@@ -225,22 +240,27 @@ fn horizontal<L: Level, const N: usize>(pixels: &[L], stride: usize, columns: &[
     let mut out = Vec::with_capacity(columns.len() * (pixels.len() / stride) * N);
     for row in pixels.chunks_exact(stride) {
         for window in columns {
-            for channel in 0..N {
-                let samples = row[window.first * N + channel..].iter().step_by(N).copied();
-                out.push(L::sum(samples.zip(window.weights.iter().copied())));
+            let mut sums = [L::Sum::default(); N];
+            let samples = row[window.first * N..].chunks_exact(N);
+            for (pixel, &weight) in samples.zip(&window.weights) {
+                sums.iter_mut().zip(pixel).for_each(|(sum, &level)| L::add(sum, level, weight));
             }
+            out.extend(sums.map(L::rounded));
         }
     }
     out
 }
 
+/// Goes through whole rows, which the compiler vectorises.
 fn vertical<L: Level>(pixels: &[L], stride: usize, rows: &[Window<L::Weight>]) -> Vec<L> {
     let mut out = Vec::with_capacity(stride * rows.len());
+    let mut sums = vec![L::Sum::default(); stride];
     for window in rows {
-        for column in 0..stride {
-            let samples = pixels[window.first * stride + column..].iter().step_by(stride).copied();
-            out.push(L::sum(samples.zip(window.weights.iter().copied())));
+        sums.fill(L::Sum::default());
+        for (row, &weight) in pixels[window.first * stride..].chunks_exact(stride).zip(&window.weights) {
+            sums.iter_mut().zip(row).for_each(|(sum, &level)| L::add(sum, level, weight));
         }
+        out.extend(sums.iter().map(|&sum| L::rounded(sum)));
     }
     out
 }

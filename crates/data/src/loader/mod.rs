@@ -4,19 +4,30 @@
 //! buffer, decodes them and fills batches; batches are taken from the workers in turn. So a stream can be continued
 //! exactly: its [`Position`] says how far each worker has come, and a worker that starts there reads its epoch again
 //! up to that place without decoding anything.
+//!
+//! Each worker begins its next epoch when it is through with its shards, whether or not the others are, and fills the
+//! batch that it has begun with the first samples of that epoch: all batches are full, no sample is lost, nobody waits
+//! for anybody. No shard belongs to two workers or processes in one epoch, unless it is drawn with replacement.
+//!
+//! Exactness ends where shards change: one that cannot be reached now and could before has no samples.
 
+mod position;
+#[cfg(feature = "remote")]
+mod remote;
+mod shuffle;
 mod source;
 mod worker;
 
+pub use position::{Position, WorkerPosition};
 pub use source::find_shards;
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
 
 use crate::{DataError, Rejected, Sample};
 
@@ -29,8 +40,13 @@ pub struct LoaderOptions {
     pub seed: u64,
     /// Draw shards with replacement instead of going through all of them once an epoch.
     pub resampled: bool,
-    /// Samples among which the next one is drawn; 0 keeps the order of the shards.
+    /// Samples that make an epoch, over all processes and rounded up to whole batches of each worker; shards come again
+    /// until there are as many. `None`: an epoch is each shard once or, drawn with replacement, as many draws.
+    pub epoch_samples: Option<usize>,
+    /// Samples among which the next one is drawn; 0 keeps the order of samples and shards.
     pub shuffle: usize,
+    /// How many of them must be there before the first is drawn.
+    pub initial: usize,
     /// Which process this is.
     pub rank: usize,
     /// How many processes share the shards.
@@ -51,7 +67,9 @@ impl Default for LoaderOptions {
             shards: Vec::new(),
             seed: 0,
             resampled: false,
+            epoch_samples: None,
             shuffle: 1000,
+            initial: 100,
             rank: 0,
             world_size: 1,
             workers: 1,
@@ -62,39 +80,38 @@ impl Default for LoaderOptions {
     }
 }
 
-/// How far a worker has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerPosition {
-    /// The epoch that it is in, from 0.
-    pub epoch: u64,
-    /// Samples of that epoch that were used or left out.
-    pub samples: u64,
-}
-
-/// Where a stream stands after a batch.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Position {
-    /// Each worker, after its last batch that was taken.
-    pub workers: Vec<WorkerPosition>,
-    /// The worker whose batch comes next.
-    pub next: usize,
-    /// Samples that were delivered, as `delivered`, and those that were left out, by kind.
-    pub counts: BTreeMap<String, u64>,
+impl LoaderOptions {
+    /// How many workers there can be.
+    fn check(&self) -> Result<usize, DataError> {
+        let wrong = |why: String| Err(DataError::Shards(why));
+        let (shards, processes) = (self.shards.len(), self.world_size);
+        if self.rank >= processes {
+            return wrong(format!("process {} of {processes}: the first is 0", self.rank));
+        }
+        if shards == 0 || !self.resampled && shards < processes {
+            return wrong(format!("{shards} shard(s) for {processes} process(es): every process needs one of its own"));
+        }
+        if self.batch_size == 0 || self.epoch_samples == Some(0) {
+            return wrong("a batch or an epoch of no samples".into());
+        }
+        Ok(if self.resampled { self.workers.max(1) } else { self.workers.clamp(1, shards / processes) })
+    }
 }
 
 /// Makes something of a sample. The generator belongs to this sample: what it gives depends on the seed and the
 /// sample's place, not on time.
 pub type Decode<T> = Arc<dyn Fn(Sample, &mut ChaCha8Rng) -> Result<T, Rejected> + Send + Sync>;
 
-/// A stream of batches.
+/// A stream of batches. Dropping it stops its threads.
 pub struct Loader<T> {
     workers: Vec<Worker<T>>,
     position: Position,
+    stop: Arc<AtomicBool>,
 }
 
 struct Worker<T> {
-    batches: Option<Receiver<Result<WorkerBatch<T>, DataError>>>,
-    thread: Option<JoinHandle<()>>,
+    batches: Receiver<Result<WorkerBatch<T>, DataError>>,
+    thread: JoinHandle<()>,
 }
 
 /// What a worker hands over.
@@ -104,55 +121,59 @@ struct WorkerBatch<T> {
     counts: BTreeMap<String, u64>,
 }
 
+/// What all workers know.
+struct Shared<T> {
+    options: LoaderOptions,
+    workers: usize,
+    decode: Decode<T>,
+    stop: Arc<AtomicBool>,
+    /// What was left out and has had its warning.
+    warned: Mutex<BTreeSet<&'static str>>,
+}
+
+impl<T> Shared<T> {
+    /// Samples that a worker delivers in an epoch, rounded as upstream does (`train/data.py`, `num_worker_batches`);
+    /// `None` where its shards decide.
+    fn epoch_share(&self) -> Option<u64> {
+        let LoaderOptions { batch_size, world_size, .. } = self.options;
+        let batches = self.options.epoch_samples?.div_ceil(batch_size.saturating_mul(world_size));
+        Some(batches.div_ceil(self.workers).saturating_mul(batch_size) as u64)
+    }
+}
+
 impl<T: Send + 'static> Loader<T> {
     /// Starts reading, from the beginning or after a position of a stream with the same options.
     ///
     /// # Errors
-    /// [`DataError::Shards`] where there are fewer shards than processes, or the position is another stream's.
+    /// [`DataError::Shards`] where there are fewer shards than processes, unless they are drawn with replacement, where
+    /// options contradict each other, or the position is another stream's.
     pub fn start(options: LoaderOptions, decode: Decode<T>, after: Option<Position>) -> Result<Self, DataError> {
-        let shares = options.shards.len() / options.world_size.max(1);
-        if shares == 0 {
-            let (shards, processes) = (options.shards.len(), options.world_size);
-            return Err(DataError::Shards(format!(
-                "{shards} shard(s) for {processes} process(es): every process needs one of its own"
-            )));
-        }
-        if options.batch_size == 0 {
-            return Err(DataError::Shards("a batch of no samples".into()));
-        }
-        let count = options.workers.clamp(1, shares);
-        let fresh = Position { workers: vec![WorkerPosition::default(); count], ..Position::default() };
-        let position = after.unwrap_or(fresh);
-        if position.workers.len() != count || position.next >= count {
-            return Err(DataError::Shards(format!(
-                "the saved position is of a stream with {} worker(s), this one has {count}: resume with the same \
-                 shards and workers",
-                position.workers.len()
-            )));
-        }
-        let options = Arc::new(options);
-        let start = |(index, &after): (usize, &WorkerPosition)| {
-            let (sender, batches) = sync_channel(options.prefetch.max(1));
-            let (options, decode) = (options.clone(), decode.clone());
-            let thread = std::thread::Builder::new().name(format!("loader-{index}")).spawn(move || {
-                worker::run(&options, index, count, &decode, after, &sender);
-            });
+        let workers = options.check()?;
+        let position = after.unwrap_or_else(|| Position::start(workers));
+        position.check(workers)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let shared = Arc::new(Shared { options, workers, decode, stop: stop.clone(), warned: Mutex::default() });
+        let mut loader = Self { workers: Vec::new(), position, stop };
+        for (index, &after) in loader.position.workers.iter().enumerate() {
+            // One more is in the worker's hand.
+            let (sender, batches) = sync_channel(shared.options.prefetch.saturating_sub(1));
+            let stream = worker::Stream::new(shared.clone(), index, after, sender);
+            let thread = std::thread::Builder::new().name(format!("loader-{index}")).spawn(move || stream.run());
             let thread = thread.map_err(|e| DataError::Shards(format!("cannot start a loader thread: {e}")))?;
-            Ok(Worker { batches: Some(batches), thread: Some(thread) })
-        };
-        let workers = position.workers.iter().enumerate().map(start).collect::<Result<_, DataError>>()?;
-        Ok(Self { workers, position })
+            loader.workers.push(Worker { batches, thread });
+        }
+        Ok(loader)
     }
 
     /// The next batch.
     ///
     /// # Errors
-    /// [`DataError::Shards`] after too many unusable samples in a row, or if decoding panicked.
+    /// [`DataError::TooManyFailures`] after too many unusable samples in a row, [`DataError::Panicked`] if decoding
+    /// panicked, [`DataError::Shards`] if a hundred shards in a row bring nothing. There is nothing after an error.
     pub fn next_batch(&mut self) -> Result<Vec<T>, DataError> {
         let index = self.position.next;
-        let died = || DataError::Shards("a loader thread ended before its time".into());
-        let batches = self.workers[index].batches.as_ref().ok_or_else(died)?;
-        let batch = batches.recv().map_err(|_| died())??;
+        let died = |_| DataError::Shards("a loader thread ended before its time".into());
+        let batch = self.workers[index].batches.recv().map_err(died)??;
         self.position.workers[index] = batch.position;
         self.position.next = (index + 1) % self.workers.len();
         for (kind, count) in batch.counts {
@@ -169,13 +190,12 @@ impl<T: Send + 'static> Loader<T> {
 
 impl<T> Drop for Loader<T> {
     fn drop(&mut self) {
-        // A worker stops when nobody takes its next batch.
-        self.workers.iter_mut().for_each(|worker| worker.batches = None);
-        for worker in &mut self.workers {
-            if let Some(thread) = worker.thread.take() {
-                // It has nothing to say: what went wrong was sent.
-                thread.join().ok();
-            }
+        self.stop.store(true, Ordering::Relaxed);
+        for Worker { batches, thread } in self.workers.drain(..) {
+            // One that waits for its batch to be taken gives up now.
+            drop(batches);
+            // It has nothing to say: what went wrong was sent.
+            thread.join().ok();
         }
     }
 }

@@ -3,11 +3,18 @@
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
+#[cfg(feature = "remote")]
+use super::remote;
 use crate::{DataError, expand};
 
 /// The shards that patterns stand for: `{000..999}` and `{a,b}` are written out, `*` and `?` are looked up among
-/// local files, `@FILE` is a list with a pattern a line, `::` joins.
+/// local files and the objects of an `s3://` bucket, `@FILE` is a list with a pattern a line, `::` joins.
+///
+/// Shards are local paths, `http://`, `https://` or `s3://`. Buckets are reached as the variables say that Amazon's own
+/// tools read, `AWS_ACCESS_KEY_ID`, `AWS_REGION`, `AWS_ENDPOINT` and so on; public ones need `AWS_SKIP_SIGNATURE=true`.
 ///
 /// # Errors
 /// [`DataError::Shards`] for a pattern that is wrong or finds nothing, [`DataError::Io`] for an unreadable list.
@@ -20,32 +27,91 @@ pub fn find_shards(patterns: &str) -> Result<Vec<String>, DataError> {
             for line in text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(['#', '@'])) {
                 found.extend(find_shards(line)?);
             }
-        } else if pattern.contains(['*', '?']) && !is_remote(pattern) {
-            let wrong = |e: &dyn std::fmt::Display| DataError::Shards(format!("the shard pattern `{pattern}` {e}"));
-            let paths = glob::glob(pattern).map_err(|e| wrong(&e))?;
-            let mut paths: Vec<String> = paths.flatten().map(|path| path.to_string_lossy().into_owned()).collect();
-            if paths.is_empty() {
-                return Err(wrong(&"finds no file"));
-            }
-            paths.sort();
-            found.extend(paths);
-        } else {
-            found.extend(expand(pattern)?);
+            continue;
+        }
+        for name in expand(pattern)? {
+            found.extend(looked_up(name)?);
         }
     }
     if found.is_empty() { Err(DataError::Shards(format!("`{patterns}` names no shards"))) } else { Ok(found) }
 }
 
-fn is_remote(shard: &str) -> bool {
-    shard.contains("://")
+/// The shards that match a name with `*` or `?`, sorted; any other name is itself.
+fn looked_up(name: String) -> Result<Vec<String>, DataError> {
+    let wrong = |why: &dyn std::fmt::Display| DataError::Shards(format!("the shard pattern `{name}` {why}"));
+    let scheme = name.split_once("://").map(|(scheme, _)| scheme);
+    let wild = match scheme {
+        None | Some("s3") => name.contains(['*', '?']),
+        // Here `?` begins the query.
+        Some("http" | "https") => name.split('?').next().is_some_and(|path| path.contains('*')),
+        Some(_) => return Err(wrong(&"is no local path, and neither http://, https:// nor s3://")),
+    };
+    if !wild {
+        return Ok(vec![name]);
+    }
+    let mut found = match scheme {
+        Some(_) => remote::list(&name)?,
+        None => {
+            let paths = glob::glob(&name).map_err(|e| wrong(&e))?;
+            paths.flatten().map(|path| path.to_string_lossy().into_owned()).collect()
+        }
+    };
+    if found.is_empty() {
+        return Err(wrong(&"finds nothing"));
+    }
+    found.sort();
+    Ok(found)
 }
 
-/// A shard's bytes, as they come.
-pub(super) fn open(shard: &str) -> Result<Box<dyn Read>, DataError> {
-    if is_remote(shard) {
-        return Err(DataError::Shards(format!("{shard} is not a local file")));
+/// A shard's bytes, as they come; where they come slowly, only until told to stop.
+pub(super) fn open(shard: &str, stop: &Arc<AtomicBool>) -> Result<Box<dyn Read>, DataError> {
+    if shard.contains("://") {
+        return remote::open(shard, stop.clone());
     }
     let path = Path::new(shard);
-    let file = File::open(path).map_err(|source| DataError::Io { path: path.into(), source })?;
+    // A pipe would have to be waited for, and has no second epoch.
+    let file = std::fs::metadata(path).and_then(|about| match about.is_file() {
+        true => File::open(path),
+        false => Err(std::io::Error::other("it is not a regular file")),
+    });
+    let file = file.map_err(|source| DataError::Io { path: path.into(), source })?;
     Ok(Box::new(BufReader::with_capacity(1 << 20, file)))
+}
+
+/// A URL fit to be shown: what could be a password is left out.
+pub(super) fn shown(url: &str) -> String {
+    let url = url.split('?').next().unwrap_or_default();
+    match url.split_once("://") {
+        Some((scheme, rest)) => {
+            let host = rest.find('/').unwrap_or(rest.len());
+            let name = rest[..host].rfind('@').map_or(0, |at| at + 1);
+            format!("{scheme}://{}", &rest[name..])
+        }
+        None => url.to_string(),
+    }
+}
+
+/// In a build that reaches no other machine.
+#[cfg(not(feature = "remote"))]
+mod remote {
+    use std::io::Read;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+
+    use crate::DataError;
+
+    fn absent(url: &str) -> DataError {
+        let url = super::shown(url);
+        DataError::Shards(format!(
+            "{url} is on another machine, which this build does not reach: rebuild with `--features remote`"
+        ))
+    }
+
+    pub(super) fn open(url: &str, _: Arc<AtomicBool>) -> Result<Box<dyn Read>, DataError> {
+        Err(absent(url))
+    }
+
+    pub(super) fn list(pattern: &str) -> Result<Vec<String>, DataError> {
+        Err(absent(pattern))
+    }
 }

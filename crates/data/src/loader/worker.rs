@@ -1,58 +1,47 @@
 //! One worker: its shards, its shuffle buffer, its batches.
 
+use std::any::Any;
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::ControlFlow::{self, Break, Continue};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, PoisonError};
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
-use super::{Decode, LoaderOptions, WorkerBatch, WorkerPosition, source};
+use super::shuffle::Shuffle;
+use super::{Shared, WorkerBatch, WorkerPosition, source};
 use crate::{DataError, Sample, read_samples};
 
-/// Epochs in a row that may bring nothing: drawn with replacement, unreadable shards may come several times.
-const EMPTY_EPOCHS: usize = 20;
+/// Shards in a row that may bring nothing.
+const BARREN_SHARDS: usize = 100;
 
-/// Goes through epoch after epoch, until nobody wants more.
-pub(super) fn run<T>(
-    options: &LoaderOptions,
-    index: usize,
-    workers: usize,
-    decode: &Decode<T>,
-    after: WorkerPosition,
-    sender: &SyncSender<Result<WorkerBatch<T>, DataError>>,
-) {
-    let reader = (options.rank * workers + index) as u64;
-    let readers = (options.world_size * workers) as u64;
-    let mut stream = Stream {
-        options,
-        decode,
-        sender,
-        reader,
-        replay: after.samples,
-        at: WorkerPosition { epoch: after.epoch, samples: 0 },
-        items: Vec::new(),
-        counts: BTreeMap::new(),
-        failures: 0,
-    };
-    let mut empty = 0;
-    while empty < EMPTY_EPOCHS {
-        if stream.epoch(readers).is_break() {
-            return;
-        }
-        empty = if stream.at.samples == 0 { empty + 1 } else { 0 };
-        stream.at = WorkerPosition { epoch: stream.at.epoch + 1, samples: 0 };
-        stream.replay = 0;
-    }
-    stream.nothing_read();
+/// What a generator is for: no two purposes share one.
+#[derive(Clone, Copy)]
+enum Purpose {
+    Shuffle,
+    Draw,
+    Permute,
+    /// Decoding this sample of the epoch, from 1.
+    Decode(u64),
 }
 
-struct Stream<'a, T> {
-    options: &'a LoaderOptions,
-    decode: &'a Decode<T>,
-    sender: &'a SyncSender<Result<WorkerBatch<T>, DataError>>,
-    reader: u64,
+/// Why an epoch ends before its shards do.
+enum End {
+    /// It has as many samples as it should.
+    Epoch,
+    /// Nobody wants more, or there was an error.
+    Stream,
+}
+
+/// A worker at work.
+pub(super) struct Stream<T> {
+    shared: Arc<Shared<T>>,
+    sender: SyncSender<Result<WorkerBatch<T>, DataError>>,
+    /// This worker among those of all processes, the processes taking turns, so that their shares are equal.
+    reader: usize,
     /// Samples of this epoch that were used before the start.
     replay: u64,
     at: WorkerPosition,
@@ -60,136 +49,210 @@ struct Stream<'a, T> {
     counts: BTreeMap<String, u64>,
     /// Unusable samples in a row.
     failures: usize,
+    /// Shards in a row that brought nothing.
+    barren: usize,
 }
 
-impl<T> Stream<'_, T> {
-    fn epoch(&mut self, readers: u64) -> ControlFlow<()> {
-        let mut rng = generator(self.options.seed, [self.at.epoch, self.reader, 0]);
-        let mut buffer: Vec<Sample> = Vec::new();
-        for shard in self.shards(readers) {
-            let shard = &self.options.shards[shard];
-            let skipped = match source::open(shard) {
+impl<T> Stream<T> {
+    pub(super) fn new(
+        shared: Arc<Shared<T>>,
+        index: usize,
+        after: WorkerPosition,
+        sender: SyncSender<Result<WorkerBatch<T>, DataError>>,
+    ) -> Self {
+        let reader = index * shared.options.world_size + shared.options.rank;
+        Self {
+            shared,
+            sender,
+            reader,
+            replay: after.samples,
+            at: WorkerPosition { samples: 0, ..after },
+            items: Vec::new(),
+            counts: BTreeMap::new(),
+            failures: 0,
+            barren: 0,
+        }
+    }
+
+    /// Goes through epoch after epoch, until nobody wants more.
+    pub(super) fn run(mut self) {
+        while !matches!(self.epoch(), Break(End::Stream)) {
+            self.at = self.next_epoch();
+            self.replay = 0;
+        }
+    }
+
+    fn next_epoch(&self) -> WorkerPosition {
+        WorkerPosition { epoch: self.at.epoch.saturating_add(1), ..WorkerPosition::default() }
+    }
+
+    fn epoch(&mut self) -> ControlFlow<End> {
+        let shared = self.shared.clone();
+        let mut rng = self.generator(self.reader, Purpose::Shuffle);
+        let mut shuffle = Shuffle::new(shared.options.shuffle, shared.options.initial, |count| below(&mut rng, count));
+        for shard in self.shards() {
+            let name = &shared.options.shards[shard];
+            let samples = match source::open(name, &shared.stop) {
                 Ok(bytes) => {
-                    let mut flow = ControlFlow::Continue(());
+                    let (mut flow, mut samples) = (Continue(()), 0);
                     let skipped = read_samples(bytes, &mut |sample| {
-                        buffer.push(sample);
-                        if buffer.len() > self.options.shuffle {
-                            flow = self.take(drawn(&mut buffer, &mut rng, self.options.shuffle));
-                        }
-                        flow
+                        samples += 1;
+                        flow = match shuffle.push((sample, shard)) {
+                            Some(sample) => self.take(sample),
+                            None => self.wanted(),
+                        };
+                        if flow.is_continue() { Continue(()) } else { Break(()) }
                     });
                     flow?;
-                    skipped
+                    self.left_out("member", skipped.members, name, &"no file with an extension, or too large");
+                    self.left_out("duplicate member", skipped.duplicates, name, &"the sample has such a part already");
+                    self.left_out("cut shard", skipped.cut, name, &"it ends in the middle or is damaged");
+                    samples
                 }
                 Err(reason) => {
-                    tracing::warn!(shard, %reason, "a shard is left out");
-                    self.count("unreadable shard", 1);
-                    continue;
+                    self.left_out("unreadable shard", 1, name, &reason);
+                    0
                 }
             };
-            for (kind, count) in
-                [("member", skipped.members), ("duplicate member", skipped.duplicates), ("cut shard", skipped.cut)]
-            {
-                if count > 0 {
-                    tracing::warn!(shard, kind, count, "left out");
-                    self.count(kind, count as u64);
-                }
+            self.barren = if samples == 0 { self.barren + 1 } else { 0 };
+            if self.barren == BARREN_SHARDS {
+                let why =
+                    format!("{BARREN_SHARDS} shards in a row hold no samples, the last is {}", source::shown(name));
+                return self.send(Err(DataError::Shards(why)));
             }
+            self.wanted()?;
         }
-        while !buffer.is_empty() {
-            self.take(drawn(&mut buffer, &mut rng, self.options.shuffle))?;
+        while let Some(sample) = shuffle.pop() {
+            self.take(sample)?;
         }
-        ControlFlow::Continue(())
+        Continue(())
     }
 
     /// The shards of this reader in this epoch: a share of a permutation that all readers agree on, or as many drawn
-    /// with replacement.
-    fn shards(&self, readers: u64) -> Vec<usize> {
-        let count = self.options.shards.len();
-        if self.options.resampled {
-            let mut rng = generator(self.options.seed, [self.at.epoch, self.reader, 1]);
-            return (0..(count as u64 / readers).max(1)).map(|_| below(&mut rng, count)).collect();
+    /// with replacement. Where samples end the epoch, shards do not.
+    fn shards(&self) -> Box<dyn Iterator<Item = usize>> {
+        let options = &self.shared.options;
+        let (count, readers) = (options.shards.len(), options.world_size * self.shared.workers);
+        let endless = options.epoch_samples.is_some();
+        if options.resampled {
+            let mut rng = self.generator(self.reader, Purpose::Draw);
+            let drawn = std::iter::repeat_with(move || below(&mut rng, count));
+            return if endless { Box::new(drawn) } else { Box::new(drawn.take((count / readers).max(1))) };
         }
         let mut order: Vec<usize> = (0..count).collect();
-        if self.options.shuffle > 0 {
-            let mut rng = generator(self.options.seed, [self.at.epoch, 0, 2]);
+        if options.shuffle > 0 {
+            let mut rng = self.generator(0, Purpose::Permute);
             (1..count).rev().for_each(|i| order.swap(i, below(&mut rng, i + 1)));
         }
-        order.into_iter().skip(self.reader as usize).step_by(readers as usize).collect()
+        let share = order.into_iter().skip(self.reader).step_by(readers);
+        if endless { Box::new(share.cycle()) } else { Box::new(share) }
     }
 
-    /// Uses a sample; breaks off when nobody wants more.
-    fn take(&mut self, sample: Sample) -> ControlFlow<()> {
+    /// Uses a sample of a shard.
+    fn take(&mut self, (sample, shard): (Sample, usize)) -> ControlFlow<End> {
+        self.wanted()?;
         self.at.samples += 1;
-        if self.at.samples <= self.replay {
+        if self.replaying() {
             // What was counted up to here was counted before.
             self.counts.clear();
-            return ControlFlow::Continue(());
+            return Continue(());
         }
-        let mut rng = generator(self.options.seed, [self.at.epoch, self.reader, 3 + self.at.samples]);
+        let shared = self.shared.clone();
+        let options = &shared.options;
+        let mut rng = self.generator(self.reader, Purpose::Decode(self.at.samples));
         let key = sample.key.clone();
-        match catch_unwind(AssertUnwindSafe(|| (self.decode)(sample, &mut rng))) {
+        match catch_unwind(AssertUnwindSafe(|| (shared.decode)(sample, &mut rng))) {
             Ok(Ok(item)) => {
                 self.failures = 0;
                 self.items.push(item);
+                self.at.delivered += 1;
                 self.count("delivered", 1);
             }
             Ok(Err(reason)) => {
                 self.failures += 1;
-                if !self.counts.contains_key(reason.kind()) {
-                    tracing::debug!(sample = key, %reason, "a sample is left out");
-                }
-                self.count(reason.kind(), 1);
-                if self.failures > self.options.max_consecutive_failures {
-                    let why = format!("{} samples in a row are unusable, the last because: {reason}", self.failures);
-                    return self.send(Err(DataError::Shards(why)));
+                let place = format!("{} of {}", key, options.shards[shard]);
+                self.left_out(reason.kind(), 1, &place, &reason);
+                if self.failures > options.max_consecutive_failures {
+                    let (count, last) = (self.failures, reason.to_string());
+                    return self.send(Err(DataError::TooManyFailures { count, last }));
                 }
             }
-            Err(_) => return self.send(Err(DataError::Shards(format!("decoding the sample `{key}` failed")))),
+            Err(panic) => {
+                return self.send(Err(DataError::Panicked { sample: key, reason: said(&*panic) }));
+            }
         }
-        if self.items.len() == self.options.batch_size {
-            let (items, counts) = (std::mem::take(&mut self.items), std::mem::take(&mut self.counts));
-            return self.send(Ok(WorkerBatch { items, position: self.at, counts }));
+        if self.items.len() < options.batch_size {
+            return Continue(());
         }
-        ControlFlow::Continue(())
+        let full = shared.epoch_share().is_some_and(|share| self.at.delivered >= share);
+        let position = if full { self.next_epoch() } else { self.at };
+        let (items, counts) = (std::mem::take(&mut self.items), std::mem::take(&mut self.counts));
+        self.send(Ok(WorkerBatch { items, position, counts }))?;
+        if full { Break(End::Epoch) } else { Continue(()) }
     }
 
-    fn nothing_read(&self) {
-        let counts: Vec<String> = self.counts.iter().map(|(kind, count)| format!("{count} {kind}")).collect();
-        let why = format!("the shards hold no samples ({})", counts.join(", "));
-        // The end either way.
-        let _ = self.send(Err(DataError::Shards(why)));
+    fn replaying(&self) -> bool {
+        self.at.samples <= self.replay
+    }
+
+    fn wanted(&self) -> ControlFlow<End> {
+        if self.shared.stop.load(Ordering::Relaxed) { Break(End::Stream) } else { Continue(()) }
     }
 
     /// Breaks off after an error, and when nobody listens.
-    fn send(&self, batch: Result<WorkerBatch<T>, DataError>) -> ControlFlow<()> {
+    fn send(&self, batch: Result<WorkerBatch<T>, DataError>) -> ControlFlow<End> {
         let last = batch.is_err();
         match self.sender.send(batch) {
-            Ok(()) if !last => ControlFlow::Continue(()),
-            _ => ControlFlow::Break(()),
+            Ok(()) if !last => Continue(()),
+            _ => Break(End::Stream),
         }
     }
 
     fn count(&mut self, kind: &str, count: u64) {
         *self.counts.entry(kind.to_string()).or_default() += count;
     }
-}
 
-/// Takes a sample out of the buffer, the first one where nothing is shuffled.
-fn drawn(buffer: &mut Vec<Sample>, rng: &mut ChaCha8Rng, shuffle: usize) -> Sample {
-    if shuffle == 0 { buffer.remove(0) } else { buffer.swap_remove(below(rng, buffer.len())) }
-}
-
-/// A generator for one purpose.
-fn generator(seed: u64, purpose: [u64; 3]) -> ChaCha8Rng {
-    let mut bytes = [0; 32];
-    for (place, word) in bytes.chunks_exact_mut(8).zip([seed, purpose[0], purpose[1], purpose[2]]) {
-        place.copy_from_slice(&word.to_le_bytes());
+    /// Counts what is left out. The first of a kind is worth a warning, unless it was there before the start.
+    fn left_out(&mut self, kind: &'static str, count: usize, place: &str, reason: &dyn std::fmt::Display) {
+        if count == 0 {
+            return;
+        }
+        self.count(kind, count as u64);
+        if self.at.samples < self.replay {
+            return;
+        }
+        let place = source::shown(place);
+        if self.shared.warned.lock().unwrap_or_else(PoisonError::into_inner).insert(kind) {
+            tracing::warn!(kind, count, place, %reason, "left out; more of this kind are logged as debug messages");
+        } else {
+            tracing::debug!(kind, count, place, %reason, "left out");
+        }
     }
-    ChaCha8Rng::from_seed(bytes)
+
+    /// A generator for one purpose in this epoch.
+    fn generator(&self, reader: usize, purpose: Purpose) -> ChaCha8Rng {
+        let purpose = match purpose {
+            Purpose::Shuffle => 0,
+            Purpose::Draw => 1,
+            Purpose::Permute => 2,
+            Purpose::Decode(sample) => sample.saturating_add(2),
+        };
+        let mut seed = [0; 32];
+        let words = [self.shared.options.seed, self.at.epoch, reader as u64, purpose];
+        for (place, word) in seed.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        ChaCha8Rng::from_seed(seed)
+    }
 }
 
 /// A number below `count`, which is small beside 2^64: the bias of the remainder does not matter.
 fn below(rng: &mut ChaCha8Rng, count: usize) -> usize {
     (rng.next_u64() % count as u64) as usize
+}
+
+/// The message of a panic.
+fn said(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| text.to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic without a message".into())
 }

@@ -1,5 +1,7 @@
 //! Attention that reads queries, keys and values where they lie and keeps scores of a few queries only.
 
+use std::ops::Range;
+
 use burn::tensor::{Bytes, DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor, Layout};
 use gemm::Parallelism;
@@ -10,7 +12,7 @@ use super::math;
 use crate::Attention;
 
 /// Queries whose scores are in memory together.
-const QUERIES: usize = 64;
+const QUERIES: usize = 32;
 
 /// Work, in multiplications, that is worth a thread.
 const WORTH_A_THREAD: usize = 1 << 15;
@@ -129,29 +131,50 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Attention weights of `count` queries from `first` on, `[count, keys]`.
+    /// The keys that any of `count` queries from `first` on sees: from the first to after the last. Text looks back only,
+    /// and at one picture of many, so this is often a small part.
+    fn seen(&self, batch: usize, head: usize, first: usize, count: usize) -> Range<usize> {
+        let Some(hidden) = &self.hidden else { return 0..self.keys };
+        let step = hidden.strides[3] as usize;
+        let mut seen = self.keys..0;
+        for query in first..first + count {
+            let at = hidden.at(batch, head, query);
+            let sees = |key: &usize| hidden.values[at + key * step] == 0;
+            // What is seen already need not be looked at again.
+            if let Some(key) = (0..seen.start).find(sees) {
+                seen.start = key;
+            }
+            if let Some(key) = (seen.end.max(seen.start)..self.keys).rev().find(sees) {
+                seen.end = key + 1;
+            }
+        }
+        if seen.start < seen.end { seen } else { 0..0 }
+    }
+
+    /// Attention weights of `count` queries from `first` on for some keys, `[count, keys.len()]`.
     #[inline(always)]
-    fn weights(&self, batch: usize, head: usize, first: usize, count: usize, weights: &mut [f32]) {
-        let (q, k) = (self.q.matrix(batch, head, first), self.k.matrix(batch, head, 0));
-        let out = Matrix::of(weights, self.keys);
-        // SAFETY: `weights` is ours and has `count * keys` numbers; the views lie inside their tensors.
-        unsafe { product(out, false, q, k.transposed(), [count, self.keys, self.dim], self.scale) };
-        for (i, row) in weights.chunks_exact_mut(self.keys).enumerate() {
+    fn weights(&self, batch: usize, head: usize, first: usize, count: usize, keys: &Range<usize>, weights: &mut [f32]) {
+        let width = keys.len();
+        let (q, k) = (self.q.matrix(batch, head, first), self.k.matrix(batch, head, keys.start));
+        let out = Matrix::of(weights, width);
+        // SAFETY: `weights` is ours and has `count * width` numbers; the views lie inside their tensors.
+        unsafe { product(out, false, q, k.transposed(), [count, width, self.dim], self.scale) };
+        for (i, row) in weights.chunks_exact_mut(width).enumerate() {
             if let Some(bias) = &self.bias {
-                let at = bias.at(batch, head, first + i);
-                match bias.strides[3] {
+                let step = bias.strides[3] as usize;
+                let at = bias.at(batch, head, first + i) + keys.start * step;
+                match step {
                     1 => row.iter_mut().zip(&bias.values[at..]).for_each(|(x, b)| *x += b),
-                    step => row.iter_mut().enumerate().for_each(|(j, x)| *x += bias.values[at + j * step as usize]),
+                    _ => row.iter_mut().enumerate().for_each(|(j, x)| *x += bias.values[at + j * step]),
                 }
             }
             if let Some(hidden) = &self.hidden {
-                let at = hidden.at(batch, head, first + i);
+                let step = hidden.strides[3] as usize;
+                let at = hidden.at(batch, head, first + i) + keys.start * step;
                 let hide = |x: &mut f32, hidden: u8| *x = if hidden != 0 { f32::NEG_INFINITY } else { *x };
-                match hidden.strides[3] {
+                match step {
                     1 => row.iter_mut().zip(&hidden.values[at..]).for_each(|(x, &h)| hide(x, h)),
-                    step => {
-                        row.iter_mut().enumerate().for_each(|(j, x)| hide(x, hidden.values[at + j * step as usize]))
-                    }
+                    _ => row.iter_mut().enumerate().for_each(|(j, x)| hide(x, hidden.values[at + j * step])),
                 }
             }
             math::softmax(row);
@@ -224,11 +247,15 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
         let mut weights = vec![0.0f32; queries.min(QUERIES) * keys];
         for first in (0..queries).step_by(QUERIES) {
             let count = QUERIES.min(queries - first);
-            let weights = &mut weights[..count * keys];
-            arch.dispatch(|| work.weights(batch, head, first, count, weights));
-            let (out, v) = (places.matrix(batch, head, first), work.v.matrix(batch, head, 0));
+            let seen = work.seen(batch, head, first, count);
+            if seen.is_empty() {
+                continue;
+            }
+            let weights = &mut weights[..count * seen.len()];
+            arch.dispatch(|| work.weights(batch, head, first, count, &seen, weights));
+            let (out, v) = (places.matrix(batch, head, first), work.v.matrix(batch, head, seen.start));
             // SAFETY: each head writes rows of its own; nobody reads them before the loop ends.
-            unsafe { product(out, false, Matrix::of(weights, keys), v, [count, dim, keys], 1.0) };
+            unsafe { product(out, false, Matrix::of(weights, seen.len()), v, [count, dim, seen.len()], 1.0) };
         }
     });
     out.finished()
@@ -247,30 +274,35 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
     work.each_head(|batch, head| {
         let mut weights = vec![0.0f32; queries.min(QUERIES) * keys];
         let mut d_weights = weights.clone();
-        let (k, v) = (work.k.matrix(batch, head, 0), work.v.matrix(batch, head, 0));
         for first in (0..queries).step_by(QUERIES) {
             let count = QUERIES.min(queries - first);
-            let (weights, d_weights) = (&mut weights[..count * keys], &mut d_weights[..count * keys]);
-            arch.dispatch(|| work.weights(batch, head, first, count, weights));
+            let seen = work.seen(batch, head, first, count);
+            if seen.is_empty() {
+                continue;
+            }
+            let width = seen.len();
+            let (weights, d_weights) = (&mut weights[..count * width], &mut d_weights[..count * width]);
+            arch.dispatch(|| work.weights(batch, head, first, count, &seen, weights));
             let (g, q) = (grad.matrix(batch, head, first), work.q.matrix(batch, head, first));
-            let more = first > 0;
-            let p = Matrix::of(weights, keys).transposed();
-            // SAFETY: the weights are this task's own, and each head writes rows of its own in the gradients.
+            let (k, v) = (work.k.matrix(batch, head, seen.start), work.v.matrix(batch, head, seen.start));
+            let p = Matrix::of(weights, width).transposed();
+            // SAFETY: the weights are this task's own, and each head writes rows of its own in the gradients, which
+            // begin as zeros.
             unsafe {
-                product(d_v.matrix(batch, head, 0), more, p, g, [keys, dim, count], 1.0);
-                product(Matrix::of(d_weights, keys), false, g, v.transposed(), [count, keys, dim], 1.0);
+                product(d_v.matrix(batch, head, seen.start), true, p, g, [width, dim, count], 1.0);
+                product(Matrix::of(d_weights, width), false, g, v.transposed(), [count, width, dim], 1.0);
             }
             arch.dispatch(|| {
-                for (d, p) in d_weights.chunks_exact_mut(keys).zip(weights.chunks_exact(keys)) {
+                for (d, p) in d_weights.chunks_exact_mut(width).zip(weights.chunks_exact(width)) {
                     let along = math::dot(d, p);
                     d.iter_mut().zip(p).for_each(|(d, p)| *d = (*d - along) * p);
                 }
             });
-            let d = Matrix::of(d_weights, keys);
+            let d = Matrix::of(d_weights, width);
             // SAFETY: as above.
             unsafe {
-                product(d_q.matrix(batch, head, first), false, d, k, [count, dim, keys], work.scale);
-                product(d_k.matrix(batch, head, 0), more, d.transposed(), q, [keys, dim, count], work.scale);
+                product(d_q.matrix(batch, head, first), false, d, k, [count, dim, width], work.scale);
+                product(d_k.matrix(batch, head, seen.start), true, d.transposed(), q, [width, dim, count], work.scale);
             }
         }
     });

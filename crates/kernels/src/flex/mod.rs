@@ -5,6 +5,7 @@
 mod adamw;
 mod attention;
 mod elementwise;
+mod layout;
 mod loss;
 pub mod math;
 mod norm;
@@ -12,7 +13,7 @@ mod norm;
 use burn::tensor::ops::{FloatTensor, ModuleOps};
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{Flex, FlexTensor, Layout};
-use flamingo_config::Activation;
+use flamingo_config::{Activation, Pairing};
 
 use crate::{AdamWStep, Attention, Kernels, generic};
 
@@ -90,6 +91,25 @@ impl Kernels for Flex {
             return generic::attend_backward::<Self>(a, grad);
         }
         attention::backward(a, grad)
+    }
+
+    fn columns_backward(grad: FloatTensor<Self>, first: usize, width: usize) -> FloatTensor<Self> {
+        if grad.dtype() != DType::F32 {
+            return generic::columns_backward::<Self>(grad, first, width);
+        }
+        layout::among_zeros(grad, first, width)
+    }
+
+    fn rotate(
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        pairing: Pairing,
+    ) -> FloatTensor<Self> {
+        if !all_f32([&x, &cos, &sin]) {
+            return generic::rotate::<Self>(x, cos, sin, pairing);
+        }
+        layout::rotate(x, cos, sin, pairing)
     }
 
     fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {

@@ -138,9 +138,7 @@ impl<B: Kernels> SelfAttention<B> {
         let k = split_heads(normed(&self.k_norm, k), self.heads);
         let v = split_heads(v, self.heads);
         let (q, k) = match self.position {
-            Position::Rotary { dims, pairing, .. } => {
-                (context.rotate(q, dims, pairing), context.rotate(k, dims, pairing))
-            }
+            Position::Rotary { pairing, .. } => (context.rotate(q, pairing), context.rotate(k, pairing)),
             _ => (q, k),
         };
         let [k, v] = match cache {

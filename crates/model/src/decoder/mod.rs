@@ -91,7 +91,8 @@ impl<B: Kernels> Decoder<B> {
             let [rows, d_model] = table.dims();
             assert!(index.iter().all(|&i| (i as usize) < rows), "text longer than the position table");
             let index = Tensor::<B, 1, Int>::from_ints(index.as_slice(), &table.device());
-            x = x + table.select(0, index).reshape([text.rows, text.width, d_model]);
+            let positions = table.select(0, index).cast(x.dtype());
+            x = x + positions.reshape([text.rows, text.width, d_model]);
         }
         x
     }

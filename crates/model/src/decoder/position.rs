@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
 use flamingo_config::{Alibi, Architecture, Blind, Pairing, Position};
+use flamingo_kernels::{Kernels, rotate};
 
 /// What the blocks of one forward pass share.
 pub(crate) struct Context<B: Backend> {
@@ -28,7 +29,7 @@ struct BlindRows<B: Backend> {
     others: Tensor<B, 4>,
 }
 
-impl<B: Backend> Context<B> {
+impl<B: Kernels> Context<B> {
     /// For `width` new tokens after `start` cached ones; `keep[row]` covers all of them. `like` gives device
     /// and dtype.
     pub(crate) fn new(
@@ -129,28 +130,10 @@ impl<B: Backend> Context<B> {
         self.hidden.get(&window).cloned()
     }
 
-    /// Rotates the first `dims` coordinates of each head of `[rows, heads, tokens, head_dim]`.
-    pub(crate) fn rotate(&self, x: Tensor<B, 4>, dims: usize, pairing: Pairing) -> Tensor<B, 4> {
+    /// Rotates the first coordinates of each head of `[rows, heads, tokens, head_dim]`.
+    pub(crate) fn rotate(&self, x: Tensor<B, 4>, pairing: Pairing) -> Tensor<B, 4> {
         let Some([cos, sin]) = &self.rotary else { return x };
-        let [rows, heads, tokens, head_dim] = x.dims();
-        let turned = x.clone().narrow(3, 0, dims);
-        // (x1, x2) -> (-x2, x1) within each pair.
-        let quarter = match pairing {
-            Pairing::Halves => {
-                let (x1, x2) = (turned.clone().narrow(3, 0, dims / 2), turned.clone().narrow(3, dims / 2, dims / 2));
-                Tensor::cat(vec![x2.neg(), x1], 3)
-            }
-            Pairing::Neighbours => {
-                let pairs = turned.clone().reshape([rows, heads, tokens, dims / 2, 2]);
-                let (x1, x2) = (pairs.clone().narrow(4, 0, 1), pairs.narrow(4, 1, 1));
-                Tensor::cat(vec![x2.neg(), x1], 4).reshape([rows, heads, tokens, dims])
-            }
-        };
-        let turned = turned * cos.clone() + quarter * sin.clone();
-        if dims == head_dim {
-            return turned;
-        }
-        Tensor::cat(vec![turned, x.narrow(3, dims, head_dim - dims)], 3)
+        rotate(x, cos.clone(), sin.clone(), pairing)
     }
 }
 

@@ -1,0 +1,207 @@
+//! The pictures and texts that the tiny models are trained and judged on, made from published packages.
+//!
+//! Emoji in six drawing styles with Unicode's names, groups and sub-groups; a seventh style, and 150 concepts of all
+//! styles, are kept out of training to judge by. Geometric shapes with questions (easy-VQA). Scenes of several emoji,
+//! whose truth is known because they are composed here. From these: captioned pictures, and sequences in which a few
+//! examples define a task.
+//!
+//! | package | licence |
+//! |---|---|
+//! | `@iconify-json/noto`, `@iconify-json/noto-v1`, `@iconify-json/fxemoji` | Apache-2.0 |
+//! | `@iconify-json/fluent-emoji`, `@iconify-json/fluent-emoji-flat`, `@lobehub/fluent-emoji-3d` | MIT |
+//! | `@iconify-json/streamline-emojis` | CC-BY-4.0 (Streamline) |
+//! | `emojibase-data` | MIT |
+//! | `easy-vqa` | MIT |
+
+mod colour;
+mod concepts;
+mod drawing;
+mod easy_vqa;
+mod evaluation;
+mod packages;
+mod random;
+mod scenes;
+mod sequences;
+mod shards;
+mod words;
+
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use drawing::Drawing;
+use random::Random;
+use shards::{Member, Shards};
+
+/// Why the corpus cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum CorpusError {
+    /// A package cannot be had, or is not what it was.
+    #[error("{0}")]
+    Package(String),
+    /// Something in a package is not as expected.
+    #[error("{package}: {reason}")]
+    Content {
+        /// The package.
+        package: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The file system refused.
+    #[error("cannot write {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl CorpusError {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        move |source| Self::Io { path, source }
+    }
+
+    pub(crate) fn content(package: &str, reason: impl std::fmt::Display) -> Self {
+        Self::Content { package: package.into(), reason: reason.to_string() }
+    }
+}
+
+/// How much is made.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Few-shot sequences.
+    pub sequences: usize,
+    /// Variants of each picture among the captioned ones.
+    pub variants: usize,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self { sequences: 60_000, variants: 16 }
+    }
+}
+
+/// Variants of each picture that sequences draw on.
+const TASK_VARIANTS: usize = 4;
+
+/// Fetches the packages into `out/packages` and makes everything else from them, equal for equal seeds. Returns counts
+/// for people to read.
+///
+/// # Errors
+/// [`CorpusError`] if a package cannot be had or the disk is full.
+pub fn make(
+    out: &Path,
+    seed: u64,
+    sizes: Sizes,
+    on_progress: &(dyn Fn(&str) + Sync),
+) -> Result<serde_json::Value, CorpusError> {
+    on_progress("packages");
+    let packages = packages::fetch(&out.join("packages"))?;
+    let concepts = concepts::read(&packages)?;
+    on_progress("drawings");
+    let drawings = drawing::read(&packages, &concepts)?;
+    let (test, train): (Vec<Drawing>, Vec<Drawing>) =
+        drawings.into_iter().partition(|d| d.style == concepts::TEST_STYLE);
+    let named = concepts::named(&concepts, &train, &test);
+    let train: Vec<Drawing> = train.into_iter().filter(|d| !concepts[d.concept].held_out).collect();
+    let shapes = easy_vqa::read(&packages)?;
+
+    on_progress("variants");
+    let variants: Vec<Vec<Vec<u8>>> = train
+        .par_iter()
+        .enumerate()
+        .map(|(i, d)| (0..sizes.variants.max(TASK_VARIANTS)).map(|v| d.variant(seed, i, v, &concepts)).collect())
+        .collect();
+
+    on_progress("captioned pictures");
+    let mut random = Random::new(seed, "pairs");
+    let mut texts: Vec<String> = Vec::new();
+    let mut pairs: Vec<(Vec<u8>, String)> = Vec::new();
+    for (drawing, variants) in train.iter().zip(&variants) {
+        for png in variants.iter().take(sizes.variants) {
+            pairs.push((png.clone(), words::caption(drawing, &concepts, &mut random)));
+        }
+    }
+    let emoji = pairs.len();
+    for (png, caption) in easy_vqa::captions(&shapes.train, emoji / 10, &mut random) {
+        pairs.push((png, caption));
+    }
+    let scenes = scenes::many(&train, &concepts, &named, emoji / 7, seed, "scenes of pairs");
+    pairs.extend(scenes.iter().map(|scene| (scene.png.clone(), scene.caption.clone())));
+    random.shuffle(&mut pairs);
+    let folder = out.join("shards");
+    let mut shards = Shards::new(&folder, "pairs", 2000);
+    for (png, caption) in &pairs {
+        shards.add(&[
+            Member { extension: "png", content: png },
+            Member { extension: "txt", content: caption.as_bytes() },
+        ])?;
+        texts.push(caption.clone());
+    }
+    shards.finish()?;
+
+    on_progress("few-shot sequences");
+    let scenes = scenes::many(&train, &concepts, &named, 12_000, seed, "scenes of sequences");
+    let task_pictures: Vec<&[Vec<u8>]> = variants.iter().map(|v| &v[..TASK_VARIANTS]).collect();
+    let pool = sequences::Pool::new(&train, &concepts, &named, &task_pictures, &shapes.train, &scenes);
+    let mut shards = Shards::new(&folder, "tasks", 1000);
+    let mut random = Random::new(seed, "sequences");
+    let mut by_task = std::collections::BTreeMap::<&str, usize>::new();
+    let mut small = Vec::new();
+    for i in 0..sizes.sequences {
+        let sequence = pool.sequence(&mut random);
+        *by_task.entry(sequence.task).or_default() += 1;
+        let json = sequence.json();
+        shards.add(&[Member { extension: "json", content: json.as_bytes() }])?;
+        if i < 120 && sequence.pictures.len() < 6 {
+            small.push(json);
+        }
+        if i < 20_000 {
+            texts.push(sequence.text());
+        }
+    }
+    shards.finish()?;
+
+    on_progress("small shards");
+    let folder = out.join("small");
+    let mut shards = Shards::new(&folder, "pairs", 60);
+    for (png, caption) in pairs.iter().take(120) {
+        shards.add(&[
+            Member { extension: "png", content: png },
+            Member { extension: "txt", content: caption.as_bytes() },
+        ])?;
+    }
+    shards.finish()?;
+    let mut shards = Shards::new(&folder, "tasks", 25);
+    for json in small.iter().take(50) {
+        shards.add(&[Member { extension: "json", content: json.as_bytes() }])?;
+    }
+    shards.finish()?;
+
+    on_progress("tokenizer");
+    words::tokenizer(&texts, &out.join("tokenizer"))?;
+    on_progress("evaluation");
+    let items = evaluation::write(&out.join("eval"), &test, &concepts, &named, &shapes.test, seed)?;
+
+    let styles = |all: &[Drawing]| {
+        let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+        all.iter().for_each(|d| *counts.entry(d.style).or_default() += 1);
+        counts
+    };
+    let names: Vec<&str> = named.iter().map(|&concept| concepts[concept].name.as_str()).collect();
+    let summary = serde_json::json!({
+        "seed": seed,
+        "concepts": concepts.len(),
+        "held_out": concepts.iter().filter(|c| c.held_out).count(),
+        "training_drawings": styles(&train),
+        "test_drawings": styles(&test),
+        "pairs": pairs.len(),
+        "sequences": by_task,
+        "evaluation": items,
+        "named": names,
+    });
+    shards::write(&out.join("summary.json"), format!("{summary:#}\n").as_bytes())?;
+    Ok(summary)
+}

@@ -1,0 +1,57 @@
+//! Columns among zeros, and rotary embeddings: work on views that Burn would copy element by element.
+
+use burn::tensor::{Bytes, DType, TensorMetadata};
+use burn_flex::{FlexTensor, Layout};
+use flamingo_config::Pairing;
+use rayon::prelude::*;
+
+use super::{BLOCK, contiguous, fresh, values};
+
+/// The columns of `grad` from `first` on in a tensor of zeros with `width` columns.
+pub(super) fn among_zeros(grad: FlexTensor, first: usize, width: usize) -> FlexTensor {
+    let mut shape = grad.shape();
+    let last = shape.num_dims() - 1;
+    let count = shape[last];
+    shape[last] = width;
+    let grad = contiguous(grad);
+    let input = values(&grad);
+    let mut output = vec![0.0f32; shape.num_elements()];
+    let rows = (BLOCK / width.max(1)).max(1);
+    output.par_chunks_mut(rows * width).zip(input.par_chunks(rows * count)).for_each(|(output, input)| {
+        for (output, input) in output.chunks_exact_mut(width).zip(input.chunks_exact(count)) {
+            output[first..first + count].copy_from_slice(input);
+        }
+    });
+    fresh(output, shape)
+}
+
+/// `[batch, heads, tokens, dim]` turned; the result lies as `[batch, tokens, heads, dim]`, as attention reads it best.
+pub(super) fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, pairing: Pairing) -> FlexTensor {
+    let [batch, heads, tokens, dim] = x.shape().dims();
+    let dims = cos.shape()[3];
+    let (cos, sin) = (contiguous(cos), contiguous(sin));
+    let (cos, sin) = (values(&cos), values(&sin));
+    let [by_batch, by_head, by_token, by_column]: [isize; 4] = std::array::from_fn(|i| x.layout().strides()[i]);
+    let (storage, start) = (x.storage::<f32>(), x.layout().start_offset() as isize);
+    let mut output = vec![0.0f32; batch * tokens * heads * dim];
+    output.par_chunks_mut((heads * dim).max(1)).enumerate().for_each(|(place, output)| {
+        let (row, token) = (place / tokens, place % tokens);
+        let (cos, sin) = (&cos[token * dims..][..dims], &sin[token * dims..][..dims]);
+        for (head, output) in output.chunks_exact_mut(dim).enumerate() {
+            let at = start + row as isize * by_batch + head as isize * by_head + token as isize * by_token;
+            let input = |column: usize| storage[(at + column as isize * by_column) as usize];
+            for (i, y) in output.iter_mut().enumerate() {
+                *y = match pairing {
+                    _ if i >= dims => input(i),
+                    Pairing::Halves if i < dims / 2 => input(i) * cos[i] - input(i + dims / 2) * sin[i],
+                    Pairing::Halves => input(i) * cos[i] + input(i - dims / 2) * sin[i],
+                    Pairing::Neighbours if i % 2 == 0 => input(i) * cos[i] - input(i + 1) * sin[i],
+                    Pairing::Neighbours => input(i) * cos[i] + input(i - 1) * sin[i],
+                };
+            }
+        }
+    });
+    let strides = [tokens * heads * dim, dim, heads * dim, 1].map(|stride| stride as isize);
+    let layout = Layout::new([batch, heads, tokens, dim].into(), strides.to_vec(), 0);
+    FlexTensor::new(Bytes::from_elems(output), layout, DType::F32)
+}

@@ -1,0 +1,257 @@
+//! `flamingo train` as a user runs it, on the small shards of the repository.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::Value;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn flamingo() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_flamingo"));
+    command.current_dir(root()).env("NO_COLOR", "1");
+    command
+}
+
+/// A recipe over both streams, several epochs of each.
+fn recipe(folder: &Path, shards: &Path) -> PathBuf {
+    let path = folder.join("train.toml");
+    let shards = shards.display();
+    let text = format!(
+        "run_name = \"{}\"\nmodel = \"models/golden-tiny\"\n\
+         laion_shards = \"{shards}/pairs-*.tar\"\nmmc4_shards = \"{shards}/tasks-*.tar\"\n\
+         batch_size_laion = 3\nbatch_size_mmc4 = 2\ntrain_num_samples_laion = 360\ntrain_num_samples_mmc4 = 240\n\
+         loss_multiplier_laion = 0.2\nshuffle_laion = 20\nshuffle_mmc4 = 10\nworkers = 2\nmax_tokens_mmc4 = 120\n\
+         learning_rate = 1e-3\nlr_scheduler = \"cosine\"\nwarmup_steps = 5\nlogging_steps = 1\ncheckpoint_steps = 3\n",
+        folder.join("run").display()
+    );
+    std::fs::write(&path, text).expect("a recipe");
+    path
+}
+
+fn train(recipe: &Path, settings: &[&str]) -> Command {
+    let mut command = flamingo();
+    command.args(["train", "--device", "flex", "--config"]).arg(recipe);
+    settings.iter().for_each(|setting| {
+        command.args(["--set", setting]);
+    });
+    command
+}
+
+fn shards() -> PathBuf {
+    root().join("tests/fixtures/shards")
+}
+
+/// Lines of metrics without what depends on time.
+fn metrics(run: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(run.join("metrics.jsonl")).expect("metrics");
+    let timeless = |line: &str| {
+        let mut line: Value = serde_json::from_str(line).expect("a line of JSON");
+        let fields = line.as_object_mut().expect("an object");
+        fields.retain(|key, _| !key.contains("second"));
+        line
+    };
+    text.lines().map(timeless).collect()
+}
+
+#[track_caller]
+fn succeeds(command: &mut Command) -> String {
+    let output = command.output().expect("the binary runs");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    said
+}
+
+#[track_caller]
+fn fails(command: &mut Command) -> String {
+    let output = command.output().expect("the binary runs");
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("error: ") && !said.contains("panicked"), "{said}");
+    said
+}
+
+/// Waits until a run has written so many lines, or ended.
+fn wait_for_lines(run: &Path, lines: usize, child: &mut Child) -> bool {
+    loop {
+        let written = std::fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
+        if child.try_wait().expect("a state").is_some() {
+            return false;
+        }
+        if written >= lines {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_run_that_is_killed_ten_times_ends_as_one_that_is_not() {
+    let (whole, killed) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+    let whole_recipe = recipe(whole.path(), &shards());
+    succeeds(&mut train(&whole_recipe, &[]));
+
+    let (killed_recipe, run) = (recipe(killed.path(), &shards()), killed.path().join("run"));
+    let mut kills = Vec::new();
+    while kills.len() < 10 {
+        let mut child =
+            train(&killed_recipe, &[]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("a process");
+        // At a random moment of the next few steps: in a step, in the writing of a line or of a checkpoint.
+        let lines = 5 + 10 * kills.len();
+        let microseconds =
+            std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").subsec_micros();
+        let alive = wait_for_lines(&run, lines, &mut child);
+        assert!(alive, "the run ended after {} kills: it is too short for this test", kills.len());
+        std::thread::sleep(Duration::from_micros(u64::from(microseconds) % 30_000));
+        child.kill().expect("SIGKILL");
+        child.wait().expect("an end");
+        kills.push(lines);
+    }
+    succeeds(&mut train(&killed_recipe, &[]));
+
+    assert_eq!(metrics(&run), metrics(&whole.path().join("run")));
+    for file in ["model/model.safetensors", "checkpoint.safetensors"] {
+        let bytes = |folder: &Path| std::fs::read(folder.join("run").join(file)).expect("weights");
+        assert!(bytes(killed.path()) == bytes(whole.path()), "{file} differs");
+    }
+    // Nothing half-written stays behind.
+    let left = std::fs::read_dir(run.join("checkpoints")).expect("a folder").flatten();
+    assert!(left.into_iter().all(|entry| entry.file_name().to_string_lossy().starts_with("step-")));
+}
+
+#[test]
+fn a_run_learns_and_leaves_a_model_that_answers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = recipe(folder.path(), &shards());
+    succeeds(&mut train(
+        &recipe,
+        &["train=[\"resampler\",\"cross_attention\",\"decoder\"]", "gradient_accumulation_steps=2"],
+    ));
+    let lines = metrics(&folder.path().join("run"));
+    let mean = |lines: &[Value], key: &str| {
+        lines.iter().map(|line| line[key].as_f64().expect("a loss")).sum::<f64>() / lines.len() as f64
+    };
+    for key in ["loss_laion", "loss_mmc4"] {
+        let (first, last) = (mean(&lines[..10], key), mean(&lines[lines.len() - 10..], key));
+        assert!(last < 0.8 * first, "{key}: {first} to {last}");
+    }
+    let picture = root().join("tests/fixtures/photos/chelsea.jpg");
+    let model = folder.path().join("run/model");
+    let output = flamingo()
+        .args(["generate", "--device", "flex", "--max-new-tokens", "4", "--model"])
+        .arg(&model)
+        .arg("--image")
+        .arg(picture)
+        .output()
+        .expect("the binary runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    // Upstream's names, and nothing but what its checkpoints hold.
+    let bytes = std::fs::read(folder.path().join("run/checkpoint.safetensors")).expect("a checkpoint");
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).expect("tensors");
+    let names = tensors.names();
+    assert!(names.contains(&"perceiver.latents"));
+    assert!(names.contains(&"lang_encoder.gpt_neox.embed_in.weight"));
+    assert!(names.iter().any(|name| name.starts_with("lang_encoder.gpt_neox.layers.1.gated_cross_attn_layer.")));
+}
+
+#[test]
+fn a_vision_tower_learns_from_captions() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = recipe(folder.path(), &shards());
+    let text = std::fs::read_to_string(&recipe).expect("a recipe");
+    let text: String =
+        text.lines().filter(|line| !line.starts_with("mmc4_shards")).map(|line| format!("{line}\n")).collect();
+    let tower = "[text_tower.decoder]\nfamily = \"gpt_neox\"\nd_model = 16\nn_heads = 2\nn_layers = 1\nd_ff = 32\n\
+                 max_positions = 64\nrotary_pct = 1.0\nrotary_base = 10000.0\nparallel_residual = false\n\
+                 activation = \"gelu\"\ntied_head = true\nnorm_eps = 1e-5\n";
+    std::fs::write(&recipe, format!("{text}objective = \"contrastive\"\n{tower}")).expect("a recipe");
+    succeeds(&mut train(&recipe, &["batch_size_laion=20", "train_num_samples_laion=1200"]));
+    let run = folder.path().join("run");
+    let lines = metrics(&run);
+    let loss = |line: &Value| line["loss_laion"].as_f64().expect("a loss");
+    assert!(loss(&lines[lines.len() - 1]) < loss(&lines[0]) - 0.5, "{} to {}", lines[0], lines[lines.len() - 1]);
+
+    // The tower and nothing else is new.
+    let open = |path: &Path| flamingo_weights::ModelFolder::open(path).expect("a folder");
+    let (old, new) = (open(&root().join("models/golden-tiny")), open(&run.join("model")));
+    let changed = |name: &str| old.tensor_f32(name) != new.tensor_f32(name);
+    assert!(changed("vision.blocks.0.mlp.up.weight") && changed("vision.proj.weight"));
+    assert!(!changed("resampler.latents") && !changed("decoder.embedding.base"));
+}
+
+#[test]
+fn damage_in_a_shard_does_not_stop_a_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let broken = folder.path().join("shards");
+    std::fs::create_dir(&broken).expect("a folder");
+    // Every twentieth member of a shard is damaged.
+    for entry in std::fs::read_dir(shards()).expect("shards").flatten() {
+        let name = entry.file_name();
+        let Ok(bytes) = std::fs::read(entry.path()) else { continue };
+        if !name.to_string_lossy().ends_with(".tar") {
+            continue;
+        }
+        let mut out = tar::Builder::new(std::fs::File::create(broken.join(&name)).expect("a file"));
+        let mut archive = tar::Archive::new(bytes.as_slice());
+        for (i, member) in archive.entries().expect("members").enumerate() {
+            let mut member = member.expect("a member");
+            let path = member.path().expect("a name").into_owned();
+            let mut content = Vec::new();
+            std::io::Read::read_to_end(&mut member, &mut content).expect("content");
+            // Pictures and documents come first of every two or are alone.
+            if i % 20 == 6 {
+                content.truncate(content.len() / 2);
+            }
+            let mut header = tar::Header::new_ustar();
+            header.set_size(content.len() as u64);
+            out.append_data(&mut header, path, content.as_slice()).expect("a member");
+        }
+        out.finish().expect("a shard");
+    }
+    let recipe = recipe(folder.path(), &broken);
+    // One epoch of each stream in order, by one reader, so that each damaged member is met once.
+    let settings = [
+        "workers=1",
+        "shuffle_laion=0",
+        "shuffle_mmc4=0",
+        "train_num_samples_laion=108",
+        "batch_size_laion=108",
+        "batch_size_mmc4=48",
+        "train_num_samples_mmc4=48",
+    ];
+    let said = succeeds(&mut train(&recipe, &settings));
+    assert!(said.contains("left out, laion: unreadable picture: 12\n"), "{said}");
+    assert!(said.contains("left out, mmc4: unreadable text: 2\n"), "{said}");
+}
+
+#[test]
+fn what_is_wrong_is_one_sentence() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = recipe(folder.path(), &shards());
+    for (setting, said) in [
+        ("learning_rat=1", "learning_rat"),
+        ("model=nowhere", "nowhere"),
+        ("laion_shards=nothing-*.tar", "finds nothing"),
+        ("laion_shards=nothing.tar", "nothing.tar"),
+        ("batch_size_laion=0", "at least 1"),
+        ("lm_path=x", "model folder"),
+    ] {
+        let error = fails(&mut train(&recipe, &[setting]));
+        assert!(error.contains(said), "{setting}: {error}");
+    }
+    // A run that was begun goes on with its settings only.
+    succeeds(&mut train(&recipe, &["num_epochs=1", "train_num_samples_laion=9"]));
+    let error = fails(&mut train(&recipe, &["train_num_samples_laion=12", "learning_rate=0.5"]));
+    assert!(error.contains("learning_rate") && error.contains("train_num_samples_laion"), "{error}");
+    // A damaged checkpoint is named.
+    let checkpoints = folder.path().join("run/checkpoints");
+    let last =
+        std::fs::read_dir(checkpoints).expect("a folder").flatten().map(|entry| entry.path()).max().expect("one");
+    std::fs::write(&last, b"nonsense").expect("a file");
+    let error = fails(&mut train(&recipe, &["train_num_samples_laion=9"]));
+    assert!(error.contains("step-") && error.contains("delete it"), "{error}");
+}

@@ -1,0 +1,228 @@
+//! `cargo xtask gpu-check`: what a GPU computes and how fast, as one table.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::Context;
+use flamingo_config::ModelConfig;
+use flamingo_engine::{Device, Pixels, Precision, Text, TrainingOptions, Weights, open_training_weights, open_weights};
+use flamingo_weights::layout;
+use flamingo_zoo::parts;
+
+use crate::verify::{self, Outcome};
+
+/// What is measured.
+pub struct GpuCheck {
+    /// On what.
+    pub device: Device,
+    /// Folders of recordings.
+    pub golden: Vec<PathBuf>,
+    /// Models whose shapes are run with random weights.
+    pub configs: Vec<ModelConfig>,
+    /// Rows of a training batch.
+    pub rows: usize,
+    /// Tokens of a row.
+    pub tokens: usize,
+    /// The device's bf16 product rate, in TFLOP/s, for the utilisation.
+    pub peak: Option<f64>,
+    /// A Python with PyTorch and open-flamingo, to run beside.
+    pub python: Option<String>,
+}
+
+impl GpuCheck {
+    /// Runs everything and returns a page of Markdown. What fails is a line of the page, not the end of it.
+    ///
+    /// # Errors
+    /// If nothing at all can run on the device.
+    pub fn run(&self, on_progress: &mut dyn FnMut(&str)) -> anyhow::Result<String> {
+        flamingo_engine::probe(self.device)?;
+        let mut page = format!("# GPU check\n\nDevice: {} ({}).\n\n## The same numbers\n\n", self.device, hardware());
+        page.push_str("| recording | passed | failed | not computed | largest difference of its tolerance |\n|---|---|---|---|---|\n");
+        for folder in &self.golden {
+            on_progress(&folder.display().to_string());
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            match self.golden(folder) {
+                Ok(row) => writeln!(page, "| {name} | {row} |")?,
+                Err(error) => writeln!(page, "| {name} | could not be run: {error:#} | | | |")?,
+            }
+        }
+        page.push_str("\n## Speed, random weights, bf16\n\n");
+        page.push_str("| model | | ours | PyTorch | ratio |\n|---|---|---|---|---|\n");
+        for config in &self.configs {
+            for checkpointing in [false, true] {
+                on_progress(&format!("{}, a training step", config.name));
+                let what = if checkpointing { "training, checkpointed" } else { "training" };
+                match self.training(config, checkpointing) {
+                    Ok(found) => self.rows(&mut page, config, what, &found, self.torch(config, checkpointing)),
+                    Err(error) => writeln!(page, "| {} | {what} | could not be run: {error:#} | | |", config.name)?,
+                }
+            }
+            on_progress(&format!("{}, decoding", config.name));
+            match self.decode(config) {
+                Ok(rate) => writeln!(page, "| {} | decode, tokens/s | {rate:.1} | | |", config.name)?,
+                Err(error) => writeln!(page, "| {} | decode | could not be run: {error:#} | | |", config.name)?,
+            }
+        }
+        writeln!(
+            page,
+            "\nTraining: {} rows of {} tokens and one picture, what upstream trains in f32, the rest in bf16; median of 3 steps \
+             after 2. Utilisation counts 2 operations a parameter and token forwards and for what gradients pass through, 2 \
+             more for what trains. Decoding: one row after a prompt of {} tokens.",
+            self.rows, self.tokens, self.tokens
+        )?;
+        Ok(page)
+    }
+
+    fn golden(&self, folder: &Path) -> anyhow::Result<String> {
+        let values = verify::compute(folder, self.device)?;
+        let summary = verify::check(folder, &values, self.device)?;
+        let share = |row: &verify::Row| Some(row.max_abs_diff? / row.tolerance.filter(|&t| t > 0.0)?);
+        let worst = summary.rows.iter().filter_map(share).fold(0.0, f64::max);
+        let count = |outcome| summary.count(outcome);
+        Ok(format!(
+            "{} | {} | {} | {worst:.3}",
+            count(Outcome::Pass),
+            count(Outcome::Fail),
+            count(Outcome::NotYetComputed)
+        ))
+    }
+
+    fn batch(&self, config: &ModelConfig, rows: usize) -> (Text, Pixels, Vec<i64>) {
+        let side = config.vision.image_size;
+        let data = (0..rows * 3 * side * side).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
+        let mut ids: Vec<u32> = (0..rows * self.tokens).map(|i| (i * 31 % config.tokens.base_rows()) as u32).collect();
+        (0..rows).for_each(|row| ids[row * self.tokens] = config.tokens.image);
+        let label = |&id: &u32| if id == config.tokens.image { -100 } else { i64::from(id) };
+        let labels = ids.iter().map(label).collect();
+        let keep = vec![true; ids.len()];
+        (Text::new(rows, ids, keep), Pixels { rows, images: 1, frames: 1, side, data }, labels)
+    }
+
+    /// Seconds a step, and memory in use after it.
+    fn training(&self, config: &ModelConfig, gradient_checkpointing: bool) -> anyhow::Result<Found> {
+        let options =
+            TrainingOptions { precision: Precision::Bf16, gradient_checkpointing, ..TrainingOptions::default() };
+        let mut training = open_training_weights(Weights::Random(config), self.device, &options)?;
+        let (text, pixels, labels) = self.batch(config, self.rows);
+        let mut seconds = Vec::new();
+        for _ in 0..5 {
+            let start = Instant::now();
+            training.backward(&text, Some(&pixels), &labels, 1.0)?;
+            // Reading the norm waits for all of it.
+            training.clip(1.0)?;
+            training.update(1e-5)?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        let mut last = seconds.split_off(2);
+        last.sort_by(f64::total_cmp);
+        Ok(Found { seconds: last[1], memory_mib: memory_mib() })
+    }
+
+    fn rows(&self, page: &mut String, config: &ModelConfig, what: &str, found: &Found, torch: Option<Found>) {
+        let tokens = (self.rows * self.tokens) as f64;
+        let rate = |found: &Found| tokens / found.seconds;
+        let mut line = |what: String, ours: f64, theirs: Option<f64>, more_is_better: bool| {
+            let theirs_text = theirs.map_or(String::new(), |x| format!("{x:.1}"));
+            let ratio = theirs.map(|theirs| if more_is_better { ours / theirs } else { theirs / ours });
+            let ratio = ratio.map_or(String::new(), |x| format!("{x:.2}"));
+            // Writing to a String does not fail.
+            let _ = writeln!(page, "| {} | {what} | {ours:.1} | {theirs_text} | {ratio} |", config.name);
+        };
+        line(format!("{what}, tokens/s"), rate(found), torch.as_ref().map(rate), true);
+        if let Some(peak) = self.peak {
+            let share = |found: &Found| 100.0 * self.operations(config) / found.seconds / (peak * 1e12);
+            line(format!("{what}, utilisation in %"), share(found), torch.as_ref().map(share), true);
+        }
+        if let Some(memory) = found.memory_mib {
+            line(format!("{what}, memory in MiB"), memory, torch.and_then(|t| t.memory_mib), false);
+        }
+    }
+
+    /// Operations of a training step.
+    fn operations(&self, config: &ModelConfig) -> f64 {
+        let size = |name: &str| parts(config).iter().find(|p| p.name == name).map_or(0.0, |p| p.parameters as f64);
+        let table: f64 = layout(config)
+            .iter()
+            .filter(|spec| spec.name.starts_with("decoder.embedding."))
+            .map(|spec| spec.shape.iter().product::<usize>() as f64)
+            .sum();
+        // The table is looked up; as a tied head it is multiplied with.
+        let decoder = size("decoder") - if config.decoder.architecture().tied_head { 0.0 } else { table };
+        let tokens = (self.rows * self.tokens) as f64;
+        let patches = (self.rows * config.vision.patches()) as f64;
+        let seen = (self.rows * (config.vision.patches() + config.resampler.num_latents)) as f64;
+        2.0 * size("vision") * patches
+            + 4.0 * decoder * tokens
+            + 6.0 * size("cross_attention") * tokens
+            + 6.0 * size("resampler") * seen
+    }
+
+    /// The same step in PyTorch.
+    fn torch(&self, config: &ModelConfig, checkpointing: bool) -> Option<Found> {
+        let python = self.python.as_ref()?;
+        let work = tempfile::tempdir().ok()?;
+        let shape = work.path().join("model.toml");
+        std::fs::write(&shape, config.to_toml()).ok()?;
+        let mut command = Command::new(python);
+        command.arg("benches/compare/torch_train.py").arg("--shape").arg(shape);
+        command.args(["--device", "cuda", "--dtype", "bf16", "--images", "1", "--runs", "3"]);
+        command.args(["--rows", &self.rows.to_string(), "--tokens", &self.tokens.to_string()]);
+        if checkpointing {
+            command.arg("--checkpointing");
+        }
+        let output = command.output().ok()?;
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+        Some(Found { seconds: json["step_ms"].as_f64()? / 1e3, memory_mib: json["peak_device_mib"].as_f64() })
+    }
+
+    /// Tokens a second after a prompt.
+    fn decode(&self, config: &ModelConfig) -> anyhow::Result<f64> {
+        let engine = open_weights(Weights::Random(config), self.device, Precision::Bf16)?;
+        let (text, pixels, _) = self.batch(config, 1);
+        engine.time(&text, &pixels, 4)?;
+        let timings = engine.time(&text, &pixels, 32)?;
+        Ok(1.0 / timings.decode.as_secs_f64())
+    }
+}
+
+/// Time and memory of a step.
+struct Found {
+    seconds: f64,
+    memory_mib: Option<f64>,
+}
+
+/// What the driver says, of the first GPU.
+fn nvidia_smi(query: &str) -> Option<String> {
+    let output = Command::new("nvidia-smi").args([query, "--format=csv,noheader,nounits"]).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_string())
+}
+
+fn hardware() -> String {
+    nvidia_smi("--query-gpu=name,memory.total,driver_version").unwrap_or_else(|| "no NVIDIA driver".into())
+}
+
+/// Memory in use on the device. Burn keeps what it once allocated, so this is the most that was.
+fn memory_mib() -> Option<f64> {
+    nvidia_smi("--query-gpu=memory.used")?.parse().ok()
+}
+
+/// The recordings of some folders: each that is one, or their sub-folders that are.
+///
+/// # Errors
+/// If there are none.
+pub fn recordings(folders: &[PathBuf]) -> anyhow::Result<Vec<PathBuf>> {
+    let is_one = |folder: &Path| ["case.json", "clip.json"].iter().any(|file| folder.join(file).is_file());
+    let mut found = Vec::new();
+    for folder in folders {
+        if is_one(folder) {
+            found.push(folder.clone());
+        }
+        let entries = std::fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+        found.extend(entries.flatten().map(|entry| entry.path()).filter(|path| is_one(path)));
+    }
+    found.sort();
+    anyhow::ensure!(!found.is_empty(), "there are no recordings in the folders given");
+    Ok(found)
+}
