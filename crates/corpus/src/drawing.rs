@@ -123,6 +123,12 @@ impl Drawing {
         Self { style, concept, colour: colour::dominant(&rgba), pixels }
     }
 
+    /// A drawing of an SVG.
+    #[cfg(test)]
+    pub(crate) fn of_svg(style: &'static str, concept: usize, svg: &str) -> Option<Self> {
+        Some(Self::new(style, concept, render(svg)?))
+    }
+
     /// Draws onto a canvas: the drawing's centre comes to `(x, y)`, its side becomes `size`, in pixels of the canvas.
     pub(crate) fn draw(&self, canvas: &mut Canvas, x: f32, y: f32, size: f32, angle: f32, mirrored: bool) {
         let (sin, cos) = angle.to_radians().sin_cos();

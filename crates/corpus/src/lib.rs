@@ -3,7 +3,7 @@
 //! Emoji in six drawing styles with Unicode's names, groups and sub-groups; a seventh style, and 150 concepts of all
 //! styles, are kept out of training to judge by. Geometric shapes with questions (easy-VQA). Scenes of several emoji,
 //! whose truth is known because they are composed here. From these: captioned pictures, and sequences in which a few
-//! examples define a task.
+//! examples define a task. And pages of scikit-learn's documentation as interleaved documents.
 //!
 //! | package | licence |
 //! |---|---|
@@ -12,18 +12,24 @@
 //! | `@iconify-json/streamline-emojis` | CC-BY-4.0 (Streamline) |
 //! | `emojibase-data` | MIT |
 //! | `easy-vqa` | MIT |
+//! | `python-sklearn-doc` (Debian) | BSD-3-Clause |
 
 mod colour;
 mod concepts;
 mod drawing;
 mod easy_vqa;
 mod evaluation;
+mod html;
 mod packages;
+mod pages;
 mod random;
 mod scenes;
 mod sequences;
 mod shards;
 mod words;
+
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 
@@ -164,6 +170,17 @@ pub fn make(
     }
     shards.finish()?;
 
+    on_progress("documents");
+    let mut documents = 0;
+    if let Some(pages) = pages::open(&packages)? {
+        let mut shards = Shards::new(&out.join("shards"), "docs", 300);
+        for page in &pages {
+            shards.add(&[Member { extension: "json", content: &page.json() }])?;
+        }
+        shards.finish()?;
+        documents = pages.len();
+    }
+
     on_progress("small shards");
     let folder = out.join("small");
     let mut shards = Shards::new(&folder, "pairs", 60);
@@ -199,6 +216,7 @@ pub fn make(
         "test_drawings": styles(&test),
         "pairs": pairs.len(),
         "sequences": by_task,
+        "documents": documents,
         "evaluation": items,
         "named": names,
     });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use sha2::Digest;
 
@@ -13,6 +13,8 @@ use crate::CorpusError;
 enum Client {
     Npm,
     Pip,
+    /// Debian's; its packages are left out where it is not there.
+    Apt,
 }
 
 /// Name and version as its client takes them, the file that comes, and its SHA-256.
@@ -71,6 +73,12 @@ const PACKAGES: &[(Client, &str, &str, &str)] = &[
         "easy_vqa-1.0-py3-none-any.whl",
         "fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
     ),
+    (
+        Client::Apt,
+        "python-sklearn-doc=1.2.1+dfsg-1",
+        "python-sklearn-doc_1.2.1+dfsg-1_all.deb",
+        "4e244556326064e87e7563e3e544c2288d44b5719db2d7b3a85c9a84ae93488d",
+    ),
 ];
 
 /// Fetched packages: files by package and path.
@@ -82,7 +90,10 @@ pub(crate) fn fetch(folder: &Path) -> Result<Packages, CorpusError> {
     for (client, name, file, hash) in PACKAGES {
         let path = folder.join(file);
         if !path.is_file() {
-            download(client, name, file, folder)?;
+            match download(client, name, file, folder) {
+                Err(_) if matches!(client, Client::Apt) => continue,
+                done => done?,
+            }
         }
         let bytes = std::fs::read(&path).map_err(CorpusError::io(&path))?;
         let found: String = sha2::Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
@@ -101,6 +112,7 @@ fn download(client: &Client, name: &str, file: &str, folder: &Path) -> Result<()
     let work = tempfile::tempdir_in(folder).map_err(CorpusError::io(folder))?;
     let (program, args) = match client {
         Client::Npm => ("npm", vec!["pack", "--silent", name]),
+        Client::Apt => ("apt-get", vec!["download", "--quiet", name]),
         Client::Pip => ("pip", vec!["download", "--quiet", "--no-deps", "--dest", ".", name]),
     };
     let output = Command::new(program).args(args).current_dir(work.path()).output();
@@ -140,6 +152,35 @@ impl Packages {
         let files = self.npm(file, path)?;
         let content = files.values().next().map(Vec::as_slice).unwrap_or_default();
         serde_json::from_slice(content).map_err(|e| CorpusError::content(file, e))
+    }
+
+    /// Files of a Debian package whose path is wanted; `None` without the package.
+    pub(crate) fn debian(
+        &self,
+        file: &str,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<Option<BTreeMap<String, Vec<u8>>>, CorpusError> {
+        let path = self.0.join(file);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let wrong = |e: std::io::Error| CorpusError::content(file, e);
+        let child = Command::new("dpkg-deb").arg("--fsys-tarfile").arg(path).stdout(Stdio::piped()).spawn();
+        let mut child = child.map_err(wrong)?;
+        let mut found = BTreeMap::new();
+        if let Some(stdout) = child.stdout.take() {
+            for entry in tar::Archive::new(stdout).entries().map_err(wrong)? {
+                let mut entry = entry.map_err(wrong)?;
+                let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+                if wanted(&path) {
+                    let mut content = Vec::new();
+                    entry.read_to_end(&mut content).map_err(wrong)?;
+                    found.insert(path, content);
+                }
+            }
+        }
+        child.wait().map_err(wrong)?;
+        Ok(Some(found))
     }
 
     /// All files of a wheel whose path ends as given, by path.

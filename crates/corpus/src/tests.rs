@@ -1,0 +1,125 @@
+//! The way from drawings to what training reads, on a few drawings made here.
+
+use flamingo_data::{DocumentRules, Tokenizer};
+
+use crate::concepts::{Concept, TEST_STYLE, named};
+use crate::drawing::{Drawing, PICTURE};
+use crate::easy_vqa::Shape;
+use crate::pages::Page;
+use crate::random::Random;
+use crate::sequences::{Pool, Sequence};
+use crate::{evaluation, scenes, words};
+
+const STYLES: [&str; 4] = ["noto", "fluent", "fluent-flat", "fxemoji"];
+
+fn concepts() -> Vec<Concept> {
+    let concept = |i: usize| Concept {
+        hexcode: format!("1f{i:03x}"),
+        name: format!("thing{}", char::from(b'a' + i as u8)),
+        tags: vec!["tag".into()],
+        category: ["nature", "food", "object"][i % 3],
+        kind: ["mammal", "fruit", "tool", "bird"][i % 4].into(),
+        held_out: i >= 22,
+        spellings: Default::default(),
+    };
+    (0..26).map(concept).collect()
+}
+
+/// A square of a colour in each style.
+fn drawings(styles: &[&'static str], concepts: &[Concept]) -> Vec<Drawing> {
+    let colours = ["red", "#2244dd", "#22aa44", "#f5d020"];
+    let square = |style: &'static str, i: usize| {
+        let svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 16 16\"><path fill=\"{}\" d=\"M2 2h{}v10h-9z\"/></svg>",
+            colours[i % 4],
+            8 + i % 4
+        );
+        Drawing::of_svg(style, i, &svg).expect("a drawing")
+    };
+    styles.iter().flat_map(|style| (0..concepts.len()).map(|i| square(style, i)).collect::<Vec<_>>()).collect()
+}
+
+/// Sequences over the drawings that training may see, each with its JSON.
+fn sequences(count: usize) -> Vec<(&'static str, String, usize, String)> {
+    let concepts = concepts();
+    let all = drawings(&STYLES, &concepts);
+    let test = drawings(&[TEST_STYLE], &concepts);
+    let named = named(&concepts, &all, &test);
+    assert_eq!(named, (0..22).collect::<Vec<_>>());
+    let train: Vec<Drawing> = all.into_iter().filter(|d| !concepts[d.concept].held_out).collect();
+    let variants: Vec<Vec<Vec<u8>>> =
+        train.iter().enumerate().map(|(i, d)| (0..2).map(|v| d.variant(1, i, v, &concepts)).collect()).collect();
+    let pictures: Vec<&[Vec<u8>]> = variants.iter().map(Vec::as_slice).collect();
+    let shapes = [Shape { png: variants[0][0].clone(), questions: vec![("what shape?".into(), "circle".into())] }];
+    let scenes = scenes::many(&train, &concepts, &named, 30, 1, "scenes");
+    let pool = Pool::new(&train, &concepts, &named, &pictures, &shapes, &scenes);
+    let mut random = Random::new(1, "sequences");
+    let one = |sequence: Sequence| (sequence.task, sequence.json(), sequence.pictures.len(), sequence.text());
+    (0..count).map(|_| one(pool.sequence(&mut random))).collect()
+}
+
+#[test]
+fn sequences_and_pages_are_what_training_reads() {
+    let sequences = sequences(200);
+    let tasks: std::collections::BTreeSet<&str> = sequences.iter().map(|s| s.0).collect();
+    assert_eq!(tasks.len(), 7, "{tasks:?}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let texts: Vec<String> = sequences.iter().map(|s| s.3.clone()).collect();
+    words::tokenizer(&texts, folder.path()).expect("a tokenizer");
+    let mut tokenizer = Tokenizer::open(folder.path()).expect("a tokenizer");
+    let tokens = tokenizer.add_flamingo_tokens().expect("tokens");
+    assert_eq!(tokens.eos, Some(0));
+    let rules = DocumentRules { min_bytes: 0, max_num_images: 17, max_tokens: 2000, ..DocumentRules::default() };
+    for (_, json, pictures, _) in &sequences {
+        let document = rules.apply(json.as_bytes(), &tokenizer, &tokens, 0.0).expect("a document");
+        assert_eq!(document.pictures.len(), *pictures);
+        assert_eq!(document.pictures[0].width(), PICTURE as u32);
+        let text = tokenizer.decode(&document.ids, false);
+        assert_eq!(text.matches("<image>").count(), *pictures, "{text}");
+        assert!(text.starts_with("<image>") && text.ends_with("<|endofchunk|><|endoftext|>"), "{text}");
+        assert!(!text.contains("<image> ") && !text.contains(" <|endofchunk|>"), "{text}");
+    }
+    let picture = concepts();
+    let picture = drawings(&["noto"], &picture)[0].variant(1, 0, 0, &picture);
+    let page = Page { sentences: vec!["One.".into(), "Two.".into()], pictures: vec![(picture, 1)] };
+    let document = rules.apply(&page.json(), &tokenizer, &tokens, 0.9).expect("a document");
+    assert_eq!(tokenizer.decode(&document.ids, false), "One.<image>Two.<|endofchunk|><|endoftext|>");
+}
+
+#[test]
+fn equal_seeds_make_equal_material_and_held_out_things_are_not_in_it() {
+    let (one, other) = (sequences(120), sequences(120));
+    assert!(one == other);
+    for concept in concepts().iter().filter(|concept| concept.held_out) {
+        assert!(one.iter().all(|(_, _, _, text)| !text.contains(&concept.name)), "{}", concept.name);
+    }
+}
+
+#[test]
+fn questions_of_the_test_are_spelled_as_in_training() {
+    let concepts = concepts();
+    let test = drawings(&[TEST_STYLE], &concepts);
+    let named: Vec<usize> = (0..22).collect();
+    let folder = tempfile::tempdir().expect("a folder");
+    let counts = evaluation::write(folder.path(), &test, &concepts, &named, &[], 1).expect("questions");
+    assert_eq!(counts["name name 0"], 22);
+    let questions = std::fs::read_to_string(folder.path().join("questions.jsonl")).expect("questions");
+    for line in questions.lines() {
+        let question: serde_json::Value = serde_json::from_str(line).expect("JSON");
+        let prompt = question["prompt"].as_str().expect("a prompt");
+        let images = question["images"].as_array().expect("pictures");
+        assert_eq!(prompt.matches("<image>").count(), images.len());
+        assert_eq!(images.len(), question["shots"].as_u64().expect("a number") as usize + 1);
+        assert!(["Short answer:", "Output:", "A picture of"].iter().any(|end| prompt.ends_with(end)), "{prompt}");
+        for image in images {
+            assert!(folder.path().join(image.as_str().expect("a path")).is_file());
+        }
+    }
+    // More shots are the same ones and more before them.
+    let shown = |shots: u64| {
+        let line = questions.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
+        let mut line = line.filter(|q| q["task"] == "colour" && q["form"] == "shown" && q["shots"] == shots);
+        line.next().expect("a question")["prompt"].as_str().expect("a prompt").to_string()
+    };
+    assert!(shown(4).ends_with(&shown(1)) && shown(16).ends_with(&shown(8)));
+}
