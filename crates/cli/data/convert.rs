@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use flamingo_data::{ConvertOptions, convert_mmc4, find_shards};
 
 use super::args::ConvertArgs;
-use super::{progress, report};
+use super::{report, with_progress};
 use crate::inspect::bytes;
 
 pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
@@ -20,13 +20,7 @@ pub fn run(args: &ConvertArgs) -> anyhow::Result<()> {
         samples_per_shard: args.samples_per_shard,
         reencode: args.reencode,
     };
-    let bar = progress(0)?;
-    let done = convert_mmc4(&inputs, &options, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    let done = done?;
+    let done = with_progress(|on_progress| convert_mmc4(&inputs, &options, on_progress))??;
     let mut stdout = std::io::stdout().lock();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string(&done)?)?;

@@ -29,6 +29,17 @@ fn progress(total: u64) -> anyhow::Result<ProgressBar> {
     Ok(bar)
 }
 
+/// Does work that says how much of how much is done, with a bar.
+fn with_progress<T>(work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> anyhow::Result<T> {
+    let bar = progress(0)?;
+    let done = work(&mut |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    });
+    bar.finish_and_clear();
+    Ok(done)
+}
+
 /// What was left out, a line for each reason, on stderr.
 fn report(what: &str, left_out: &BTreeMap<String, u64>) {
     for (reason, count) in left_out {

@@ -5,19 +5,13 @@ use std::io::Write;
 use flamingo_data::{PackOptions, pack};
 
 use super::args::PackArgs;
-use super::{progress, report};
+use super::{report, with_progress};
 use crate::inspect::bytes;
 
 pub fn run(args: &PackArgs) -> anyhow::Result<()> {
     let options =
         PackOptions { output: args.output.clone(), samples_per_shard: args.samples_per_shard, resize: args.resize };
-    let bar = progress(0)?;
-    let done = pack(&args.input, &options, &mut |done, total| {
-        bar.set_length(total);
-        bar.set_position(done);
-    });
-    bar.finish_and_clear();
-    let done = done?;
+    let done = with_progress(|on_progress| pack(&args.input, &options, on_progress))??;
     let mut stdout = std::io::stdout().lock();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string(&done)?)?;

@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use flamingo_config::{ModelConfig, TextTowerConfig};
-use flamingo_kernels::Kernels;
+use flamingo_kernels::{Gradients, Kernels};
 use flamingo_train::{AdamW, Part};
 use flamingo_weights::ModelFolder;
 
@@ -189,7 +189,7 @@ pub fn open_contrastive(
 
 /// What opens a training once the backend is known.
 trait Opens {
-    fn open<B: Kernels>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError>;
+    fn open<B: Gradients>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError>;
 }
 
 struct Flamingos<'a> {
@@ -198,7 +198,7 @@ struct Flamingos<'a> {
 }
 
 impl Opens for Flamingos<'_> {
-    fn open<B: Kernels>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError> {
+    fn open<B: Gradients>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError> {
         let engine =
             ready::<burn_autodiff::Autodiff<B>>(self.weights, device, name, self.options.precision, &|name| {
                 Part::trains(&self.options.parts, name)
@@ -215,7 +215,7 @@ struct Towers<'a> {
 }
 
 impl Opens for Towers<'_> {
-    fn open<B: Kernels>(self, device: B::Device, _: String) -> Result<Box<dyn Training>, EngineError> {
+    fn open<B: Gradients>(self, device: B::Device, _: String) -> Result<Box<dyn Training>, EngineError> {
         let Self { folder, text, optimizer, seed } = self;
         Ok(Box::new(BurnContrastive::<burn_autodiff::Autodiff<B>>::new(folder, text, optimizer, seed, device)?))
     }

@@ -6,14 +6,14 @@ use burn::tensor::ops::FloatTensor;
 use burn_autodiff::Autodiff;
 use burn_autodiff::NodeId;
 use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
-use burn_autodiff::grads::Gradients;
+use burn_autodiff::grads;
 use burn_autodiff::ops::{Backward, Ops, OpsKind};
 use flamingo_config::{Activation, Pairing};
 
-use crate::{AdamWStep, Attention, Kernels};
+use crate::{Attention, Gradients, Kernels};
 
 /// Hands a gradient to a parent that wants one.
-fn register<B: Backend>(grads: &mut Gradients, parent: Option<NodeId>, grad: FloatTensor<B>) {
+fn register<B: Backend>(grads: &mut grads::Gradients, parent: Option<NodeId>, grad: FloatTensor<B>) {
     if let Some(parent) = parent {
         grads.register::<B>(parent, grad);
     }
@@ -22,10 +22,10 @@ fn register<B: Backend>(grads: &mut Gradients, parent: Option<NodeId>, grad: Flo
 #[derive(Debug)]
 struct Activate(Activation);
 
-impl<B: Kernels> Backward<B, 1> for Activate {
+impl<B: Gradients> Backward<B, 1> for Activate {
     type State = FloatTensor<B>;
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let [parent] = ops.parents.map(|node| node.map(|node| node.id));
         register::<B>(grads, parent, B::activate_backward(self.0, ops.state, grad));
@@ -36,10 +36,10 @@ impl<B: Kernels> Backward<B, 1> for Activate {
 struct LayerNorm<const N: usize>(f64);
 
 /// `x`, `weight` and, if there is one, the bias.
-impl<B: Kernels, const N: usize> Backward<B, N> for LayerNorm<N> {
+impl<B: Gradients, const N: usize> Backward<B, N> for LayerNorm<N> {
     type State = [FloatTensor<B>; 2];
 
-    fn backward(self, ops: Ops<Self::State, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let [x, weight] = ops.state;
         let gradients = B::norm_backward(x, weight, grad, self.0);
@@ -52,10 +52,10 @@ impl<B: Kernels, const N: usize> Backward<B, N> for LayerNorm<N> {
 #[derive(Debug)]
 struct Attend;
 
-impl<B: Kernels> Backward<B, 3> for Attend {
+impl<B: Gradients> Backward<B, 3> for Attend {
     type State = Attention<B>;
 
-    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let gradients = B::attend_backward(ops.state, grad);
         for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
@@ -70,10 +70,10 @@ struct Columns {
     width: usize,
 }
 
-impl<B: Kernels> Backward<B, 1> for Columns {
+impl<B: Gradients> Backward<B, 1> for Columns {
     type State = ();
 
-    fn backward(self, ops: Ops<(), 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<(), 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let [parent] = ops.parents.map(|node| node.map(|node| node.id));
         register::<B>(grads, parent, B::columns_backward(grad, self.first, self.width));
@@ -83,10 +83,10 @@ impl<B: Kernels> Backward<B, 1> for Columns {
 #[derive(Debug)]
 struct Rotate(Pairing);
 
-impl<B: Kernels> Backward<B, 1> for Rotate {
+impl<B: Gradients> Backward<B, 1> for Rotate {
     type State = [FloatTensor<B>; 2];
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let [parent] = ops.parents.map(|node| node.map(|node| node.id));
         let [cos, sin] = ops.state;
@@ -97,10 +97,10 @@ impl<B: Kernels> Backward<B, 1> for Rotate {
 #[derive(Debug)]
 struct CrossEntropy;
 
-impl<B: Kernels> Backward<B, 1> for CrossEntropy {
+impl<B: Gradients> Backward<B, 1> for CrossEntropy {
     type State = (FloatTensor<B>, Vec<i32>);
 
-    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+    fn backward(self, ops: Ops<Self::State, 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let [parent] = ops.parents.map(|node| node.map(|node| node.id));
         let (logits, targets) = ops.state;
@@ -108,16 +108,12 @@ impl<B: Kernels> Backward<B, 1> for CrossEntropy {
     }
 }
 
-impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+impl<B: Gradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {
         match Activate(kind).prepare::<C>([x.node.clone()]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(x.primitive.clone(), B::activate(kind, x.primitive)),
             OpsKind::UnTracked(prep) => prep.finish(B::activate(kind, x.primitive)),
         }
-    }
-
-    fn activate_backward(_: Activation, _: FloatTensor<Self>, _: FloatTensor<Self>) -> FloatTensor<Self> {
-        unimplemented!("{SECOND_ORDER}")
     }
 
     fn norm(
@@ -147,15 +143,6 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         }
     }
 
-    fn norm_backward(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: f64,
-    ) -> [FloatTensor<Self>; 3] {
-        unimplemented!("{SECOND_ORDER}")
-    }
-
     fn attend(a: Attention<Self>) -> FloatTensor<Self> {
         let nodes = [a.q.node.clone(), a.k.node.clone(), a.v.node.clone()];
         let inner = Attention {
@@ -172,19 +159,11 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         }
     }
 
-    fn attend_backward(_: Attention<Self>, _: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
-        unimplemented!("{SECOND_ORDER}")
-    }
-
     fn columns(x: FloatTensor<Self>, first: usize, count: usize) -> FloatTensor<Self> {
         let shape = x.primitive.shape();
         let step = Columns { first, width: shape[shape.num_dims() - 1] };
         let output = B::columns(x.primitive, first, count);
         step.prepare::<C>([x.node]).compute_bound().stateless(output)
-    }
-
-    fn columns_backward(_: FloatTensor<Self>, _: usize, _: usize) -> FloatTensor<Self> {
-        unimplemented!("{SECOND_ORDER}")
     }
 
     fn rotate(
@@ -210,20 +189,4 @@ impl<B: Kernels, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             OpsKind::UnTracked(prep) => prep.finish(B::cross_entropy(logits.primitive, targets)),
         }
     }
-
-    fn cross_entropy_backward(_: FloatTensor<Self>, _: &[i32], _: FloatTensor<Self>) -> FloatTensor<Self> {
-        unimplemented!("{SECOND_ORDER}")
-    }
-
-    fn adamw(
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: FloatTensor<Self>,
-        _: AdamWStep,
-    ) -> [FloatTensor<Self>; 3] {
-        unimplemented!("updates happen on the inner backend")
-    }
 }
-
-const SECOND_ORDER: &str = "gradients of gradients are not computed";

@@ -57,11 +57,6 @@ pub trait Kernels: Backend {
         generic::activate::<Self>(kind, x)
     }
 
-    /// The gradient of [`Kernels::activate`] at `x`, times `grad`.
-    fn activate_backward(kind: Activation, x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        generic::activate_backward::<Self>(kind, x, grad)
-    }
-
     /// Layer norm over the last dimension.
     fn norm(
         x: FloatTensor<Self>,
@@ -72,35 +67,15 @@ pub trait Kernels: Backend {
         Self::layer_norm(x, weight, bias, eps)
     }
 
-    /// Gradients of [`Kernels::norm`]: of `x`, `weight` and the bias.
-    fn norm_backward(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        eps: f64,
-    ) -> [FloatTensor<Self>; 3] {
-        generic::norm_backward::<Self>(x, weight, grad, eps)
-    }
-
     /// `softmax(scale q kᵀ + bias, hidden = -inf) v`, `[batch, heads, queries, dim]`. Every query must see a key: a
     /// row without one is zero on some backends and NaN on others.
     fn attend(attention: Attention<Self>) -> FloatTensor<Self> {
         generic::attend::<Self>(attention)
     }
 
-    /// Gradients of [`Kernels::attend`]: of `q`, `k` and `v`.
-    fn attend_backward(attention: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
-        generic::attend_backward::<Self>(attention, grad)
-    }
-
     /// `count` columns of the last dimension, from `first` on.
     fn columns(x: FloatTensor<Self>, first: usize, count: usize) -> FloatTensor<Self> {
         generic::columns::<Self>(x, first, count)
-    }
-
-    /// The gradient of [`Kernels::columns`] for an input of `width` columns: `grad` among zeros.
-    fn columns_backward(grad: FloatTensor<Self>, first: usize, width: usize) -> FloatTensor<Self> {
-        generic::columns_backward::<Self>(grad, first, width)
     }
 
     /// Rotary embedding (arXiv 2104.09864): turns the first `dims` coordinates of `[batch, heads, tokens, dim]` by the
@@ -118,6 +93,35 @@ pub trait Kernels: Backend {
     /// Mean of `-log softmax(logits)[target]` over the rows of `[rows, vocab]`: `[1]`. Targets lie in `0..vocab`.
     fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {
         generic::cross_entropy::<Self>(logits, targets)
+    }
+}
+
+/// A backend that models are trained on: the gradients of [`Kernels`], and updates. `Autodiff` turns one into a
+/// [`Differentiable`] and is none itself, as there are no gradients of gradients here.
+pub trait Gradients: Kernels {
+    /// The gradient of [`Kernels::activate`] at `x`, times `grad`.
+    fn activate_backward(kind: Activation, x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        generic::activate_backward::<Self>(kind, x, grad)
+    }
+
+    /// Gradients of [`Kernels::norm`]: of `x`, `weight` and the bias.
+    fn norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        generic::norm_backward::<Self>(x, weight, grad, eps)
+    }
+
+    /// Gradients of [`Kernels::attend`]: of `q`, `k` and `v`.
+    fn attend_backward(attention: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
+        generic::attend_backward::<Self>(attention, grad)
+    }
+
+    /// The gradient of [`Kernels::columns`] for an input of `width` columns: `grad` among zeros.
+    fn columns_backward(grad: FloatTensor<Self>, first: usize, width: usize) -> FloatTensor<Self> {
+        generic::columns_backward::<Self>(grad, first, width)
     }
 
     /// The gradient of [`Kernels::cross_entropy`], times `grad`, `[1]`.
@@ -142,18 +146,27 @@ pub trait Kernels: Backend {
 }
 
 /// A backend that computes gradients over one with these operations.
-pub trait Differentiable: Kernels + AutodiffBackend<InnerBackend: Kernels> {}
+pub trait Differentiable: Kernels + AutodiffBackend<InnerBackend: Gradients> {}
 
-impl<B: Kernels + AutodiffBackend<InnerBackend: Kernels>> Differentiable for B {}
+impl<B: Kernels + AutodiffBackend<InnerBackend: Gradients>> Differentiable for B {}
 
 #[cfg(feature = "ndarray")]
 impl Kernels for burn_ndarray::NdArray {}
 
+#[cfg(feature = "ndarray")]
+impl Gradients for burn_ndarray::NdArray {}
+
 #[cfg(feature = "wgpu")]
 impl Kernels for burn_wgpu::Wgpu {}
 
+#[cfg(feature = "wgpu")]
+impl Gradients for burn_wgpu::Wgpu {}
+
 #[cfg(feature = "cuda")]
 impl Kernels for burn_cuda::Cuda {}
+
+#[cfg(feature = "cuda")]
+impl Gradients for burn_cuda::Cuda {}
 
 /// [`Kernels::activate`].
 pub fn activate<B: Kernels, const D: usize>(kind: Activation, x: Tensor<B, D>) -> Tensor<B, D> {
@@ -204,8 +217,8 @@ pub fn cross_entropy<B: Kernels>(logits: Tensor<B, 2>, targets: &[i32]) -> Tenso
     tensor(B::cross_entropy(primitive(logits), targets))
 }
 
-/// [`Kernels::adamw`].
-pub fn adamw<B: Kernels>(
+/// [`Gradients::adamw`].
+pub fn adamw<B: Gradients>(
     weight: Tensor<B, 1>,
     gradient: Tensor<B, 1>,
     first: Tensor<B, 1>,

@@ -8,7 +8,7 @@ use burn::tensor::{Bool, DType, Tensor, TensorData, TensorPrimitive};
 use burn_flex::{Flex, FlexDevice};
 use flamingo_config::{Activation, Pairing};
 use flamingo_kernels::flex::math;
-use flamingo_kernels::{AdamWStep, Attention, Kernels};
+use flamingo_kernels::{AdamWStep, Attention, Gradients, Kernels};
 
 type T<const D: usize> = Tensor<Flex, D>;
 

@@ -1,7 +1,7 @@
 //! AdamW as `torch.optim.AdamW` computes it.
 
 use burn::tensor::{Tensor, backend::Backend};
-use flamingo_kernels::{AdamWStep, Kernels, adamw};
+use flamingo_kernels::{AdamWStep, Gradients, adamw};
 
 /// Decoupled weight decay and Adam (arXiv 1711.05101), in PyTorch's order of operations.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,7 +34,7 @@ pub(crate) struct Moments<B: Backend> {
 
 impl AdamW {
     /// A parameter after one update; all tensors flat.
-    pub(crate) fn update<B: Kernels>(
+    pub(crate) fn update<B: Gradients>(
         &self,
         weight: Tensor<B, 1>,
         gradient: Tensor<B, 1>,

@@ -15,7 +15,7 @@ use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{Flex, FlexTensor, Layout};
 use flamingo_config::{Activation, Pairing};
 
-use crate::{AdamWStep, Attention, Kernels, generic};
+use crate::{AdamWStep, Attention, Gradients, Kernels, generic};
 
 /// Elements that are worth a thread.
 const BLOCK: usize = 1 << 14;
@@ -48,13 +48,6 @@ impl Kernels for Flex {
         elementwise::activate(kind, x)
     }
 
-    fn activate_backward(kind: Activation, x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        if !all_f32([&x, &grad]) {
-            return generic::activate_backward::<Self>(kind, x, grad);
-        }
-        elementwise::activate_backward(kind, x, grad)
-    }
-
     fn norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -67,37 +60,11 @@ impl Kernels for Flex {
         norm::forward(x, weight, bias, eps)
     }
 
-    fn norm_backward(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        grad: FloatTensor<Self>,
-        eps: f64,
-    ) -> [FloatTensor<Self>; 3] {
-        if !all_f32([&x, &weight, &grad]) {
-            return generic::norm_backward::<Self>(x, weight, grad, eps);
-        }
-        norm::backward(x, weight, grad, eps)
-    }
-
     fn attend(a: Attention<Self>) -> FloatTensor<Self> {
         if !all_f32([&a.q, &a.k, &a.v]) {
             return generic::attend::<Self>(a);
         }
         attention::forward(a)
-    }
-
-    fn attend_backward(a: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
-        if !all_f32([&a.q, &a.k, &a.v, &grad]) {
-            return generic::attend_backward::<Self>(a, grad);
-        }
-        attention::backward(a, grad)
-    }
-
-    fn columns_backward(grad: FloatTensor<Self>, first: usize, width: usize) -> FloatTensor<Self> {
-        if grad.dtype() != DType::F32 {
-            return generic::columns_backward::<Self>(grad, first, width);
-        }
-        layout::among_zeros(grad, first, width)
     }
 
     fn rotate(
@@ -117,6 +84,41 @@ impl Kernels for Flex {
             return generic::cross_entropy::<Self>(logits, targets);
         }
         loss::forward(logits, targets)
+    }
+}
+
+impl Gradients for Flex {
+    fn activate_backward(kind: Activation, x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !all_f32([&x, &grad]) {
+            return generic::activate_backward::<Self>(kind, x, grad);
+        }
+        elementwise::activate_backward(kind, x, grad)
+    }
+
+    fn norm_backward(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        eps: f64,
+    ) -> [FloatTensor<Self>; 3] {
+        if !all_f32([&x, &weight, &grad]) {
+            return generic::norm_backward::<Self>(x, weight, grad, eps);
+        }
+        norm::backward(x, weight, grad, eps)
+    }
+
+    fn attend_backward(a: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
+        if !all_f32([&a.q, &a.k, &a.v, &grad]) {
+            return generic::attend_backward::<Self>(a, grad);
+        }
+        attention::backward(a, grad)
+    }
+
+    fn columns_backward(grad: FloatTensor<Self>, first: usize, width: usize) -> FloatTensor<Self> {
+        if grad.dtype() != DType::F32 {
+            return generic::columns_backward::<Self>(grad, first, width);
+        }
+        layout::among_zeros(grad, first, width)
     }
 
     fn cross_entropy_backward(
