@@ -169,11 +169,29 @@ fn a_vision_tower_learns_from_captions() {
                  max_positions = 64\nrotary_pct = 1.0\nrotary_base = 10000.0\nparallel_residual = false\n\
                  activation = \"gelu\"\ntied_head = true\nnorm_eps = 1e-5\n";
     std::fs::write(&recipe, format!("{text}objective = \"contrastive\"\n{tower}")).expect("a recipe");
-    succeeds(&mut train(&recipe, &["batch_size_laion=20", "train_num_samples_laion=1200"]));
+    let settings = [
+        "batch_size_laion=20",
+        "train_num_samples_laion=1200",
+        "optimizer=muon",
+        "muon_factor=4.0",
+        "patch_dropout=0.3",
+    ];
+    succeeds(&mut train(&recipe, &settings));
     let run = folder.path().join("run");
     let lines = metrics(&run);
     let loss = |line: &Value| line["loss_laion"].as_f64().expect("a loss");
     assert!(loss(&lines[lines.len() - 1]) < loss(&lines[0]) - 0.5, "{} to {}", lines[0], lines[lines.len() - 1]);
+
+    // Killed and taken up again it leaves out the same patches.
+    let again = folder.path().join("again");
+    let name = format!("run_name={}", again.display());
+    let settings: Vec<&str> = settings.into_iter().chain([name.as_str()]).collect();
+    let mut child = train(&recipe, &settings).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("a process");
+    assert!(wait_for_lines(&again, lines.len() / 2, &mut child), "the run is too short for this test");
+    child.kill().expect("SIGKILL");
+    child.wait().expect("an end");
+    succeeds(&mut train(&recipe, &settings));
+    assert_eq!(metrics(&again), lines);
 
     // The tower and nothing else is new.
     let open = |path: &Path| flamingo_weights::ModelFolder::open(path).expect("a folder");

@@ -3,13 +3,25 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use flamingo_engine::{Device, Part, Pixels, Precision, Text, Training, TrainingOptions, open_training};
+use flamingo_engine::{
+    AdamW, Device, Muon, Optimizer, Part, Pixels, Precision, Text, Training, TrainingOptions, open_training,
+};
 use flamingo_weights::ModelFolder;
 
 fn open() -> Box<dyn Training> {
+    open_with(Optimizer::default())
+}
+
+fn open_with(optimizer: Optimizer) -> Box<dyn Training> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/golden-tiny");
     let folder = Arc::new(ModelFolder::open(&folder).expect("the model of the repository"));
-    open_training(&folder, Device::Flex, &TrainingOptions::default()).expect("a training")
+    open_training(&folder, Device::Flex, &TrainingOptions { optimizer, ..TrainingOptions::default() })
+        .expect("a training")
+}
+
+/// Muon for the matrices of the blocks.
+fn muon() -> Optimizer {
+    Optimizer { muon: Some(Muon { factor: 1.0, momentum: 0.95, weight_decay: 0.1 }), adamw: AdamW::default() }
 }
 
 /// One picture and a few tokens, other ones at each step.
@@ -34,6 +46,13 @@ fn step(training: &mut dyn Training, step: usize) -> f32 {
 
 #[test]
 fn a_restored_training_goes_on_bit_for_bit() {
+    for optimizer in [Optimizer::default(), muon()] {
+        goes_on_bit_for_bit(optimizer);
+    }
+}
+
+fn goes_on_bit_for_bit(optimizer: Optimizer) {
+    let open = || open_with(optimizer);
     let mut whole = open();
     let losses: Vec<f32> = (0..6).map(|i| step(&mut *whole, i)).collect();
     let mut first = open();
@@ -52,6 +71,24 @@ fn a_restored_training_goes_on_bit_for_bit() {
     let before = second.state().expect("a state");
     assert!(second.restore(broken[..2].to_vec()).is_err());
     assert_eq!(second.state().expect("a state"), before);
+}
+
+#[test]
+fn muon_updates_the_blocks_matrices_and_adamw_the_rest() {
+    let after = |optimizer| {
+        let mut training = open_with(optimizer);
+        step(&mut *training, 0);
+        training.weights().expect("weights")
+    };
+    let (adamw, muon) = (after(Optimizer::default()), after(muon()));
+    let differs = |name: &str| {
+        let of = |weights: &[(String, flamingo_engine::Array)]| {
+            weights.iter().find(|(other, _)| other == name).expect("a weight").1.data.clone()
+        };
+        of(&adamw) != of(&muon)
+    };
+    assert!(differs("resampler.layers.0.attention.to_q.weight"));
+    assert!(!differs("resampler.latents") && !differs("resampler.norm.weight"));
 }
 
 #[test]

@@ -20,6 +20,9 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 pub enum Command {
+    /// Say what pictures show.
+    #[command(after_help = CAPTION_HELP)]
+    Caption(CaptionArgs),
     /// Continue a prompt of pictures and text.
     Generate(GenerateArgs),
     /// Compare candidate answers by their log-likelihood.
@@ -44,7 +47,7 @@ pub enum Command {
 #[derive(Args)]
 pub struct ModelArgs {
     /// A model folder, or the name of one in the zoo.
-    #[arg(long)]
+    #[arg(long, default_value = "flamingo-tiny-neox")]
     pub model: String,
     #[command(flatten)]
     pub zoo: ZooArgs,
@@ -58,9 +61,27 @@ pub struct ModelArgs {
 /// Where the zoo is.
 #[derive(Args)]
 pub struct ZooArgs {
-    /// Folder of the zoo: where models are found by name.
-    #[arg(long = "models", value_name = "DIR", env = "FLAMINGO_MODELS", default_value = "models")]
-    pub folder: PathBuf,
+    /// Folder of the zoo: where models are found by name. Without it: `models` here, or beside the program.
+    #[arg(long = "models", value_name = "DIR", env = "FLAMINGO_MODELS")]
+    folder: Option<PathBuf>,
+}
+
+impl ZooArgs {
+    /// The folder of the zoo.
+    pub fn folder(&self) -> PathBuf {
+        let beside = || {
+            let program = std::env::current_exe().ok()?.canonicalize().ok()?;
+            // Beside it, or above the folder that cargo builds into.
+            let mut folders = program.ancestors().skip(1).take(3).map(|folder| folder.join("models"));
+            folders.find(|folder| folder.is_dir())
+        };
+        let here = PathBuf::from("models");
+        match &self.folder {
+            Some(folder) => folder.clone(),
+            None if here.is_dir() => here,
+            None => beside().unwrap_or(here),
+        }
+    }
 }
 
 /// Pictures and text.
@@ -79,6 +100,31 @@ pub struct PromptArgs {
     /// the file; a demonstration's text ends with <|endofchunk|>, which --shot adds and this does not.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["shot", "image", "prompt"])]
     pub interleaved: Option<PathBuf>,
+}
+
+const CAPTION_HELP: &str = "Examples:
+  flamingo caption tests/fixtures/pictures/*.png
+  flamingo caption --model DIR --shot a.jpg \"A cat.\" --shot b.jpg \"A dog.\" c.jpg";
+
+#[derive(Args)]
+pub struct CaptionArgs {
+    /// The pictures.
+    #[arg(value_name = "IMAGE", required = true)]
+    pub images: Vec<PathBuf>,
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// A demonstration: a picture and its caption. May be given many times; all pictures are captioned after the same ones.
+    #[arg(long, num_args = 2, value_names = ["IMAGE", "TEXT"], action = clap::ArgAction::Append)]
+    pub shot: Vec<String>,
+    /// Text between a picture and its caption, instead of the one that the model was trained with.
+    #[arg(long)]
+    pub prompt: Option<String>,
+    /// Most tokens of a caption.
+    #[arg(long, default_value_t = 20)]
+    pub max_new_tokens: usize,
+    /// A line of JSON for each picture.
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Args)]

@@ -97,7 +97,7 @@ fn settings(args: &GenerateArgs, model: &Model) -> GenerationConfig {
 
 /// Opens a model, with a spinner while a large one loads.
 pub fn open(args: &ModelArgs) -> anyhow::Result<Model> {
-    let folder = find(&args.model, &args.zoo.folder)?;
+    let folder = find(&args.model, &args.zoo.folder())?;
     let spinner = ProgressBar::new_spinner().with_message(format!("loading {}", args.model));
     spinner.enable_steady_tick(Duration::from_millis(120));
     let model = Model::open(&folder, args.device, args.precision);

@@ -15,12 +15,12 @@ use crate::args::InspectArgs;
 use crate::models::count;
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    let (config, dtypes) = match find(&args.model, &args.zoo.folder) {
+    let (config, dtypes) = match find(&args.model, &args.zoo.folder()) {
         Ok(folder) => {
             let folder = ModelFolder::open(&folder)?;
             (folder.config().clone(), dtypes(&folder))
         }
-        Err(missing) => match config_alone(Path::new(&args.model), &args.zoo.folder.join(&args.model))? {
+        Err(missing) => match config_alone(Path::new(&args.model), &args.zoo.folder().join(&args.model))? {
             Some(config) => (config, BTreeMap::new()),
             None => bail!(missing),
         },

@@ -1,6 +1,7 @@
 //! `flamingo`: few-shot vision-language models at the command line.
 
 mod args;
+mod caption;
 mod data;
 mod generate;
 mod init;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     start_logging(cli.verbose);
     let result = catch_unwind(|| match &cli.command {
+        Command::Caption(args) => caption::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
         Command::Train(args) => train::run(args),

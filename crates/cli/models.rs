@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::args::ModelsArgs;
 
 pub fn run(args: &ModelsArgs) -> anyhow::Result<()> {
-    let entries = list(&args.zoo.folder)?;
+    let entries = list(&args.zoo.folder())?;
     let mut stdout = std::io::stdout().lock();
     if args.json {
         let rows: Vec<_> = entries

@@ -9,7 +9,7 @@ use flamingo_data::{Part, Picture, assemble, few_shot};
 use flamingo_zoo::Prompt;
 use serde::Deserialize;
 
-use crate::args::PromptArgs;
+use crate::args::{CaptionArgs, PromptArgs};
 
 /// One part of an interleaved file.
 #[derive(Deserialize)]
@@ -34,6 +34,26 @@ pub fn build(args: &PromptArgs) -> anyhow::Result<Prompt> {
         bail!("nothing to continue: give --image, --prompt or --interleaved");
     }
     Ok(prompt)
+}
+
+/// One prompt for each picture to be captioned, `between` standing between a picture and its caption.
+pub fn captions(args: &CaptionArgs, between: &str) -> anyhow::Result<Vec<Prompt>> {
+    let mut pictures = Pictures::default();
+    let spaced = |text: &str| if text.starts_with(char::is_whitespace) { text.into() } else { format!(" {text}") };
+    // "A picture of a cat", but "Output:a cat": as upstream's prompts are made.
+    let caption = |text: &str| if between.ends_with(':') { text.to_string() } else { spaced(text) };
+    let shots: Vec<(Arc<Picture>, String)> = args
+        .shot
+        .chunks_exact(2)
+        .map(|shot| Ok((pictures.open(Path::new(&shot[0]))?, format!("{between}{}", caption(&shot[1])))))
+        .collect::<anyhow::Result<_>>()?;
+    args.images
+        .iter()
+        .map(|image| {
+            let shots = shots.iter().map(|(picture, text)| (picture.clone(), text.as_str()));
+            Ok(few_shot(shots, Some(pictures.open(image)?), between)?)
+        })
+        .collect()
 }
 
 /// A file of text and image parts; image paths are relative to the file.

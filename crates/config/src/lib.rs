@@ -51,6 +51,9 @@ pub struct ModelConfig {
     /// Where the parts of a released model are published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
+    /// The text between a picture and its caption that the model was trained with.
+    #[serde(default = "output", skip_serializing_if = "is_output")]
+    pub caption_prompt: String,
     /// The vocabulary and its special tokens.
     pub tokens: TokenConfig,
     /// The CLIP vision transformer.
@@ -61,6 +64,17 @@ pub struct ModelConfig {
     pub cross_attention: CrossAttentionConfig,
     /// The language model.
     pub decoder: DecoderConfig,
+}
+
+/// Upstream's text between a picture and its caption (`eval_model.get_caption_prompt`).
+pub const CAPTION_PROMPT: &str = "Output:";
+
+fn output() -> String {
+    CAPTION_PROMPT.into()
+}
+
+fn is_output(prompt: &String) -> bool {
+    prompt == CAPTION_PROMPT
 }
 
 /// Names of a released model's parts on the Hugging Face hub.

@@ -113,6 +113,29 @@ fn render(svg: &str) -> Option<Vec<u8>> {
     pixels.chunks_exact(4).any(|pixel| pixel[3] > 0).then_some(pixels)
 }
 
+/// Where and how a drawing comes onto a canvas.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    /// Its centre, in pixels of the canvas.
+    pub(crate) x: f32,
+    pub(crate) y: f32,
+    /// Its side, in pixels of the canvas.
+    pub(crate) size: f32,
+    /// Degrees.
+    pub(crate) angle: f32,
+    pub(crate) mirrored: bool,
+    /// So many times wider, and narrower in the other direction.
+    pub(crate) stretch: f32,
+    /// Columns by which a row leans, per row.
+    pub(crate) shear: f32,
+}
+
+impl Place {
+    pub(crate) fn plain(x: f32, y: f32, size: f32) -> Self {
+        Self { x, y, size, angle: 0.0, mirrored: false, stretch: 1.0, shear: 0.0 }
+    }
+}
+
 impl Drawing {
     fn new(style: &'static str, concept: usize, rgba: Vec<u8>) -> Self {
         let premultiplied = |pixel: &[u8]| {
@@ -129,10 +152,11 @@ impl Drawing {
         Some(Self::new(style, concept, render(svg)?))
     }
 
-    /// Draws onto a canvas: the drawing's centre comes to `(x, y)`, its side becomes `size`, in pixels of the canvas.
-    pub(crate) fn draw(&self, canvas: &mut Canvas, x: f32, y: f32, size: f32, angle: f32, mirrored: bool) {
+    /// Draws onto a canvas.
+    pub(crate) fn draw(&self, canvas: &mut Canvas, place: Place) {
+        let Place { x, y, size, angle, mirrored, stretch, shear } = place;
         let (sin, cos) = angle.to_radians().sin_cos();
-        let reach = (size * 0.75) as isize + 1;
+        let reach = (size * 0.85) as isize + 1;
         let scale = SIDE as f32 / size;
         let half = SIDE as f32 / 2.0;
         for row in (y as isize - reach).max(0)..(y as isize + reach).min(PICTURE as isize) {
@@ -143,6 +167,7 @@ impl Drawing {
                     let (dx, dy) =
                         (column as f32 + step(sample % SAMPLES) - x, row as f32 + step(sample / SAMPLES) - y);
                     let (u, v) = ((cos * dx + sin * dy) * scale, (cos * dy - sin * dx) * scale);
+                    let (u, v) = ((u + shear * v) / stretch, v * stretch);
                     let u = if mirrored { -u } else { u };
                     let (u, v) = ((u + half).floor(), (v + half).floor());
                     if (0.0..SIDE as f32).contains(&u) && (0.0..SIDE as f32).contains(&v) {
@@ -162,7 +187,7 @@ impl Drawing {
         let middle = PICTURE as f32 / 2.0;
         if variant == 0 {
             let mut canvas = Canvas::plain([255.0; 3]);
-            self.draw(&mut canvas, middle, middle, PICTURE as f32 * 0.92, 0.0, false);
+            self.draw(&mut canvas, Place::plain(middle, middle, PICTURE as f32 * 0.92));
             return canvas.png();
         }
         let mut random = Random::new(seed, &format!("variant {number} {variant}"));
@@ -176,7 +201,9 @@ impl Drawing {
         let keeps = concept.category == "flag" || fixed.contains(&concept.kind.as_str());
         let mirrored = !keeps && random.chance(0.5);
         let mut canvas = background(&mut random);
-        self.draw(&mut canvas, x, y, size, turns, mirrored);
+        let stretch = random.within(-0.16, 0.16).exp();
+        let shear = random.within(-0.14, 0.14);
+        self.draw(&mut canvas, Place { x, y, size, angle: turns, mirrored, stretch, shear });
         canvas.light(&mut random);
         canvas.png()
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use crate::concepts::Concept;
-use crate::drawing::{Drawing, PICTURE, background};
+use crate::drawing::{Drawing, PICTURE, Place, background};
 use crate::random::Random;
 use crate::words;
 
@@ -61,7 +61,8 @@ fn counted(usable: &[&Drawing], concepts: &[Concept], named: &[usize], random: &
     for (x, y) in places.into_iter().take(count) {
         let shift = |random: &mut Random| random.within(-2.0, 2.0);
         let (x, y) = (x * PICTURE as f32 + shift(random), y * PICTURE as f32 + shift(random));
-        drawing.draw(&mut canvas, x, y, random.within(24.0, 29.0), random.within(-10.0, 10.0), false);
+        let place = Place::plain(x, y, random.within(24.0, 29.0));
+        drawing.draw(&mut canvas, Place { angle: random.within(-10.0, 10.0), ..place });
     }
     let number = NUMBERS[count];
     let caption = if count == 1 { words::with_article(name) } else { format!("{number} {}", words::plural(name)) };
@@ -84,7 +85,8 @@ fn side_by_side(usable: &[&Drawing], concepts: &[Concept], named: &[usize], rand
     let mut canvas = background(random);
     for (drawing, x) in [(left, 0.27), (right, 0.73)] {
         let (x, y) = (x * PICTURE as f32, PICTURE as f32 * random.within(0.4, 0.6));
-        drawing.draw(&mut canvas, x, y, random.within(26.0, 32.0), random.within(-8.0, 8.0), false);
+        let place = Place::plain(x, y, random.within(26.0, 32.0));
+        drawing.draw(&mut canvas, Place { angle: random.within(-8.0, 8.0), ..place });
     }
     let (l, r) = (&concepts[left.concept].name, &concepts[right.concept].name);
     let first_is_left = random.chance(0.5);

@@ -4,12 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use flamingo_config::{ModelConfig, TextTowerConfig};
+use flamingo_config::ModelConfig;
 use flamingo_kernels::{Gradients, Kernels};
-use flamingo_train::{AdamW, Part};
+use flamingo_train::Part;
 use flamingo_weights::ModelFolder;
 
-use crate::contrastive::BurnContrastive;
+use crate::contrastive::{BurnContrastive, ContrastiveOptions};
 use crate::engine::{BurnEngine, Engine, guard};
 use crate::load::{burn_dtype, load, random};
 use crate::training::{BurnTraining, Training, TrainingOptions};
@@ -180,11 +180,9 @@ pub fn open_training_weights(
 pub fn open_contrastive(
     folder: &Arc<ModelFolder>,
     device: Device,
-    text: &TextTowerConfig,
-    optimizer: AdamW,
-    seed: u64,
+    options: &ContrastiveOptions,
 ) -> Result<Box<dyn Training>, EngineError> {
-    on_device(device, Towers { folder, text, optimizer, seed })
+    on_device(device, Towers { folder, options })
 }
 
 /// What opens a training once the backend is known.
@@ -209,15 +207,12 @@ impl Opens for Flamingos<'_> {
 
 struct Towers<'a> {
     folder: &'a Arc<ModelFolder>,
-    text: &'a TextTowerConfig,
-    optimizer: AdamW,
-    seed: u64,
+    options: &'a ContrastiveOptions,
 }
 
 impl Opens for Towers<'_> {
     fn open<B: Gradients>(self, device: B::Device, _: String) -> Result<Box<dyn Training>, EngineError> {
-        let Self { folder, text, optimizer, seed } = self;
-        Ok(Box::new(BurnContrastive::<burn_autodiff::Autodiff<B>>::new(folder, text, optimizer, seed, device)?))
+        Ok(Box::new(BurnContrastive::<burn_autodiff::Autodiff<B>>::new(self.folder, self.options, device)?))
     }
 }
 

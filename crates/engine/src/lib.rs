@@ -20,12 +20,13 @@ mod session;
 mod training;
 
 pub use array::{Array, Pixels};
+pub use contrastive::ContrastiveOptions;
 pub use device::{
     Device, Weights, compiled, open, open_contrastive, open_training, open_training_weights, open_weights, probe,
 };
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
-pub use flamingo_train::{AdamW, Part, Schedule};
+pub use flamingo_train::{AdamW, Muon, Optimizer, Part, Schedule};
 /// The format of weights and activations on a device.
 pub use flamingo_weights::Dtype as Precision;
 pub use session::{Session, SessionOptions};

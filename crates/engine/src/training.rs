@@ -3,7 +3,7 @@
 use burn::tensor::{DType, TensorData};
 use flamingo_kernels::Differentiable;
 use flamingo_model::Text;
-use flamingo_train::{AdamW, Named, Part, Pictures, Trainer};
+use flamingo_train::{Named, Optimizer, Part, Pictures, Trainer};
 
 use crate::array::{Array, Pixels};
 use crate::engine::{BurnEngine, guard};
@@ -73,7 +73,7 @@ pub struct TrainingOptions {
     /// What trains; the rest is frozen.
     pub parts: Vec<Part>,
     /// The optimizer.
-    pub optimizer: AdamW,
+    pub optimizer: Optimizer,
     /// The format of what is frozen and of activations. What trains is kept in f32, as are norms, softmax and loss.
     pub precision: Precision,
     /// Keep each layer's input only and compute the rest again going backwards: less memory, a forward pass more time.
@@ -87,7 +87,7 @@ impl Default for TrainingOptions {
     fn default() -> Self {
         Self {
             parts: Part::UPSTREAM.to_vec(),
-            optimizer: AdamW::default(),
+            optimizer: Optimizer::default(),
             precision: Precision::F32,
             gradient_checkpointing: false,
             features_bytes: 0,

@@ -40,9 +40,9 @@ impl<B: Kernels> Contrastive<B> {
     }
 
     /// The mean of both directions' cross-entropies; row `i` of the text belongs to picture `i` of
-    /// `[rows, 3, side, side]`.
-    pub fn loss(&self, pixels: Tensor<B, 4>, text: &Text) -> Tensor<B, 1> {
-        let pictures = unit(self.vision.encode(pixels, &mut ignore));
+    /// `[rows, 3, side, side]`, of which only the patches `kept` are looked at ([`VisionTransformer::encode_patches`]).
+    pub fn loss(&self, pixels: Tensor<B, 4>, kept: Option<&[i32]>, text: &Text) -> Tensor<B, 1> {
+        let pictures = unit(self.vision.encode_patches(pixels, kept, &mut ignore));
         let texts = unit(self.text_features(text));
         let scale = self.logit_scale.val().exp().clamp_max(MAX_SCALE);
         let similarities = pictures.matmul(texts.transpose()) * scale.unsqueeze();

@@ -5,7 +5,7 @@
 //! serve only [`VisionTransformer::encode`] (image features for retrieval).
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_config::{Activation, VisionConfig};
 use flamingo_kernels::{Kernels, activate, attend};
 
@@ -87,28 +87,46 @@ impl<B: Kernels> VisionTransformer<B> {
 
     /// Patch tokens before `ln_post`: `[images, 3, side, side]` to `[images, patches, width]`.
     pub fn forward(&self, pixels: Tensor<B, 4>, observe: Observe<B>) -> Tensor<B, 3> {
-        let x = self.tokens(pixels, observe);
+        let x = self.tokens(pixels, None, observe);
         let tokens = x.dims()[1];
         x.narrow(1, 1, tokens - 1)
     }
 
     /// Features in the joint image-text space (`encode_image`, not normalised): `[images, output_dim]`.
     pub fn encode(&self, pixels: Tensor<B, 4>, observe: Observe<B>) -> Tensor<B, 2> {
-        let x = self.tokens(pixels, observe);
+        self.encode_patches(pixels, None, observe)
+    }
+
+    /// [`VisionTransformer::encode`] of some patches only (open_clip's patch dropout, arXiv 2212.00794): `kept` numbers
+    /// the patches of all pictures through, equally many of each picture, in order; `None` for all.
+    pub fn encode_patches(&self, pixels: Tensor<B, 4>, kept: Option<&[i32]>, observe: Observe<B>) -> Tensor<B, 2> {
+        let x = self.tokens(pixels, kept, observe);
         let [images, _, width] = x.dims();
         let class = x.narrow(1, 0, 1).reshape([images, width]);
         self.proj.forward(self.norm_post.forward(class))
     }
 
     /// All tokens after the blocks, the class token first: `[images, 1 + patches, width]`.
-    fn tokens(&self, pixels: Tensor<B, 4>, observe: Observe<B>) -> Tensor<B, 3> {
-        let [images, _, _, _] = pixels.dims();
-        let patches = self.patch_embedding.forward(self.patches(pixels));
+    fn tokens(&self, pixels: Tensor<B, 4>, kept: Option<&[i32]>, observe: Observe<B>) -> Tensor<B, 3> {
+        let mut patches = self.patches(pixels);
+        let [images, count, values] = patches.dims();
+        let mut positions: Tensor<B, 3> = self.position_embedding.val().unsqueeze();
+        if let Some(kept) = kept {
+            let device = patches.device();
+            let each = kept.len() / images;
+            let rows = Tensor::<B, 1, Int>::from_ints(kept, &device);
+            patches = patches.reshape([images * count, values]).select(0, rows).reshape([images, each, values]);
+            // Row 0 is the class token's.
+            let of_image = |kept: &[i32]| [0].into_iter().chain(kept.iter().map(|k| 1 + k % count as i32)).collect();
+            let rows: Vec<i32> = kept.chunks(each).flat_map(|kept| -> Vec<i32> { of_image(kept) }).collect();
+            let rows = Tensor::<B, 1, Int>::from_ints(rows.as_slice(), &device);
+            positions = self.position_embedding.val().select(0, rows).reshape([images as i32, each as i32 + 1, -1]);
+        }
+        let patches = self.patch_embedding.forward(patches);
         let width = patches.dims()[2];
         let class = self.class_embedding.val().cast(patches.dtype()).reshape([1, 1, width]).expand([images, 1, width]);
         let x = Tensor::cat(vec![class, patches], 1);
-        let positions = self.position_embedding.val().cast(x.dtype());
-        let x = x + positions.unsqueeze();
+        let x = x.clone() + positions.cast(x.dtype());
         let mut x = self.norm_pre.forward(x);
         observe(Point::VisionNormPre, &x);
         for (i, block) in self.blocks.iter().enumerate() {

@@ -15,5 +15,5 @@ mod run;
 pub use error::RunError;
 pub use export::export;
 pub use metrics::Metrics;
-pub use recipe::{Objective, Recipe, RunPrecision};
+pub use recipe::{Objective, OptimizerKind, Recipe, RunPrecision};
 pub use run::{Run, Step};

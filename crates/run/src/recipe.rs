@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use flamingo_config::TextTowerConfig;
 use flamingo_data::DocumentRules;
-use flamingo_engine::{AdamW, Part, Precision, Schedule, TrainingOptions};
+use flamingo_engine::{AdamW, Muon, Optimizer, Part, Precision, Schedule, TrainingOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::RunError;
@@ -18,6 +18,17 @@ pub enum Objective {
     NextToken,
     /// Which caption belongs to which picture: CLIP's, for a vision tower made from nothing.
     Contrastive,
+}
+
+/// Optimizers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Upstream's.
+    #[default]
+    AdamW,
+    /// Muon for the matrices of transformer blocks, AdamW for the rest: for models made from nothing.
+    Muon,
 }
 
 /// Number formats of a run.
@@ -47,6 +58,9 @@ pub struct Recipe {
     /// The text tower of contrastive training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_tower: Option<TextTowerConfig>,
+    /// Share of a picture's patches that contrastive training leaves out (open_clip's option): less time, less overfitting.
+    #[serde(default)]
+    pub patch_dropout: f64,
     /// Parts that train; the rest is frozen.
     #[serde(default = "upstream_parts")]
     pub train: Vec<Part>,
@@ -136,6 +150,12 @@ pub struct Recipe {
     /// Decay of the cross-attention's weights.
     #[serde(default = "weight_decay")]
     pub weight_decay: f64,
+    /// What turns gradients into updates.
+    #[serde(default)]
+    pub optimizer: OptimizerKind,
+    /// Muon's learning rate, in those of AdamW.
+    #[serde(default = "muon_factor")]
+    pub muon_factor: f64,
     /// AdamW's decay of the mean squared gradient.
     #[serde(default = "beta_2")]
     pub adam_beta2: f64,
@@ -205,6 +225,10 @@ fn weight_decay() -> f64 {
     0.1
 }
 
+fn muon_factor() -> f64 {
+    10.0
+}
+
 fn beta_2() -> f64 {
     0.999
 }
@@ -266,6 +290,7 @@ impl Recipe {
         let numbers = [
             ("learning_rate", self.learning_rate),
             ("weight_decay", self.weight_decay),
+            ("muon_factor", self.muon_factor),
             ("loss_multiplier_laion", self.loss_multiplier_laion),
             ("loss_multiplier_mmc4", self.loss_multiplier_mmc4),
             ("checkpoint_minutes", self.checkpoint_minutes),
@@ -279,7 +304,13 @@ impl Recipe {
         if !(0.0..1.0).contains(&self.adam_beta2) {
             return wrong("adam_beta2 must be between 0 and 1");
         }
+        if !(0.0..1.0).contains(&self.patch_dropout) {
+            return wrong("patch_dropout must be at least 0 and below 1");
+        }
         match self.objective {
+            Objective::NextToken if self.patch_dropout > 0.0 => {
+                wrong("patch_dropout is for contrastive training: leave it out")
+            }
             _ if self.laion_shards.is_none() && self.mmc4_shards.is_none() => {
                 wrong("there is nothing to train on: set laion_shards, mmc4_shards or both")
             }
@@ -339,8 +370,13 @@ impl Recipe {
         }
     }
 
-    pub(crate) fn optimizer(&self) -> AdamW {
-        AdamW { weight_decay: self.weight_decay, beta_2: self.adam_beta2, ..AdamW::default() }
+    pub(crate) fn optimizer(&self) -> Optimizer {
+        let weight_decay = self.weight_decay;
+        let muon = Muon { factor: self.muon_factor, momentum: 0.95, weight_decay };
+        Optimizer {
+            adamw: AdamW { weight_decay, beta_2: self.adam_beta2, ..AdamW::default() },
+            muon: (self.optimizer == OptimizerKind::Muon).then_some(muon),
+        }
     }
 
     pub(crate) fn document_rules(&self) -> DocumentRules {
@@ -400,6 +436,9 @@ mod tests {
             (vec!["learning_rate=-1"], "not negative"),
             (vec!["learning_rate=nan"], "not negative"),
             (vec!["objective=contrastive"], "text tower"),
+            (vec!["patch_dropout=0.5"], "for contrastive training"),
+            (vec!["patch_dropout=1"], "below 1"),
+            (vec!["optimizer=sgd"], "unknown variant"),
             (vec!["train=[\"added_embeddings\"]", "freeze_lm_embeddings=true"], "nothing trains"),
             (vec!["nonsense"], "key=value"),
         ] {

@@ -9,7 +9,7 @@ use flamingo_data::{
     Decode, Documents, Example, ImageTransform, Loader, LoaderOptions, Pairs, Position, SpecialTokens, Stream,
     Tokenizer, find_shards,
 };
-use flamingo_engine::{Device, Training, open_contrastive, open_training};
+use flamingo_engine::{ContrastiveOptions, Device, Training, open_contrastive, open_training};
 use flamingo_weights::{Dtype, ModelFolder};
 
 use crate::batch::{TrainingBatch, parts};
@@ -93,7 +93,13 @@ impl Run {
         }
         let mut training = match (&recipe.objective, &recipe.text_tower) {
             (Objective::Contrastive, Some(text)) => {
-                open_contrastive(&folder, device, text, recipe.optimizer(), recipe.seed)?
+                let options = ContrastiveOptions {
+                    text_tower: text.clone(),
+                    optimizer: recipe.optimizer(),
+                    patch_dropout: recipe.patch_dropout,
+                    seed: recipe.seed,
+                };
+                open_contrastive(&folder, device, &options)?
             }
             _ => open_training(&folder, device, &recipe.training_options())?,
         };

@@ -23,11 +23,13 @@ impl Default for AdamW {
     }
 }
 
-/// Running means of one parameter's gradients.
+/// What is remembered of one parameter's gradients.
 #[derive(Clone, Debug)]
 pub(crate) struct Moments<B: Backend> {
+    /// AdamW's mean of them, or Muon's momentum.
     pub(crate) first: Tensor<B, 1>,
-    pub(crate) second: Tensor<B, 1>,
+    /// AdamW's mean of their squares.
+    pub(crate) second: Option<Tensor<B, 1>>,
     /// Updates so far.
     pub(crate) steps: usize,
 }
@@ -42,9 +44,11 @@ impl AdamW {
         learning_rate: f64,
         decays: bool,
     ) -> Tensor<B, 1> {
-        let (first, second, steps) = match moments.take() {
-            Some(m) => (m.first, m.second, m.steps + 1),
-            None => (gradient.zeros_like(), gradient.zeros_like(), 1),
+        let before = moments.take();
+        let steps = before.as_ref().map_or(0, |m| m.steps) + 1;
+        let [first, second] = match before {
+            Some(Moments { first, second: Some(second), .. }) => [first, second],
+            _ => [gradient.zeros_like(), gradient.zeros_like()],
         };
         let step = AdamWStep {
             beta_1: self.beta_1,
@@ -55,7 +59,7 @@ impl AdamW {
             root_bias_2: (1.0 - self.beta_2.powf(steps as f64)).sqrt(),
         };
         let [weight, first, second] = adamw(weight, gradient, first, second, step);
-        *moments = Some(Moments { first, second, steps });
+        *moments = Some(Moments { first, second: Some(second), steps });
         weight
     }
 }

@@ -1,5 +1,5 @@
-//! Training a Flamingo as upstream's `train/train_utils.py` does: which parameters train, their gradients, AdamW,
-//! learning rates. Generic over the backend; knows neither files nor where batches come from.
+//! Training a Flamingo as upstream's `train/train_utils.py` does: which parameters train, their gradients, AdamW
+//! or Muon, learning rates. Generic over the backend; knows neither files nor where batches come from.
 //!
 //! One step, drawn for two streams of batches and two micro-steps:
 //!
@@ -9,12 +9,14 @@
 
 mod adamw;
 mod checkpointed;
+mod muon;
 mod parts;
 mod schedule;
 mod trainer;
 
 pub use adamw::AdamW;
 pub use checkpointed::Pictures;
+pub use muon::Muon;
 pub use parts::Part;
 pub use schedule::Schedule;
-pub use trainer::{Named, Plan, Trainer};
+pub use trainer::{Named, Optimizer, Plan, Trainer};

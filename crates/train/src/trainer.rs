@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use flamingo_config::ModelConfig;
-use flamingo_kernels::Differentiable;
+use flamingo_kernels::{Differentiable, Gradients};
 use flamingo_model::Flamingo;
 
 use crate::adamw::{AdamW, Moments};
+use crate::muon::Muon;
 use crate::parts::{ADDED, Part};
 
 /// A tensor with its module path and shape, flat.
@@ -22,9 +23,24 @@ pub struct Named<T> {
     pub values: T,
 }
 
+/// How gradients become updates.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Optimizer {
+    /// For everything, or for what `muon` leaves.
+    pub adamw: AdamW,
+    /// For the matrices of transformer blocks.
+    pub muon: Option<Muon>,
+}
+
+impl From<AdamW> for Optimizer {
+    fn from(adamw: AdamW) -> Self {
+        Self { adamw, muon: None }
+    }
+}
+
 /// What training keeps beside the model: gradients, which add up between updates, and the optimizer's state.
 pub struct Trainer<B: Differentiable> {
-    optimizer: AdamW,
+    optimizer: Optimizer,
     decays: fn(&str) -> bool,
     slots: BTreeMap<String, Slot<B::InnerBackend>>,
 }
@@ -36,6 +52,31 @@ struct Slot<B: Backend> {
     mask: Option<Tensor<B, 1>>,
     gradient: Option<Tensor<B, 1>>,
     moments: Option<Moments<B>>,
+    /// Matrices that Muon updates; 0 for AdamW.
+    matrices: usize,
+}
+
+impl<B: Gradients> Slot<B> {
+    /// The weight after one update; all tensors flat.
+    fn update(
+        &mut self,
+        weight: Tensor<B, 1>,
+        gradient: Tensor<B, 1>,
+        optimizer: Optimizer,
+        rate: f64,
+        decays: bool,
+    ) -> Tensor<B, 1> {
+        match (optimizer.muon, self.matrices, self.shape.as_slice()) {
+            (Some(muon), matrices @ 1.., &[rows, columns]) => {
+                let (momentum, steps) = self.moments.take().map_or((None, 0), |m| (Some(m.first), m.steps));
+                let shape = [matrices, rows / matrices, columns];
+                let [weight, first] = muon.update(weight, gradient, momentum, shape, rate, decays);
+                self.moments = Some(Moments { first, second: None, steps: steps + 1 });
+                weight
+            }
+            _ => optimizer.adamw.update(weight, gradient, &mut self.moments, rate, decays),
+        }
+    }
 }
 
 /// Which parameters train and how, by module path.
@@ -50,12 +91,13 @@ pub struct Plan<'a, B: Backend> {
 
 impl<B: Differentiable> Trainer<B> {
     /// Takes a model into training.
-    pub fn new(model: &mut impl Module<B>, mut plan: Plan<B::InnerBackend>, optimizer: AdamW) -> Self {
+    pub fn new(model: &mut impl Module<B>, mut plan: Plan<B::InnerBackend>, optimizer: Optimizer) -> Self {
         let mut freeze = Freeze { trains: plan.trains, path: Vec::new(), shapes: Vec::new() };
         *model = model.clone().map(&mut freeze);
         let slots = freeze.shapes.into_iter().map(|(name, shape)| {
             let mask = plan.masks.remove(&name);
-            (name, Slot { shape, mask, gradient: None, moments: None })
+            let matrices = optimizer.muon.map_or(0, |_| Muon::matrices(&name, &shape));
+            (name, Slot { shape, mask, gradient: None, moments: None, matrices })
         });
         Self { optimizer, decays: plan.decays, slots: slots.collect() }
     }
@@ -66,7 +108,7 @@ impl<B: Differentiable> Trainer<B> {
         model: &mut Flamingo<B>,
         config: &ModelConfig,
         parts: &[Part],
-        optimizer: AdamW,
+        optimizer: Optimizer,
         device: &B::Device,
     ) -> Self {
         let mut masks = BTreeMap::new();
@@ -140,7 +182,7 @@ impl<B: Differentiable> Trainer<B> {
     }
 
     /// Everything that an exact restart needs: `weight.PATH`, and once a parameter was updated `first.PATH`,
-    /// `second.PATH` (AdamW's means, flat) and `steps.PATH` (one number). Taken between updates: gradients are left out.
+    /// `second.PATH` (AdamW's means or Muon's momentum, flat) and `steps.PATH` (one number). Taken between updates: gradients are left out.
     pub fn state(&self, model: &impl Module<B>) -> Vec<Named<TensorData>> {
         let mut state = self.weights(model);
         state.iter_mut().for_each(|weight| weight.name.insert_str(0, "weight."));
@@ -151,7 +193,9 @@ impl<B: Differentiable> Trainer<B> {
                 state.push(Named { name: format!("{kind}.{path}"), shape, values });
             };
             add("first", vec![count], moments.first.to_data());
-            add("second", vec![count], moments.second.to_data());
+            if let Some(second) = &moments.second {
+                add("second", vec![count], second.to_data());
+            }
             add("steps", vec![1], TensorData::new(vec![moments.steps as f32], [1]));
         }
         state
@@ -179,7 +223,9 @@ impl<B: Differentiable> Trainer<B> {
             if state.contains_key(&format!("steps.{path}")) {
                 let count = slot.shape.iter().product();
                 fits(format!("first.{path}"), &[count])?;
-                fits(format!("second.{path}"), &[count])?;
+                if slot.matrices == 0 {
+                    fits(format!("second.{path}"), &[count])?;
+                }
                 fits(format!("steps.{path}"), &[1])?;
             }
         }
@@ -187,10 +233,11 @@ impl<B: Differentiable> Trainer<B> {
         let mut weights = BTreeMap::new();
         for (path, slot) in &mut self.slots {
             slot.gradient = None;
-            slot.moments = match (take("first", path), take("second", path), take("steps", path)) {
-                (Some(first), Some(second), Some(steps)) => Some(Moments {
+            let second = take("second", path);
+            slot.moments = match (take("first", path), take("steps", path)) {
+                (Some(first), Some(steps)) => Some(Moments {
                     first: Tensor::from_data(first, device),
-                    second: Tensor::from_data(second, device),
+                    second: second.map(|second| Tensor::from_data(second, device)),
                     steps: steps.iter::<f64>().next().unwrap_or_default() as usize,
                 }),
                 _ => None,
@@ -280,7 +327,7 @@ impl<B: Differentiable> ModuleVisitor<B> for Collect<'_, B> {
 /// Moves weights along their gradients.
 struct Update<'a, B: Differentiable> {
     slots: &'a mut BTreeMap<String, Slot<B::InnerBackend>>,
-    optimizer: AdamW,
+    optimizer: Optimizer,
     decays: fn(&str) -> bool,
     learning_rate: f64,
     path: Vec<String>,
@@ -303,7 +350,7 @@ impl<B: Differentiable> ModuleMapper<B> for Update<'_, B> {
         param.map(|tensor| {
             let shape = tensor.shape();
             let weight = flat(tensor.inner());
-            let weight = optimizer.update(weight, gradient, &mut slot.moments, learning_rate, decays);
+            let weight = slot.update(weight, gradient, optimizer, learning_rate, decays);
             Tensor::from_inner(weight.reshape(shape)).require_grad()
         })
     }

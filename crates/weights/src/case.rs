@@ -32,6 +32,7 @@ pub fn config_from_parts(
     let config = ModelConfig {
         name: name.to_string(),
         source: None,
+        caption_prompt: flamingo_config::CAPTION_PROMPT.into(),
         tokens: TokenConfig {
             vocab_size: size(flamingo, "vocab_size")?,
             endofchunk,

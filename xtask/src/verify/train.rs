@@ -61,7 +61,7 @@ fn steps(
     if case["trainable"].as_array().is_some_and(|names| names.iter().any(|name| name == table.as_str())) {
         parts.push(Part::AddedEmbeddings);
     }
-    let optimizer = AdamW { weight_decay: number("weight_decay")?, ..AdamW::default() };
+    let optimizer = AdamW { weight_decay: number("weight_decay")?, ..AdamW::default() }.into();
     let mut training =
         open_training(folder, device, &TrainingOptions { parts, optimizer, ..TrainingOptions::default() })?;
 

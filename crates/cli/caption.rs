@@ -1,0 +1,37 @@
+//! `flamingo caption`.
+
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+
+use serde_json::json;
+
+use crate::args::CaptionArgs;
+use crate::generate::{open, shown};
+use crate::prompt;
+
+/// Pictures that are captioned together.
+const BATCH: usize = 8;
+
+pub fn run(args: &CaptionArgs) -> anyhow::Result<()> {
+    let model = open(&args.model)?;
+    let between = args.prompt.as_deref().unwrap_or(&model.config().caption_prompt);
+    let prompts = prompt::captions(args, between)?;
+    let settings = model.settings(args.max_new_tokens);
+    settings.validate()?;
+    let mut stdout = std::io::stdout().lock();
+    let terminal = std::io::stdout().is_terminal();
+    for (images, prompts) in args.images.chunks(BATCH).zip(prompts.chunks(BATCH)) {
+        let outputs = model.generate(prompts, &settings, false, &mut |_, _| ControlFlow::Continue(()))?;
+        for (image, outputs) in images.iter().zip(outputs) {
+            let image = image.display().to_string();
+            let caption = outputs.first().map_or("", |output| output.text.trim());
+            if args.json {
+                writeln!(stdout, "{}", json!({"image": image, "caption": caption}))?;
+            } else {
+                writeln!(stdout, "{}: {}", shown(&image, terminal), shown(caption, terminal))?;
+            }
+        }
+        stdout.flush()?;
+    }
+    Ok(())
+}
