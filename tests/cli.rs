@@ -73,6 +73,31 @@ fn a_three_shot_prompt_of_photographs_is_continued() {
 }
 
 #[test]
+fn pictures_are_captioned_one_by_one() {
+    let photos = photos();
+    let lines = |images: &[&str], more: &[&str]| {
+        let fixed = ["caption", "--model", "golden-tiny", "--device", "flex", "--max-new-tokens", "6"];
+        let output = flamingo(&[&fixed[..], more, images].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        stdout(&output).lines().map(str::to_string).collect::<Vec<_>>()
+    };
+    let images: Vec<&str> = photos[1..].iter().map(String::as_str).collect();
+    for more in [vec!["--prompt", "A picture of"], vec!["--shot", &photos[0], "An astronaut."]] {
+        let together = lines(&images, &more);
+        let alone: Vec<String> = images.iter().flat_map(|image| lines(&[image], &more)).collect();
+        assert_eq!(together, alone);
+        assert!(together.iter().zip(&images).all(|(line, image)| line.starts_with(&format!("{image}: "))));
+    }
+    // The same prompt typed by hand.
+    let captions = lines(&images[..1], &["--json"]);
+    let caption: Value = serde_json::from_str(&captions[0]).expect("JSON");
+    let fixed = ["generate", "--model", "golden-tiny", "--device", "flex", "--max-new-tokens", "6"];
+    let output = flamingo(&[&fixed[..], &["--image", images[0], "--prompt", "Output:"]].concat());
+    assert_eq!(caption["caption"], stdout(&output).trim());
+    assert_eq!(caption["image"], images[0]);
+}
+
+#[test]
 fn the_pictures_matter() {
     let photos = photos();
     let args = ["--candidate", "A cat.", "--candidate", "A dog.", "--json"];
@@ -154,6 +179,7 @@ fn bad_input_gets_one_sentence() {
     assert!(with(&["--image", &photo, "--num-beams", "2", "--num-return-sequences", "3"]).contains("num_beams"));
     assert!(fails(&["generate", "--model", "nothing", "--prompt", "A"]).contains("nothing"));
     assert!(fails(&["generate", "--model", "openflamingo-3b", "--prompt", "A"]).contains("convert-weights"));
+    assert!(fails(&["caption", "--model", "golden-tiny", "missing.jpg"]).contains("missing.jpg"));
     assert!(fails(&["inspect", "nothing"]).contains("nothing"));
     assert!(fails(&["models", "--models", "nowhere"]).contains("nowhere"));
     // Wrong usage is clap's: its own message, exit code 2.
