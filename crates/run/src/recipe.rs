@@ -317,6 +317,14 @@ impl Recipe {
             Objective::Contrastive if self.laion_shards.is_none() || self.mmc4_shards.is_some() => {
                 wrong("contrastive training takes captioned pictures: set laion_shards, and not mmc4_shards")
             }
+            Objective::Contrastive
+                if self.rows_at_once > 0 || self.gradient_checkpointing || self.train != upstream_parts() =>
+            {
+                wrong(
+                    "contrastive training compares all rows of a batch and trains the whole tower: leave rows_at_once, \
+                     gradient_checkpointing and train out",
+                )
+            }
             Objective::Contrastive if self.text_tower.is_none() => {
                 wrong("contrastive training needs a text tower: add [text_tower.decoder]")
             }
@@ -439,6 +447,8 @@ mod tests {
             (vec!["patch_dropout=0.5"], "for contrastive training"),
             (vec!["patch_dropout=1"], "below 1"),
             (vec!["optimizer=sgd"], "unknown variant"),
+            (vec!["objective=contrastive", "rows_at_once=8"], "all rows of a batch"),
+            (vec!["objective=contrastive", "train=[\"vision\"]"], "the whole tower"),
             (vec!["train=[\"added_embeddings\"]", "freeze_lm_embeddings=true"], "nothing trains"),
             (vec!["nonsense"], "key=value"),
         ] {
