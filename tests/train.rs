@@ -175,6 +175,7 @@ fn a_vision_tower_learns_from_captions() {
         "optimizer=muon",
         "muon_factor=4.0",
         "patch_dropout=0.3",
+        "patch_loss=0.5",
     ];
     succeeds(&mut train(&recipe, &settings));
     let run = folder.path().join("run");

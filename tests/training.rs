@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flamingo_engine::{
-    AdamW, Device, Muon, Optimizer, Part, Pixels, Precision, Text, Training, TrainingOptions, open_training,
+    AdamW, ContrastiveOptions, Device, Muon, Optimizer, Part, Pixels, Precision, Text, Training, TrainingOptions,
+    open_contrastive, open_training,
 };
 use flamingo_weights::ModelFolder;
 
@@ -113,6 +114,32 @@ fn a_batch_without_labels_teaches_nothing() {
     assert!(training.gradients().expect("gradients").is_empty());
     assert!(training.backward(&text, None, &[999; 3], 1.0).is_err());
     assert!(training.backward(&text, None, &[1; 2], 1.0).is_err());
+}
+
+#[test]
+fn captions_are_compared_with_class_token_and_patches_as_told() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/golden-tiny");
+    let folder = Arc::new(ModelFolder::open(&folder).expect("the model of the repository"));
+    let text_tower = flamingo_config::TextTowerConfig { decoder: folder.config().decoder.clone() };
+    let side = folder.config().vision.image_size;
+    let data = (0..2 * 3 * side * side).map(|i| (i % 29) as f32 / 15.0 - (i % 7) as f32 / 5.0).collect();
+    let pixels = Pixels { rows: 2, images: 1, frames: 1, side, data };
+    let text = Text::new(2, vec![5, 6, 7, 8, 9, 10], vec![true; 6]);
+    let loss = |patch_loss: f64| {
+        let options = ContrastiveOptions {
+            text_tower: text_tower.clone(),
+            optimizer: Optimizer::default(),
+            patch_dropout: 0.0,
+            patch_loss,
+            seed: 0,
+        };
+        let mut training = open_contrastive(&folder, Device::Flex, &options).expect("a training");
+        training.backward(&text, Some(&pixels), &[], 1.0).expect("a loss")
+    };
+    let (class, patches) = (loss(0.0), loss(1.0));
+    assert!((class - patches).abs() > 1e-3, "{class} and {patches}");
+    let mixed = 0.75 * class + 0.25 * patches;
+    assert!((loss(0.25) - mixed).abs() < 1e-5 * mixed.abs(), "{} for {mixed}", loss(0.25));
 }
 
 #[test]

@@ -103,6 +103,9 @@ struct ScoreArgs {
     /// Most questions of each kind.
     #[arg(long, default_value_t = usize::MAX)]
     limit: usize,
+    /// A file for what the model said, a question a line as JSON.
+    #[arg(long)]
+    answers: Option<PathBuf>,
     /// A JSON list on stdout instead of a table.
     #[arg(long)]
     json: bool,
@@ -242,11 +245,15 @@ fn fetch_data(args: &FetchArgs) -> anyhow::Result<ExitCode> {
 
 fn score_tiny(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     let bar = indicatif::ProgressBar::new(0);
-    let scores = tiny::score(&args.model, &args.data, args.device, args.limit, &mut |done, total| {
+    let (scores, answers) = tiny::score(&args.model, &args.data, args.device, args.limit, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
+    if let Some(path) = &args.answers {
+        let lines = answers.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
+        std::fs::write(path, lines.join("\n") + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+    }
     if args.json {
         println!("{}", serde_json::to_string(&scores)?);
         return Ok(ExitCode::SUCCESS);

@@ -46,7 +46,20 @@ pub struct Score {
     pub accuracy: f64,
 }
 
-/// Answers the questions of a folder that `fetch-data` made, at most `limit` of each kind.
+/// What the model said to one question.
+#[derive(Clone, Debug, Serialize)]
+pub struct Answer {
+    task: String,
+    form: String,
+    shots: usize,
+    /// The pictures of the prompt, the one asked about last.
+    images: Vec<String>,
+    prompt: String,
+    expected: String,
+    said: String,
+}
+
+/// Answers the questions of a folder that `fetch-data` made, at most `limit` of each kind: scores, and every answer.
 ///
 /// # Errors
 /// If model or questions cannot be read, or the device fails.
@@ -56,7 +69,7 @@ pub fn score(
     device: Device,
     limit: usize,
     on_progress: &mut dyn FnMut(usize, usize),
-) -> anyhow::Result<Vec<Score>> {
+) -> anyhow::Result<(Vec<Score>, Vec<Answer>)> {
     let model = Model::open(model, device, Precision::F32)?;
     let mut kinds: BTreeMap<(String, String, usize, bool), Vec<Question>> = BTreeMap::new();
     for file in ["questions.jsonl", "easy_vqa.jsonl"] {
@@ -75,6 +88,7 @@ pub fn score(
     let mut done = 0;
     let mut pictures: BTreeMap<String, Arc<Picture>> = BTreeMap::new();
     let mut scores = Vec::new();
+    let mut all = Vec::new();
     for ((task, form, shots, held_out_concepts), questions) in kinds {
         let mut right = 0;
         for batch in questions.chunks(BATCH) {
@@ -92,7 +106,17 @@ pub fn score(
             let settings = model.settings(ANSWER);
             let answers = model.generate(&prompts, &settings, false, &mut |_, _| ControlFlow::Continue(()))?;
             for (question, answers) in batch.iter().zip(answers) {
-                right += usize::from(answers.first().is_some_and(|answer| answer.text.trim() == question.answer));
+                let said = answers.first().map_or("", |answer| answer.text.trim());
+                right += usize::from(said == question.answer);
+                all.push(Answer {
+                    task: question.task.clone(),
+                    form: question.form.clone(),
+                    shots: question.shots,
+                    images: question.images.clone(),
+                    prompt: question.prompt.clone(),
+                    expected: question.answer.clone(),
+                    said: said.into(),
+                });
             }
             done += batch.len();
             on_progress(done, total);
@@ -100,5 +124,5 @@ pub fn score(
         let accuracy = right as f64 / questions.len() as f64;
         scores.push(Score { task, form, shots, held_out_concepts, questions: questions.len(), accuracy });
     }
-    Ok(scores)
+    Ok((scores, all))
 }

@@ -85,7 +85,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { sequences: 60_000, variants: 16 }
+        Self { sequences: 60_000, variants: 24 }
     }
 }
 

@@ -127,12 +127,12 @@ impl<'a> Pool<'a> {
         let count = pictures(random);
         let share = random.unit();
         match share {
-            s if s < 0.28 => self.properties(Property::Name, count, random),
+            s if s < 0.32 => self.properties(Property::Name, count, random),
             s if s < 0.44 => self.properties(Property::Colour, count, random),
-            s if s < 0.60 => self.properties(Property::Category, count, random),
-            s if s < 0.76 => self.properties(Property::Kind, count, random),
-            s if s < 0.82 => self.yes_or_no(count, random),
-            s if s < 0.92 => self.shapes(count, random),
+            s if s < 0.58 => self.properties(Property::Category, count, random),
+            s if s < 0.72 => self.properties(Property::Kind, count, random),
+            s if s < 0.78 => self.yes_or_no(count, random),
+            s if s < 0.93 => self.shapes(count, random),
             _ => self.scenes(count, random),
         }
     }
@@ -217,7 +217,13 @@ impl<'a> Pool<'a> {
     fn shapes(&self, count: usize, random: &mut Random) -> Sequence<'a> {
         let pictures = (0..count).map(|_| {
             let shape = random.of(self.shapes);
-            let (question, answer) = random.of(&shape.questions);
+            // Most questions have the answer no, and saying it always would be a good start.
+            let wanted = *random.of(&["yes", "no", "another"]);
+            let is_wanted =
+                |answer: &str| if wanted == "another" { answer != "yes" && answer != "no" } else { answer == wanted };
+            let questions: Vec<&(String, String)> = shape.questions.iter().filter(|(_, a)| is_wanted(a)).collect();
+            let (question, answer) =
+                if questions.is_empty() { random.of(&shape.questions) } else { *random.of(&questions) };
             (shape.png.as_slice(), format!("{}{answer}", asked(question)))
         });
         Sequence { task: "easy_vqa", pictures: pictures.collect() }

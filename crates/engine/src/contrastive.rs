@@ -30,6 +30,8 @@ pub struct ContrastiveOptions {
     pub optimizer: Optimizer,
     /// Share of a picture's patches that are left out, each time others: 0 for none.
     pub patch_dropout: f64,
+    /// Share of the loss that compares captions with the mean of a picture's patch tokens, not with its class token.
+    pub patch_loss: f64,
     /// Decides the text tower's first weights and which patches are left out.
     pub seed: u64,
 }
@@ -44,6 +46,7 @@ pub(crate) struct BurnContrastive<B: Differentiable> {
     patches: usize,
     /// Share of the patches that are left out.
     patch_dropout: f64,
+    patch_loss: f64,
     seed: u64,
     vocab: usize,
 }
@@ -72,6 +75,7 @@ impl<B: Differentiable> BurnContrastive<B> {
             side: config.vision.image_size,
             patches: config.vision.patches(),
             patch_dropout: options.patch_dropout,
+            patch_loss: options.patch_loss,
             seed,
             vocab: config.tokens.vocab_size,
         })
@@ -117,7 +121,8 @@ impl<B: Differentiable> Training for BurnContrastive<B> {
             }
             let data = TensorData::new(pixels.data.clone(), [pixels.rows, 3, self.side, self.side]);
             let kept = self.kept(text);
-            let loss = self.model.loss(Tensor::from_data(data, &self.device), kept.as_deref(), text);
+            let pixels = Tensor::from_data(data, &self.device);
+            let loss = self.model.loss(pixels, kept.as_deref(), text, self.patch_loss);
             let value = Array::from_tensor(&loss)?.data[0];
             if !value.is_nan() {
                 self.trainer.backward(&self.model, loss, weight);

@@ -39,14 +39,26 @@ impl<B: Kernels> Contrastive<B> {
         }
     }
 
-    /// The mean of both directions' cross-entropies; row `i` of the text belongs to picture `i` of
-    /// `[rows, 3, side, side]`, of which only the patches `kept` are looked at ([`VisionTransformer::encode_patches`]).
-    pub fn loss(&self, pixels: Tensor<B, 4>, kept: Option<&[i32]>, text: &Text) -> Tensor<B, 1> {
-        let pictures = unit(self.vision.encode_patches(pixels, kept, &mut ignore));
+    /// How far captions are from their pictures: row `i` of the text belongs to picture `i` of `[rows, 3, side, side]`,
+    /// of which only the patches `kept` are looked at ([`VisionTransformer::tokens`]).
+    ///
+    /// CLIP compares texts with the class token alone and so teaches nothing to the patch tokens of the last block, which
+    /// are all that Flamingo reads. `patch_loss` is the share of the loss that compares with the patch tokens' mean.
+    pub fn loss(&self, pixels: Tensor<B, 4>, kept: Option<&[i32]>, text: &Text, patch_loss: f64) -> Tensor<B, 1> {
+        let tokens = self.vision.tokens(pixels, kept, &mut ignore);
         let texts = unit(self.text_features(text));
+        let compare = |token: Tensor<B, 3>| self.both_ways(unit(self.vision.project(token)), texts.clone());
+        let patches = tokens.dims()[1] - 1;
+        let class = || compare(tokens.clone().narrow(1, 0, 1));
+        let mean = || compare(tokens.clone().narrow(1, 1, patches).mean_dim(1));
+        if patch_loss == 0.0 { class() } else { class() * (1.0 - patch_loss) + mean() * patch_loss }
+    }
+
+    /// The mean of both directions' cross-entropies of pictures and texts, both `[rows, output_dim]`.
+    fn both_ways(&self, pictures: Tensor<B, 2>, texts: Tensor<B, 2>) -> Tensor<B, 1> {
+        let own: Vec<i32> = (0..pictures.dims()[0] as i32).collect();
         let scale = self.logit_scale.val().exp().clamp_max(MAX_SCALE);
         let similarities = pictures.matmul(texts.transpose()) * scale.unsqueeze();
-        let own: Vec<i32> = (0..text.rows as i32).collect();
         let of_texts = cross_entropy(similarities.clone().transpose(), &own);
         (cross_entropy(similarities, &own) + of_texts) * 0.5
     }

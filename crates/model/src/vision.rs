@@ -94,20 +94,18 @@ impl<B: Kernels> VisionTransformer<B> {
 
     /// Features in the joint image-text space (`encode_image`, not normalised): `[images, output_dim]`.
     pub fn encode(&self, pixels: Tensor<B, 4>, observe: Observe<B>) -> Tensor<B, 2> {
-        self.encode_patches(pixels, None, observe)
+        self.project(self.tokens(pixels, None, observe).narrow(1, 0, 1))
     }
 
-    /// [`VisionTransformer::encode`] of some patches only (open_clip's patch dropout, arXiv 2212.00794): `kept` numbers
-    /// the patches of all pictures through, equally many of each picture, in order; `None` for all.
-    pub fn encode_patches(&self, pixels: Tensor<B, 4>, kept: Option<&[i32]>, observe: Observe<B>) -> Tensor<B, 2> {
-        let x = self.tokens(pixels, kept, observe);
-        let [images, _, width] = x.dims();
-        let class = x.narrow(1, 0, 1).reshape([images, width]);
-        self.proj.forward(self.norm_post.forward(class))
+    /// Takes one token of each picture, `[images, 1, width]`, into the joint space: `[images, output_dim]`.
+    pub(crate) fn project(&self, token: Tensor<B, 3>) -> Tensor<B, 2> {
+        self.proj.forward(self.norm_post.forward(token.squeeze_dim(1)))
     }
 
-    /// All tokens after the blocks, the class token first: `[images, 1 + patches, width]`.
-    fn tokens(&self, pixels: Tensor<B, 4>, kept: Option<&[i32]>, observe: Observe<B>) -> Tensor<B, 3> {
+    /// All tokens after the blocks, the class token first: `[images, 1 + patches, width]`. Of some patches only where
+    /// `kept` says so (open_clip's patch dropout, arXiv 2212.00794): it numbers the patches of all pictures through,
+    /// equally many of each picture, in order.
+    pub(crate) fn tokens(&self, pixels: Tensor<B, 4>, kept: Option<&[i32]>, observe: Observe<B>) -> Tensor<B, 3> {
         let mut patches = self.patches(pixels);
         let [images, count, values] = patches.dims();
         let mut positions: Tensor<B, 3> = self.position_embedding.val().unsqueeze();

@@ -61,6 +61,10 @@ pub struct Recipe {
     /// Share of a picture's patches that contrastive training leaves out (open_clip's option): less time, less overfitting.
     #[serde(default)]
     pub patch_dropout: f64,
+    /// Share of the contrastive loss that compares captions with the mean of the patch tokens, which Flamingo reads,
+    /// rather than with the class token, as CLIP does.
+    #[serde(default)]
+    pub patch_loss: f64,
     /// Parts that train; the rest is frozen.
     #[serde(default = "upstream_parts")]
     pub train: Vec<Part>,
@@ -307,9 +311,12 @@ impl Recipe {
         if !(0.0..1.0).contains(&self.patch_dropout) {
             return wrong("patch_dropout must be at least 0 and below 1");
         }
+        if !(0.0..=1.0).contains(&self.patch_loss) {
+            return wrong("patch_loss must be between 0 and 1");
+        }
         match self.objective {
-            Objective::NextToken if self.patch_dropout > 0.0 => {
-                wrong("patch_dropout is for contrastive training: leave it out")
+            Objective::NextToken if self.patch_dropout > 0.0 || self.patch_loss > 0.0 => {
+                wrong("patch_dropout and patch_loss are for contrastive training: leave them out")
             }
             _ if self.laion_shards.is_none() && self.mmc4_shards.is_none() => {
                 wrong("there is nothing to train on: set laion_shards, mmc4_shards or both")
@@ -445,6 +452,8 @@ mod tests {
             (vec!["learning_rate=nan"], "not negative"),
             (vec!["objective=contrastive"], "text tower"),
             (vec!["patch_dropout=0.5"], "for contrastive training"),
+            (vec!["patch_loss=0.5"], "for contrastive training"),
+            (vec!["patch_loss=2"], "between 0 and 1"),
             (vec!["patch_dropout=1"], "below 1"),
             (vec!["optimizer=sgd"], "unknown variant"),
             (vec!["objective=contrastive", "rows_at_once=8"], "all rows of a batch"),

@@ -97,6 +97,7 @@ impl Run {
                     text_tower: text.clone(),
                     optimizer: recipe.optimizer(),
                     patch_dropout: recipe.patch_dropout,
+                    patch_loss: recipe.patch_loss,
                     seed: recipe.seed,
                 };
                 open_contrastive(&folder, device, &options)?
