@@ -16,6 +16,9 @@ const SIDE: usize = 128;
 /// Side of a picture, in pixels.
 pub(crate) const PICTURE: usize = 64;
 
+/// First variants of a drawing, whose colours are as drawn. Sequences draw on these.
+pub(crate) const NATURAL: usize = 8;
+
 /// Samples along each side of a pixel.
 const SAMPLES: usize = 3;
 
@@ -182,6 +185,15 @@ impl Drawing {
         }
     }
 
+    /// Whether a variant has other colours than the drawing: half of those behind [`NATURAL`] do, so that a tower learns
+    /// shapes and not only that lemons are yellow. What colours define keeps them.
+    pub(crate) fn is_recoloured(&self, variant: usize, concepts: &[Concept]) -> bool {
+        let concept = &concepts[self.concept];
+        let by_colour = |word: &str| word == "rainbow" || colour::COLOURS.contains(&word);
+        let keeps = concept.category == "flag" || concept.name.split([' ', '-']).any(by_colour);
+        variant >= NATURAL && variant % 2 == 1 && !keeps
+    }
+
     /// A PNG of the drawing. Variant 0 is plain; the others differ in size, place, angle, background and light.
     pub(crate) fn variant(&self, seed: u64, number: usize, variant: usize, concepts: &[Concept]) -> Vec<u8> {
         let middle = PICTURE as f32 / 2.0;
@@ -204,6 +216,9 @@ impl Drawing {
         let stretch = random.within(-0.16, 0.16).exp();
         let shear = random.within(-0.14, 0.14);
         self.draw(&mut canvas, Place { x, y, size, angle: turns, mirrored, stretch, shear });
+        if self.is_recoloured(variant, concepts) {
+            canvas.turn_hues(random.within(50.0, 310.0));
+        }
         canvas.light(&mut random);
         canvas.png()
     }
@@ -238,6 +253,17 @@ pub(crate) struct Canvas(Vec<[f32; 3]>);
 impl Canvas {
     pub(crate) fn plain(colour: [f32; 3]) -> Self {
         Self(vec![colour; PICTURE * PICTURE])
+    }
+
+    /// Turns all colours around the axis of grays.
+    fn turn_hues(&mut self, degrees: f32) {
+        let (sin, cos) = degrees.to_radians().sin_cos();
+        let (third, root) = ((1.0 - cos) / 3.0, sin / 3.0f32.sqrt());
+        for pixel in &mut self.0 {
+            let sum: f32 = pixel.iter().sum();
+            let turned = |i: usize| cos * pixel[i] + third * sum + root * (pixel[(i + 2) % 3] - pixel[(i + 1) % 3]);
+            *pixel = [turned(0), turned(1), turned(2)].map(|x| x.clamp(0.0, 255.0));
+        }
     }
 
     /// Changes brightness, contrast and saturation a little; hues stay.
@@ -276,5 +302,20 @@ impl Canvas {
         let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(&bytes));
         debug_assert!(written.is_ok());
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hues_turn_and_grays_stay() {
+        let mut canvas = Canvas::plain([200.0, 20.0, 20.0]);
+        canvas.0[1] = [90.0; 3];
+        canvas.turn_hues(120.0);
+        let near = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 0.1);
+        assert!(near(canvas.0[0], [20.0, 200.0, 20.0]), "{:?}", canvas.0[0]);
+        assert!(near(canvas.0[1], [90.0; 3]));
     }
 }

@@ -89,9 +89,6 @@ impl Default for Sizes {
     }
 }
 
-/// Variants of each picture that sequences draw on.
-const TASK_VARIANTS: usize = 8;
-
 /// Fetches the packages into `out/packages` and makes everything else from them, equal for equal seeds. Returns counts
 /// for people to read.
 ///
@@ -122,7 +119,7 @@ pub fn make(
             // What is to be named is seen more often than flags, clocks and people of all professions.
             let named = named.binary_search(&d.concept).is_ok();
             let count = if named { sizes.variants * 2 } else { sizes.variants * 3 / 4 };
-            (0..count.max(TASK_VARIANTS)).map(|v| d.variant(seed, i, v, &concepts)).collect()
+            (0..count.max(drawing::NATURAL)).map(|v| d.variant(seed, i, v, &concepts)).collect()
         })
         .collect();
 
@@ -131,8 +128,9 @@ pub fn make(
     let mut texts: Vec<String> = Vec::new();
     let mut pairs: Vec<(Vec<u8>, String)> = Vec::new();
     for (drawing, variants) in train.iter().zip(&variants) {
-        for png in variants {
-            pairs.push((png.clone(), words::caption(drawing, &concepts, &mut random)));
+        for (variant, png) in variants.iter().enumerate() {
+            let colour = if drawing.is_recoloured(variant, &concepts) { None } else { drawing.colour };
+            pairs.push((png.clone(), words::caption(&concepts[drawing.concept], colour, &mut random)));
         }
     }
     let emoji = pairs.len();
@@ -155,7 +153,7 @@ pub fn make(
 
     on_progress("few-shot sequences");
     let scenes = scenes::many(&train, &concepts, &named, 12_000, seed, "scenes of sequences");
-    let task_pictures: Vec<&[Vec<u8>]> = variants.iter().map(|v| &v[..TASK_VARIANTS]).collect();
+    let task_pictures: Vec<&[Vec<u8>]> = variants.iter().map(|v| &v[..drawing::NATURAL]).collect();
     let pool = sequences::Pool::new(&train, &concepts, &named, &task_pictures, &shapes.train, &scenes);
     let mut shards = Shards::new(&folder, "tasks", 1000);
     let mut random = Random::new(seed, "sequences");

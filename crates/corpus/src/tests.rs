@@ -96,6 +96,20 @@ fn equal_seeds_make_equal_material_and_held_out_things_are_not_in_it() {
 }
 
 #[test]
+fn recoloured_variants_are_not_said_to_have_the_old_colour() {
+    let mut concepts = concepts();
+    let drawing = &drawings(&["noto"], &concepts)[0];
+    assert_eq!(drawing.colour, Some("red"));
+    let recoloured = |concepts: &[Concept]| (0..20).filter(|&v| drawing.is_recoloured(v, concepts)).collect::<Vec<_>>();
+    assert_eq!(recoloured(&concepts), [9, 11, 13, 15, 17, 19]);
+    let pixel = |png: Vec<u8>| image::load_from_memory(&png).expect("a picture").to_rgb8().get_pixel(32, 32).0;
+    let [r, g, b] = pixel(drawing.variant(1, 0, 9, &concepts));
+    assert!(r < g.max(b), "{r} {g} {b}");
+    concepts[0].name = "red thing".into();
+    assert!(recoloured(&concepts).is_empty());
+}
+
+#[test]
 fn questions_of_the_test_are_spelled_as_in_training() {
     let concepts = concepts();
     let test = drawings(&[TEST_STYLE], &concepts);

@@ -7,7 +7,6 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, TokenizerBuilder};
 
 use crate::concepts::Concept;
-use crate::drawing::Drawing;
 use crate::random::Random;
 use crate::{CorpusError, shards};
 
@@ -37,11 +36,10 @@ pub(crate) fn plural(name: &str) -> String {
 }
 
 /// What a captioned picture says.
-pub(crate) fn caption(drawing: &Drawing, concepts: &[Concept], random: &mut Random) -> String {
-    let concept = &concepts[drawing.concept];
+pub(crate) fn caption(concept: &Concept, colour: Option<&str>, random: &mut Random) -> String {
     let (name, kind, category) = (&concept.name, &concept.kind, concept.category);
     let tag = |random: &mut Random| concept.tags.get(random.below(concept.tags.len().max(1))).cloned();
-    let coloured = match drawing.colour {
+    let coloured = match colour {
         Some(colour) => format!("{colour} {name}"),
         None => name.clone(),
     };
@@ -52,7 +50,7 @@ pub(crate) fn caption(drawing: &Drawing, concepts: &[Concept], random: &mut Rand
         3 => coloured,
         4 => format!("{name}, {}", tag(random).unwrap_or_else(|| kind.clone())),
         5 => format!("{kind}, {coloured}"),
-        6 => match drawing.colour {
+        6 => match colour {
             Some(colour) => format!("{colour} {kind}, {name}"),
             None => format!("{kind}, {name}"),
         },
