@@ -34,7 +34,7 @@ fn main() {
     let mut tokenizer = Tokenizer::open(&root.join("models/golden-tiny")).expect("a tokenizer");
     tokenizer.add_flamingo_tokens().expect("tokens");
     let transform = ImageTransform::clip(side);
-    let pairs = Pairs { tokenizer: Arc::new(tokenizer), transform, max_tokens: 32, flip: true };
+    let pairs = Pairs { tokenizer: Arc::new(tokenizer), transform, max_tokens: 32, flip: true, upstream_compat: false };
     let decode: Decode<_> = Arc::new(move |sample, rng| pairs.example(sample, rng));
     let shards = vec![shard.display().to_string()];
     let loader = LoaderOptions { shards, shuffle: 0, batch_size: 20, ..LoaderOptions::default() };

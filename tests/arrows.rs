@@ -6,7 +6,7 @@ use std::path::Path;
 /// Crate, and the workspace crates that it may use.
 const ARROWS: &[(&str, &[&str])] = &[
     ("crates/config", &[]),
-    ("crates/corpus", &[]),
+    ("crates/corpus", &["flamingo-data"]),
     ("crates/data", &[]),
     ("crates/generate", &[]),
     ("crates/kernels", &["flamingo-config"]),

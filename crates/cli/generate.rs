@@ -15,7 +15,7 @@ use crate::args::{GenerateArgs, ModelArgs};
 use crate::prompt;
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
-    // Everything that can be wrong with the request is found before a model is loaded.
+    // What is wrong with the pictures is found before a model is loaded.
     let prompt = prompt::build(&args.prompt)?;
     let start = Instant::now();
     let model = open(&args.model)?;

@@ -1,5 +1,7 @@
 //! `flamingo init`: a model with random weights.
 
+use std::io::Write;
+
 use anyhow::{Context, ensure};
 use flamingo_config::ModelConfig;
 use flamingo_data::Tokenizer;
@@ -38,6 +40,6 @@ pub fn run(args: &InitArgs) -> anyhow::Result<()> {
             .and_then(|vision| vision.tensor_f32(&spec.name))
             .or_else(|| Some(initial(&spec.name, &spec.shape, args.seed)))
     })?;
-    println!("{}: {parameters} parameters", args.out.display());
+    writeln!(std::io::stdout(), "{}: {parameters} parameters", args.out.display())?;
     Ok(())
 }

@@ -67,12 +67,5 @@ fn panel(key: &str, runs: &[Run], x: &str, label: &str, args: &PlotArgs) -> Pane
 
 /// Writes a file that is there whole or not at all.
 pub fn write_whole(path: &Path, content: &str) -> anyhow::Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    let written = std::fs::write(&partial, content).and_then(|()| std::fs::rename(&partial, path));
-    if written.is_err() {
-        // The error below says more than a failed removal could.
-        std::fs::remove_file(&partial).ok();
-    }
-    written.with_context(|| format!("cannot write {}", path.display()))
+    flamingo_data::write_whole(path, content.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -9,7 +9,7 @@ use flamingo_data::{Part, Picture, assemble, few_shot};
 use flamingo_zoo::Prompt;
 use serde::Deserialize;
 
-use crate::args::{CaptionArgs, PromptArgs};
+use crate::args::PromptArgs;
 
 /// One part of an interleaved file.
 #[derive(Deserialize)]
@@ -36,24 +36,31 @@ pub fn build(args: &PromptArgs) -> anyhow::Result<Prompt> {
     Ok(prompt)
 }
 
-/// One prompt for each picture to be captioned, `between` standing between a picture and its caption.
-pub fn captions(args: &CaptionArgs, between: &str) -> anyhow::Result<Vec<Prompt>> {
-    let mut pictures = Pictures::default();
-    let spaced = |text: &str| if text.starts_with(char::is_whitespace) { text.into() } else { format!(" {text}") };
-    // "A picture of a cat", but "Output:a cat": as upstream's prompts are made.
-    let caption = |text: &str| if between.ends_with(':') { text.to_string() } else { spaced(text) };
-    let shots: Vec<(Arc<Picture>, String)> = args
-        .shot
-        .chunks_exact(2)
-        .map(|shot| Ok((pictures.open(Path::new(&shot[0]))?, format!("{between}{}", caption(&shot[1])))))
-        .collect::<anyhow::Result<_>>()?;
-    args.images
-        .iter()
-        .map(|image| {
-            let shots = shots.iter().map(|(picture, text)| (picture.clone(), text.as_str()));
-            Ok(few_shot(shots, Some(pictures.open(image)?), between)?)
-        })
-        .collect()
+/// Demonstrations of captions, and what stands between a picture and its caption.
+pub struct Captions {
+    shots: Vec<(Arc<Picture>, String)>,
+    between: String,
+}
+
+impl Captions {
+    /// Reads the demonstrations.
+    pub fn new(shots: &[String], between: &str) -> anyhow::Result<Self> {
+        let mut pictures = Pictures::default();
+        let spaced = |text: &str| if text.starts_with(char::is_whitespace) { text.into() } else { format!(" {text}") };
+        // "A picture of a cat", but "Output:a cat": as upstream's prompts are made.
+        let caption = |text: &str| if between.ends_with(':') { text.to_string() } else { spaced(text) };
+        let shots = shots
+            .chunks_exact(2)
+            .map(|shot| Ok((pictures.open(Path::new(&shot[0]))?, format!("{between}{}", caption(&shot[1])))))
+            .collect::<anyhow::Result<_>>()?;
+        Ok(Self { shots, between: between.into() })
+    }
+
+    /// The prompt for a picture.
+    pub fn of(&self, image: &Path) -> anyhow::Result<Prompt> {
+        let shots = self.shots.iter().map(|(picture, text)| (picture.clone(), text.as_str()));
+        Ok(few_shot(shots, Some(Arc::new(open(image)?)), &self.between)?)
+    }
 }
 
 /// A file of text and image parts; image paths are relative to the file.
@@ -71,6 +78,10 @@ fn interleaved(file: &Path) -> anyhow::Result<Prompt> {
     Ok(assemble(parts.collect::<anyhow::Result<Vec<_>>>()?)?)
 }
 
+fn open(path: &Path) -> anyhow::Result<Picture> {
+    Picture::open(path).with_context(|| format!("cannot use the picture {}", path.display()))
+}
+
 /// Most pixels of one prompt's pictures together: 3 GiB of them, decoded.
 const MAX_PIXELS: u64 = 1 << 30;
 
@@ -86,7 +97,7 @@ impl Pictures {
         if let Some(picture) = self.opened.get(path) {
             return Ok(picture.clone());
         }
-        let picture = Picture::open(path).with_context(|| format!("cannot use the picture {}", path.display()))?;
+        let picture = open(path)?;
         self.pixels += u64::from(picture.width()) * u64::from(picture.height());
         if self.pixels > MAX_PIXELS {
             bail!("the prompt's pictures have more than {MAX_PIXELS} pixels together: make them smaller first");

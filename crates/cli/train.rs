@@ -1,5 +1,7 @@
 //! `flamingo train`: a run with its progress on stderr.
 
+use std::io::Write;
+
 use anyhow::Context;
 use flamingo_run::{Metrics, Recipe, Run};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -20,6 +22,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let style = ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}").context("a progress style")?;
     bar.set_style(style);
     bar.set_position(begun_at as u64);
+    let mut json = args.json;
     while let Some(step) = run.step()? {
         bar.set_position(step.step as u64);
         if let Some(metrics) = &step.metrics {
@@ -29,9 +32,8 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
                 eprintln!("{}/{total}  {line}", step.step);
             }
             bar.set_message(line);
-            if args.json {
-                println!("{}", serde_json::to_string(metrics)?);
-            }
+            // If whoever reads them goes, the training goes on.
+            json = json && writeln!(std::io::stdout(), "{}", serde_json::to_string(metrics)?).is_ok();
         }
         if let Some(checkpoint) = &step.checkpoint {
             tracing::info!(checkpoint = %checkpoint.display(), "saved");

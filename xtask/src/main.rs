@@ -100,9 +100,9 @@ struct ScoreArgs {
     data: PathBuf,
     #[arg(long, default_value = "flex", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
     device: Device,
-    /// Most questions of each kind.
-    #[arg(long, default_value_t = usize::MAX)]
-    limit: usize,
+    /// Most questions of each kind, the first ones.
+    #[arg(long)]
+    limit: Option<std::num::NonZeroUsize>,
     /// A file for what the model said, a question a line as JSON.
     #[arg(long)]
     answers: Option<PathBuf>,
@@ -245,14 +245,17 @@ fn fetch_data(args: &FetchArgs) -> anyhow::Result<ExitCode> {
 
 fn score_tiny(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     let bar = indicatif::ProgressBar::new(0);
-    let (scores, answers) = tiny::score(&args.model, &args.data, args.device, args.limit, &mut |done, total| {
+    let limit = args.limit.map_or(usize::MAX, std::num::NonZeroUsize::get);
+    let (scores, answers) = tiny::score(&args.model, &args.data, args.device, limit, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     })?;
     bar.finish_and_clear();
     if let Some(path) = &args.answers {
         let lines = answers.iter().map(serde_json::to_string).collect::<Result<Vec<_>, _>>()?;
-        std::fs::write(path, lines.join("\n") + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+        let content = lines.join("\n") + "\n";
+        flamingo_data::write_whole(path, content.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     if args.json {
         println!("{}", serde_json::to_string(&scores)?);
@@ -282,7 +285,7 @@ fn gpu_check(args: &GpuArgs) -> anyhow::Result<ExitCode> {
     let page = check.run(&mut |what| eprintln!("{what} …"))?;
     println!("{page}");
     if let Some(out) = &args.out {
-        std::fs::write(out, page).with_context(|| format!("cannot write {}", out.display()))?;
+        flamingo_data::write_whole(out, page.as_bytes()).with_context(|| format!("cannot write {}", out.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -43,7 +43,7 @@ pub struct ConvertArgs {
     /// MMC4's files, zip archives or JSON lines; {0..99} counts.
     #[arg(value_name = "ZIP_OR_JSONL", required = true)]
     pub inputs: Vec<String>,
-    /// The pictures: those of the first file in DIR/0, of the second in DIR/1, or all in DIR.
+    /// The pictures: those of docs_shard_7 in DIR/7, of the third of other files in DIR/2, or all in DIR.
     #[arg(long, alias = "image_dir", value_name = "DIR")]
     pub image_dir: PathBuf,
     /// Folder to write the shards to.
@@ -80,7 +80,7 @@ pub struct PackArgs {
 
 #[derive(Args)]
 pub struct InspectArgs {
-    /// Shards, folders of them, or MMC4's .jsonl and .zip files; {0000..0999}, * and @LIST as in training.
+    /// Shards on this machine, folders of them, or MMC4's .jsonl and .zip files; {0000..0999}, * and @LIST work.
     #[arg(required = true)]
     pub shards: Vec<String>,
     /// Count texts in tokens, too: a folder with a tokenizer, or a tokenizer.json.

@@ -45,7 +45,7 @@ pub(crate) struct Drawing {
     pixels: Vec<[f32; 4]>,
 }
 
-/// Every drawing of every concept that some style has, concept by concept within a style.
+/// Every drawing of every concept that some style has, style by style.
 pub(crate) fn read(packages: &Packages, concepts: &[Concept]) -> Result<Vec<Drawing>, CorpusError> {
     let mut by_spelling: BTreeMap<&str, usize> = BTreeMap::new();
     for (i, concept) in concepts.iter().enumerate() {

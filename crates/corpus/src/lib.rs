@@ -35,6 +35,7 @@ use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
 
+use concepts::Concept;
 use drawing::Drawing;
 use random::Random;
 use shards::{Member, Shards};
@@ -54,7 +55,7 @@ pub enum CorpusError {
         reason: String,
     },
     /// The file system refused.
-    #[error("cannot write {}", path.display())]
+    #[error("cannot read or write {}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
@@ -89,6 +90,25 @@ impl Default for Sizes {
     }
 }
 
+/// What is learnt from, and what is judged by.
+pub(crate) struct Split {
+    /// Drawings of all styles but one, and of all concepts but those that are held out.
+    pub(crate) train: Vec<Drawing>,
+    /// The drawings of that style.
+    pub(crate) test: Vec<Drawing>,
+    /// Concepts that are to be named, in order.
+    pub(crate) named: Vec<usize>,
+}
+
+impl Split {
+    pub(crate) fn new(drawings: Vec<Drawing>, concepts: &[Concept]) -> Self {
+        let (test, train): (Vec<_>, Vec<_>) = drawings.into_iter().partition(|d| d.style == concepts::TEST_STYLE);
+        let named = concepts::named(concepts, &train, &test);
+        let train = train.into_iter().filter(|d| !concepts[d.concept].held_out).collect();
+        Self { train, test, named }
+    }
+}
+
 /// Fetches the packages into `out/packages` and makes everything else from them, equal for equal seeds. Returns counts
 /// for people to read.
 ///
@@ -100,15 +120,20 @@ pub fn make(
     sizes: Sizes,
     on_progress: &(dyn Fn(&str) + Sync),
 ) -> Result<serde_json::Value, CorpusError> {
+    // What it says is no longer so once shards are made anew.
+    let summary_file = out.join("summary.json");
+    match std::fs::remove_file(&summary_file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(CorpusError::io(&summary_file)(error));
+        }
+        _ => {}
+    }
     on_progress("packages");
     let packages = packages::fetch(&out.join("packages"))?;
     let concepts = concepts::read(&packages)?;
     on_progress("drawings");
     let drawings = drawing::read(&packages, &concepts)?;
-    let (test, train): (Vec<Drawing>, Vec<Drawing>) =
-        drawings.into_iter().partition(|d| d.style == concepts::TEST_STYLE);
-    let named = concepts::named(&concepts, &train, &test);
-    let train: Vec<Drawing> = train.into_iter().filter(|d| !concepts[d.concept].held_out).collect();
+    let Split { train, test, named } = Split::new(drawings, &concepts);
     let shapes = easy_vqa::read(&packages)?;
 
     on_progress("variants");
@@ -141,7 +166,7 @@ pub fn make(
     pairs.extend(scenes.iter().map(|scene| (scene.png.clone(), scene.caption.clone())));
     random.shuffle(&mut pairs);
     let folder = out.join("shards");
-    let mut shards = Shards::new(&folder, "pairs", 2000);
+    let mut shards = Shards::new(&folder, "pairs", 2000)?;
     for (png, caption) in &pairs {
         shards.add(&[
             Member { extension: "png", content: png },
@@ -155,7 +180,7 @@ pub fn make(
     let scenes = scenes::many(&train, &concepts, &named, 12_000, seed, "scenes of sequences");
     let task_pictures: Vec<&[Vec<u8>]> = variants.iter().map(|v| &v[..drawing::NATURAL]).collect();
     let pool = sequences::Pool::new(&train, &concepts, &named, &task_pictures, &shapes.train, &scenes);
-    let mut shards = Shards::new(&folder, "tasks", 1000);
+    let mut shards = Shards::new(&folder, "tasks", 1000)?;
     let mut random = Random::new(seed, "sequences");
     let mut by_task = std::collections::BTreeMap::<&str, usize>::new();
     let mut small = Vec::new();
@@ -176,7 +201,7 @@ pub fn make(
     on_progress("documents");
     let mut documents = 0;
     if let Some(pages) = pages::open(&packages)? {
-        let mut shards = Shards::new(&out.join("shards"), "docs", 300);
+        let mut shards = Shards::new(&out.join("shards"), "docs", 300)?;
         for page in &pages {
             shards.add(&[Member { extension: "json", content: &page.json() }])?;
         }
@@ -186,7 +211,7 @@ pub fn make(
 
     on_progress("small shards");
     let folder = out.join("small");
-    let mut shards = Shards::new(&folder, "pairs", 60);
+    let mut shards = Shards::new(&folder, "pairs", 60)?;
     for (png, caption) in pairs.iter().take(120) {
         shards.add(&[
             Member { extension: "png", content: png },
@@ -194,7 +219,7 @@ pub fn make(
         ])?;
     }
     shards.finish()?;
-    let mut shards = Shards::new(&folder, "tasks", 25);
+    let mut shards = Shards::new(&folder, "tasks", 25)?;
     for json in small.iter().take(50) {
         shards.add(&[Member { extension: "json", content: json.as_bytes() }])?;
     }
@@ -223,6 +248,6 @@ pub fn make(
         "evaluation": items,
         "named": names,
     });
-    shards::write(&out.join("summary.json"), format!("{summary:#}\n").as_bytes())?;
+    shards::write(&summary_file, format!("{summary:#}\n").as_bytes())?;
     Ok(summary)
 }

@@ -1,6 +1,5 @@
 //! Shards as the Python package webdataset writes them.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use crate::CorpusError;
@@ -21,9 +20,20 @@ pub(crate) struct Shards {
 }
 
 impl Shards {
-    pub(crate) fn new(folder: &Path, name: &str, samples_per_shard: usize) -> Self {
+    /// Shards of a folder, without those of that name that an earlier run left: a recipe would take them too.
+    pub(crate) fn new(folder: &Path, name: &str, samples_per_shard: usize) -> Result<Self, CorpusError> {
+        let is_old = |file: &std::ffi::OsStr| {
+            let number =
+                file.to_str().and_then(|file| file.strip_prefix(name)?.strip_prefix('-')?.strip_suffix(".tar"));
+            number.is_some_and(|number| number.bytes().all(|byte| byte.is_ascii_digit()))
+        };
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            if is_old(&entry.file_name()) {
+                std::fs::remove_file(entry.path()).map_err(CorpusError::io(&entry.path()))?;
+            }
+        }
         let tar = tar::Builder::new(Vec::new());
-        Self { folder: folder.into(), name: name.into(), samples_per_shard, samples: 0, tar }
+        Ok(Self { folder: folder.into(), name: name.into(), samples_per_shard, samples: 0, tar })
     }
 
     pub(crate) fn add(&mut self, members: &[Member]) -> Result<(), CorpusError> {
@@ -55,8 +65,5 @@ impl Shards {
 pub(crate) fn write(path: &Path, content: &[u8]) -> Result<(), CorpusError> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(CorpusError::io(folder))?;
-    let mut partial = tempfile::NamedTempFile::new_in(folder).map_err(CorpusError::io(folder))?;
-    partial.write_all(content).map_err(CorpusError::io(path))?;
-    partial.persist(path).map_err(|e| CorpusError::io(path)(e.error))?;
-    Ok(())
+    flamingo_data::write_whole(path, content).map_err(CorpusError::io(path))
 }

@@ -2,12 +2,14 @@
 
 use flamingo_data::{DocumentRules, Tokenizer};
 
-use crate::concepts::{Concept, TEST_STYLE, named};
+use crate::Split;
+use crate::concepts::{Concept, TEST_STYLE};
 use crate::drawing::{Drawing, PICTURE};
 use crate::easy_vqa::Shape;
 use crate::pages::Page;
 use crate::random::Random;
 use crate::sequences::{Pool, Sequence};
+use crate::shards::{Member, Shards};
 use crate::{evaluation, scenes, words};
 
 const STYLES: [&str; 4] = ["noto", "fluent", "fluent-flat", "fxemoji"];
@@ -42,11 +44,11 @@ fn drawings(styles: &[&'static str], concepts: &[Concept]) -> Vec<Drawing> {
 /// Sequences over the drawings that training may see, each with its JSON.
 fn sequences(count: usize) -> Vec<(&'static str, String, usize, String)> {
     let concepts = concepts();
-    let all = drawings(&STYLES, &concepts);
-    let test = drawings(&[TEST_STYLE], &concepts);
-    let named = named(&concepts, &all, &test);
+    let all = drawings(&[&STYLES[..], &[TEST_STYLE]].concat(), &concepts);
+    let Split { train, test, named } = Split::new(all, &concepts);
     assert_eq!(named, (0..22).collect::<Vec<_>>());
-    let train: Vec<Drawing> = all.into_iter().filter(|d| !concepts[d.concept].held_out).collect();
+    assert!(train.iter().all(|d| d.style != TEST_STYLE && d.concept < 22) && train.len() == 4 * 22);
+    assert!(test.iter().all(|d| d.style == TEST_STYLE) && test.len() == 26);
     let variants: Vec<Vec<Vec<u8>>> =
         train.iter().enumerate().map(|(i, d)| (0..2).map(|v| d.variant(1, i, v, &concepts)).collect()).collect();
     let pictures: Vec<&[Vec<u8>]> = variants.iter().map(Vec::as_slice).collect();
@@ -93,6 +95,24 @@ fn equal_seeds_make_equal_material_and_held_out_things_are_not_in_it() {
     for concept in concepts().iter().filter(|concept| concept.held_out) {
         assert!(one.iter().all(|(_, _, _, text)| !text.contains(&concept.name)), "{}", concept.name);
     }
+}
+
+#[test]
+fn old_shards_of_the_same_name_go() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let make = |name: &str, samples: usize| {
+        let mut shards = Shards::new(folder.path(), name, 1).expect("a folder");
+        let member = Member { extension: "txt", content: b"a" };
+        (0..samples).for_each(|_| shards.add(&[Member { ..member }]).expect("a shard"));
+        shards.finish().expect("shards");
+    };
+    make("pairs", 3);
+    make("pairs-of-mine", 1);
+    make("pairs", 1);
+    let files = std::fs::read_dir(folder.path()).expect("a folder").flatten().map(|file| file.file_name());
+    let mut files: Vec<String> = files.map(|name| name.to_string_lossy().into_owned()).collect();
+    files.sort();
+    assert_eq!(files, ["pairs-0000.tar", "pairs-of-mine-0000.tar"]);
 }
 
 #[test]

@@ -21,8 +21,8 @@ pub struct DocumentRules {
     pub max_tokens: usize,
     /// Pictures whose file is smaller are decoration.
     pub min_bytes: usize,
-    /// Upstream's order of pictures, which need not be that of their marks, and its cut of generated sequences, which
-    /// keeps one mark fewer than pictures.
+    /// Upstream's order of pictures, which need not be that of their marks; its cut of generated sequences, which keeps
+    /// one mark fewer than pictures; and marks that a text itself contains.
     pub upstream_compat: bool,
 }
 
@@ -169,15 +169,19 @@ impl DocumentRules {
     fn crawled(&self, file: File) -> Result<(Vec<Picture>, String), Rejected> {
         let mut pictures = Vec::new();
         let mut similarities = Vec::new();
+        let mut budget = Budget::default();
         file.check()?;
         let mut sentences = file.text_list;
+        if !self.upstream_compat {
+            sentences.iter_mut().for_each(|sentence| *sentence = without_marks(sentence));
+        }
         for (info, row) in file.image_info.iter().zip(file.similarity_matrix) {
             let Some(encoded) = &info.image_base64 else { continue };
             let bytes = decoded(encoded)?;
             if bytes.len() < self.min_bytes {
                 continue;
             }
-            pictures.push(Picture::decode(&bytes)?);
+            pictures.push(budget.decode(&bytes)?);
             similarities.push(row);
         }
         let mut kept: Vec<(Picture, usize)> = pictures
@@ -203,14 +207,18 @@ impl DocumentRules {
 
     /// A sequence that a language model wrote around numbered pictures.
     fn generated(&self, file: File) -> Result<(Vec<Picture>, String), Rejected> {
+        let example = if self.upstream_compat { file.example } else { without_marks(&file.example) };
+        let (text, numbers) = with_marks(&example);
+        let mut text = tidied(&text);
+        // Upstream takes the pictures as they are numbered, wherever they stand.
+        let numbers = if self.upstream_compat { (1..=file.image_map.len()).collect() } else { numbers };
+        let mut budget = Budget::default();
         let mut pictures = Vec::new();
-        for number in 1..=file.image_map.len() {
+        for number in numbers.into_iter().take(self.max_num_images) {
             let image = file.image_map.get(&format!("_!_IMAGE{number}_!_"));
             let image = image.ok_or_else(|| Rejected::Form(format!("image_map has no picture {number}")))?;
-            pictures.push(Picture::decode(&decoded(&image.base64_image)?)?);
+            pictures.push(budget.decode(&decoded(&image.base64_image)?)?);
         }
-        pictures.truncate(self.max_num_images);
-        let mut text = tidied(&with_marks(&file.example));
         let kept = if self.upstream_compat { self.max_num_images.saturating_sub(1) } else { self.max_num_images };
         let marks: Vec<usize> = text.match_indices(IMAGE).map(|(at, _)| at).collect();
         if marks.len() > self.max_num_images {
@@ -220,12 +228,36 @@ impl DocumentRules {
     }
 }
 
+/// Most pixels of a document's pictures together: 768 MiB of them, decoded.
+const MAX_PIXELS: u64 = 1 << 28;
+
+/// How many pixels a document has so far.
+#[derive(Default)]
+struct Budget(u64);
+
+impl Budget {
+    fn decode(&mut self, bytes: &[u8]) -> Result<Picture, Rejected> {
+        let picture = Picture::decode(bytes)?;
+        self.0 += u64::from(picture.width()) * u64::from(picture.height());
+        if self.0 > MAX_PIXELS {
+            return Err(Rejected::Form(format!("its pictures have more than {MAX_PIXELS} pixels together")));
+        }
+        Ok(picture)
+    }
+}
+
+/// A text that says nothing about where pictures are and where they end: what a page writes about `<image>` is no picture.
+pub(crate) fn without_marks(text: &str) -> String {
+    text.replace(IMAGE, "").replace(ENDOFCHUNK, "")
+}
+
 fn decoded(encoded: &str) -> Result<Vec<u8>, Rejected> {
     STANDARD.decode(encoded).map_err(|e| Rejected::Form(format!("a picture is no base64: {e}")))
 }
 
-/// Puts a mark where a numbered placeholder `_!_IMAGE7_!_` stands.
-fn with_marks(text: &str) -> String {
+/// Puts a mark where a numbered placeholder `_!_IMAGE7_!_` stands; also the numbers.
+fn with_marks(text: &str) -> (String, Vec<usize>) {
+    let mut numbers = Vec::new();
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("_!_IMAGE") {
@@ -237,6 +269,8 @@ fn with_marks(text: &str) -> String {
             Some(after) if digits > 0 => {
                 out.push_str(ENDOFCHUNK);
                 out.push_str(IMAGE);
+                // No picture has a number that is larger than all.
+                numbers.push(number[..digits].parse().unwrap_or(usize::MAX));
                 rest = after;
             }
             _ => {
@@ -245,7 +279,7 @@ fn with_marks(text: &str) -> String {
             }
         }
     }
-    out + rest
+    (out + rest, numbers)
 }
 
 /// Nothing ends before the first picture, and no space surrounds a mark.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::RngCore;
 
+use crate::documents::without_marks;
 use crate::{DocumentRules, ImageTransform, Picture, Rejected, Sample, SpecialTokens, Tokenizer, pair_ids};
 
 /// Extensions of pictures, in the order in which upstream looks for them (`train/data.py`, `get_laion_dataset`).
@@ -30,6 +31,8 @@ pub struct Pairs {
     pub max_tokens: usize,
     /// Mirror every second picture, as upstream does.
     pub flip: bool,
+    /// Marks that a caption itself contains are marks, as upstream has it.
+    pub upstream_compat: bool,
 }
 
 /// How interleaved documents become examples.
@@ -57,6 +60,7 @@ impl Pairs {
         let picture =
             PICTURES.iter().find_map(|kind| sample.parts.remove(*kind)).ok_or(Rejected::Missing("picture"))?;
         let text = String::from_utf8(text).map_err(|e| Rejected::Form(e.to_string()))?;
+        let text = if self.upstream_compat { text } else { without_marks(&text) };
         let ids = pair_ids(&self.tokenizer, &text, self.max_tokens)?;
         let pictures = vec![self.transform.tensor(&Picture::decode(&picture)?)];
         Ok(flipped(Example { ids, pictures }, self.transform.size, self.flip, rng))

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 use crate::DataError;
 
 /// Largest member that is read, in bytes.
-const MAX_MEMBER: u64 = 1 << 28;
+pub(crate) const MAX_MEMBER: u64 = 1 << 28;
 
 /// Most names that a pattern may stand for.
 const MAX_SHARDS: usize = 1 << 20;

@@ -98,6 +98,34 @@ fn generated_sequences_keep_a_mark_for_each_picture() {
 }
 
 #[test]
+fn generated_pictures_stand_where_their_numbers_do() {
+    let image = |width| json!({"base64_image": picture(width)});
+    let of = |example: &str| {
+        let map = json!({"_!_IMAGE1_!_": image(1), "_!_IMAGE2_!_": image(2), "_!_IMAGE3_!_": image(3)});
+        json!({"is_gpt": true, "example": example, "image_map": map})
+    };
+    let turned = of("_!_IMAGE2_!_ a _!_IMAGE1_!_ b _!_IMAGE2_!_ c");
+    let document = apply(&rules(), &turned).expect("a document");
+    assert_eq!(widths(&document), [2, 1, 2]);
+    assert_eq!(text(&document).matches("<image>").count(), 3);
+    let upstream = apply(&DocumentRules { upstream_compat: true, ..rules() }, &turned).expect("a document");
+    assert_eq!(widths(&upstream), [1, 2, 3]);
+    for unknown in ["_!_IMAGE4_!_ a", "_!_IMAGE0_!_ a", "_!_IMAGE99999999999999999999999_!_ a"] {
+        assert!(matches!(apply(&rules(), &of(unknown)), Err(Rejected::Form(_))), "{unknown}");
+    }
+}
+
+#[test]
+fn what_a_page_writes_about_marks_is_no_picture() {
+    let mut page = crossed();
+    page["text_list"][1] = "use <image> and <|endofchunk|> b.".into();
+    let document = apply(&rules(), &page).expect("a document");
+    assert_eq!(text(&document).matches("<image>").count(), document.pictures.len());
+    let upstream = apply(&DocumentRules { upstream_compat: true, ..rules() }, &page).expect("a document");
+    assert_eq!(text(&upstream).matches("<image>").count(), upstream.pictures.len() + 1);
+}
+
+#[test]
 fn files_that_are_no_documents_are_rejected() {
     let (tokenizer, tokens) = tokenizer();
     let forms = [
@@ -108,7 +136,7 @@ fn files_that_are_no_documents_are_rejected() {
         json!({"text_list": ["a"], "image_info": [{}], "similarity_matrix": []}).to_string(),
         json!({"text_list": ["a"], "image_info": [{}], "similarity_matrix": [[0.1, 0.2]]}).to_string(),
         json!({"text_list": ["a"], "image_info": [{"image_base64": "?"}], "similarity_matrix": [[0.9]]}).to_string(),
-        json!({"is_gpt": true, "example": "a", "image_map": {"other": {"base64_image": ""}}}).to_string(),
+        json!({"is_gpt": true, "example": "_!_IMAGE1_!_a", "image_map": {"other": {"base64_image": ""}}}).to_string(),
     ];
     for form in forms {
         let rejected = rules().apply(form.as_bytes(), &tokenizer, &tokens, 0.9).expect_err(&form);

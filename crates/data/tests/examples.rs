@@ -46,8 +46,13 @@ fn mirrored(picture: &[f32], side: usize) -> Vec<f32> {
 #[test]
 fn pairs_are_a_picture_and_its_caption() {
     let folder = tempfile::tempdir().expect("a folder");
-    let pairs =
-        Pairs { tokenizer: tokenizer(folder.path()).0, transform: ImageTransform::clip(8), max_tokens: 6, flip: false };
+    let pairs = Pairs {
+        tokenizer: tokenizer(folder.path()).0,
+        transform: ImageTransform::clip(8),
+        max_tokens: 6,
+        flip: false,
+        upstream_compat: false,
+    };
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let seen = pairs.transform.tensor(&Picture::decode(&png(9)).expect("a picture"));
     // Upstream's order where there are several pictures.
@@ -70,6 +75,11 @@ fn pairs_are_a_picture_and_its_caption() {
     for (parts, kind) in rejected {
         assert_eq!(pairs.example(sample(&parts), &mut rng).map_err(|e| e.kind()), Err(kind), "{:?}", parts[0].0);
     }
+
+    // A caption that speaks of marks sets none.
+    let caption: &[(&str, &[u8])] = &[("txt", b"<image> tag<|endofchunk|>"), ("png", &png)];
+    let example = pairs.example(sample(caption), &mut rng).expect("an example");
+    assert_eq!(example.ids, pair_ids(&pairs.tokenizer, "tag", 6).expect("ids"));
 
     let flips = Pairs { flip: true, ..pairs };
     let mirror = mirrored(&seen, 8);
@@ -164,8 +174,13 @@ fn damaged_members_are_counted_by_kind_and_cost_nothing_else() {
     let whole = std::fs::read(&path).expect("a shard");
     let cut = folder.path().join("cut.tar");
 
-    let pairs =
-        Pairs { tokenizer: tokenizer(folder.path()).0, transform: ImageTransform::clip(8), max_tokens: 32, flip: true };
+    let pairs = Pairs {
+        tokenizer: tokenizer(folder.path()).0,
+        transform: ImageTransform::clip(8),
+        max_tokens: 32,
+        flip: true,
+        upstream_compat: false,
+    };
     let decode: Decode<_> = Arc::new(move |sample, rng| pairs.example(sample, rng));
     let options = LoaderOptions { shuffle: 0, batch_size: 380, ..LoaderOptions::default() };
     let with = |shards: &[&Path], batch_size: usize| {

@@ -207,12 +207,15 @@ fn documents_get_their_pictures_and_keep_every_digit() {
     let mut zip = zip::ZipWriter::new(fs::File::create(&second).expect("a file"));
     zip.start_file("docs_shard_1.jsonl", zip::write::SimpleFileOptions::default()).expect("a member");
     zip.write_all(format!("{}\n", document(&["a.jpg", "b.jpg", "gone.jpg"])).as_bytes()).expect("a member");
+    zip.add_directory("more", zip::write::SimpleFileOptions::default()).expect("a member");
+    zip.start_file("more/docs.jsonl", zip::write::SimpleFileOptions::default()).expect("a member");
+    zip.write_all(format!("{}\n", document(&["c.jpg"])).as_bytes()).expect("a member");
     zip.finish().expect("an archive");
 
     let output = work.path().join("out");
     let report = converted(&[first, second], &images, &output).expect("shards");
     let left_out = counts(&[("name that leads out of the folder", 2), ("not a picture", 1), ("not found", 1)]);
-    assert_eq!((report.documents, report.pictures, report.shards), (3, 3, 2));
+    assert_eq!((report.documents, report.pictures, report.shards), (4, 4, 2));
     assert_eq!(report.pictures_left_out, left_out);
     assert_eq!(report.documents_left_out, counts(&[("unreadable document", 1)]));
     let (samples, names) = read(&output);
@@ -230,7 +233,8 @@ fn documents_get_their_pictures_and_keep_every_digit() {
         })
         .collect();
     let [coffee, rocket, chelsea] = ["coffee.jpg", "rocket.jpg", "chelsea.jpg"].map(|name| Some(photo(name)));
-    assert_eq!(pictures, [vec![coffee], vec![None, chelsea, None], vec![rocket, None, None]]);
+    let expected = [vec![coffee], vec![None, chelsea.clone(), None], vec![rocket, None, None], vec![chelsea]];
+    assert_eq!(pictures, expected);
 }
 
 #[test]

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use flamingo_data::Position;
@@ -52,12 +51,8 @@ pub(crate) fn save(
     let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>().map_err(|e| wrong(&e))?;
     let metadata = serde_json::to_string(progress).map_err(|e| wrong(&e))?;
     let content = safetensors::serialize(views, Some([(KEY.to_string(), metadata)].into())).map_err(|e| wrong(&e))?;
-    let mut partial =
-        tempfile::Builder::new().prefix(".partial-").tempfile_in(folder).map_err(RunError::io("write", folder))?;
-    partial.write_all(&content).and_then(|()| partial.as_file().sync_all()).map_err(RunError::io("write", &path))?;
-    partial.persist(&path).map_err(|e| RunError::io("write", &path)(e.error))?;
-    // The new name too, before old ones go.
-    fs::File::open(folder).and_then(|folder| folder.sync_all()).ok();
+    // On the disk, name and all, before old ones go.
+    flamingo_data::write_whole(&path, &content).map_err(RunError::io("write", &path))?;
     let all = list(folder)?;
     for old in &all[..all.len().saturating_sub(keep.max(1))] {
         fs::remove_file(old).map_err(RunError::io("remove", old))?;
@@ -72,7 +67,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, RunError> {
     for entry in entries.flatten() {
         let path = entry.path();
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with(".partial-") {
+        if name.starts_with(".step-") {
             fs::remove_file(&path).ok();
         } else if name.starts_with("step-") && name.ends_with(".safetensors") {
             found.push(path);

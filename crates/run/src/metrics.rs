@@ -2,8 +2,9 @@
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
+use flamingo_data::write_whole;
 use serde::{Deserialize, Serialize};
 
 use crate::RunError;
@@ -55,7 +56,7 @@ impl MetricsFile {
         let stays = |line: &&str| serde_json::from_str::<Metrics>(line).is_ok_and(|metrics| metrics.step <= step);
         let kept: String = text.lines().filter(stays).map(|line| format!("{line}\n")).collect();
         if kept != text {
-            write_whole(&path, kept.as_bytes())?;
+            write_whole(&path, kept.as_bytes()).map_err(RunError::io("write", &path))?;
         }
         Ok(Self { path })
     }
@@ -65,14 +66,4 @@ impl MetricsFile {
         let file = OpenOptions::new().create(true).append(true).open(&self.path);
         file.and_then(|mut file| file.write_all(line.as_bytes())).map_err(RunError::io("write", &self.path))
     }
-}
-
-/// Writes a file that is there whole or not at all.
-pub(crate) fn write_whole(path: &Path, content: &[u8]) -> Result<(), RunError> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let io = || RunError::io("write", path);
-    let mut partial = tempfile::NamedTempFile::new_in(folder).map_err(io())?;
-    partial.write_all(content).map_err(io())?;
-    partial.persist(path).map_err(|e| io()(e.error))?;
-    Ok(())
 }

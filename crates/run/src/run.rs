@@ -132,7 +132,8 @@ impl Run {
         };
         let metrics = MetricsFile::open(recipe.run_name.join("metrics.jsonl"), progress.step)?;
         let toml = toml::to_string(&recipe).map_err(|e| RunError::Recipe(e.to_string()))?;
-        crate::metrics::write_whole(&recipe.run_name.join("recipe.toml"), toml.as_bytes())?;
+        let path = recipe.run_name.join("recipe.toml");
+        flamingo_data::write_whole(&path, toml.as_bytes()).map_err(RunError::io("write", &path))?;
         let side = folder.config().vision.image_size;
         let streams = open_streams(&recipe, Arc::new(tokenizer), &tokens, side, &progress.streams)?;
         let now = Instant::now();
@@ -340,6 +341,7 @@ fn open_streams(
             transform: transform.clone(),
             max_tokens: recipe.max_tokens_laion,
             flip,
+            upstream_compat: recipe.upstream_compat,
         };
         let decode: Decode<Example> = Arc::new(move |sample, rng| pairs.example(sample, rng));
         let options = loader_options(

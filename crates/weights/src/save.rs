@@ -87,10 +87,10 @@ pub fn save_checkpoint(
     tensors.push((embedding_name(config), vec![rows, width], table));
 
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let partial = tempfile::NamedTempFile::new_in(folder).map_err(WeightsError::io("write", folder))?;
-    write_safetensors(partial.path(), &tensors, Dtype::F32)?;
-    partial.persist(path).map_err(|e| WeightsError::io("write", path)(e.error))?;
-    Ok(())
+    let work = tempfile::tempdir_in(folder).map_err(WeightsError::io("write", folder))?;
+    let partial = work.path().join("partial");
+    write_safetensors(&partial, &tensors, Dtype::F32)?;
+    std::fs::rename(&partial, path).map_err(WeightsError::io("write", path))
 }
 
 fn taken(

@@ -16,7 +16,7 @@ use serde::Serialize;
 
 pub use distribution::{Distribution, Histogram};
 
-use crate::prepare::{BATCH, open, read_lines};
+use crate::prepare::{BATCH, BATCH_BYTES, open, read_lines};
 use crate::{DataError, DocumentRules, PrepareError, Sample, Tokenizer, read_samples};
 use collect::Collector;
 use sample::{Facts, facts, facts_of_line};
@@ -176,10 +176,12 @@ fn documents(path: &Path, collector: &mut Collector<'_>, on_progress: &mut dyn F
         on_progress(found.iter().map(Facts::bytes).sum());
         found.into_iter().for_each(|facts| collector.add(facts));
     };
-    let mut batch = Vec::new();
+    let (mut batch, mut held) = (Vec::new(), 0);
     read_lines(path, &mut |line| {
+        held += line.len();
         batch.push(line.to_vec());
-        if batch.len() == BATCH {
+        if batch.len() == BATCH || held > BATCH_BYTES {
+            held = 0;
             look(&mut batch);
         }
         Ok(())

@@ -11,14 +11,15 @@ use serde_json::value::{RawValue, to_raw_value};
 
 use super::picture::{PILLOW_QUALITY, as_jpeg, decode, read};
 use super::writer::ShardWriter;
-use super::{BATCH, Unusable, count, listed, read_lines, size};
+use super::{BATCH, BATCH_BYTES, Unusable, count, listed, read_lines, size};
 use crate::PrepareError;
+use crate::shards::MAX_MEMBER;
 
 /// What is made of MMC4's files.
 #[derive(Clone, Debug)]
 pub struct ConvertOptions {
-    /// Where the pictures are: those of the first file in `0/`, those of the second in `1/`, as upstream has them, or
-    /// all of them in the folder itself.
+    /// Where the pictures are: those of `docs_shard_7…` in `7/`, those of the third of other files in `2/`, as upstream
+    /// has them, or all of them in the folder itself.
     pub image_dir: PathBuf,
     /// Folder of the shards.
     pub output: PathBuf,
@@ -66,18 +67,21 @@ pub fn convert_mmc4(
     let mut report = ConvertReport::default();
     let mut done = 0;
     for (index, input) in inputs.iter().enumerate() {
-        let folders = [options.image_dir.join(index.to_string()), options.image_dir.clone()];
+        let number = shard_number(input).unwrap_or(index);
+        let folders = [options.image_dir.join(number.to_string()), options.image_dir.clone()];
         let mut write = |lines: &mut Vec<Vec<u8>>| {
             let converted: Vec<Converted> =
                 lines.par_iter().map(|line| convert(line, &folders, options.reencode)).collect();
             lines.clear();
             converted.into_iter().try_for_each(|document| add(document, &mut writer, &mut report))
         };
-        let mut batch = Vec::new();
+        let (mut batch, mut held) = (Vec::new(), 0);
         read_lines(input, &mut |line| {
             done += line.len() as u64 + 1;
             batch.push(line.to_vec());
-            if batch.len() == BATCH {
+            held += line.len();
+            if batch.len() == BATCH || held > BATCH_BYTES {
+                held = 0;
                 write(&mut batch)?;
                 on_progress(done, total);
             }
@@ -100,6 +104,12 @@ pub fn convert_mmc4(
     }
     (report.shards, report.bytes) = writer.finish()?;
     Ok(report)
+}
+
+/// The number in the name of a file of MMC4: files need not come in its order, nor all of them.
+fn shard_number(input: &Path) -> Option<usize> {
+    let name = input.file_name()?.to_str()?.strip_prefix("docs_shard_")?;
+    name[..name.find(|c: char| !c.is_ascii_digit()).unwrap_or(name.len())].parse().ok()
 }
 
 fn add(document: Converted, writer: &mut ShardWriter, report: &mut ConvertReport) -> Result<(), PrepareError> {
@@ -134,7 +144,9 @@ fn convert(line: &[u8], folders: &[PathBuf], reencode: bool) -> Converted {
         }
     }
     document.insert("image_info".into(), to_raw_value(&info).map_err(wrong)?);
-    Ok((serde_json::to_vec(&document).map_err(wrong)?, pictures, left_out))
+    let json = serde_json::to_vec(&document).map_err(wrong)?;
+    // Training would not read it.
+    if json.len() as u64 > MAX_MEMBER { Err(Unusable::TooLarge) } else { Ok((json, pictures, left_out)) }
 }
 
 /// A picture of that name, from the first folder that has one.

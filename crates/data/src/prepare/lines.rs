@@ -14,7 +14,8 @@ const MAX_LINE: u64 = 1 << 28;
 /// What is done with a line.
 pub(crate) type OnLine<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), PrepareError>;
 
-/// Hands over the lines of a file that are not empty. Of a zip archive those of its first file: MMC4 has one in each.
+/// Hands over the lines of a file that are not empty; of a zip archive those of all its files. A line that is too long
+/// comes cut off after [`MAX_LINE`] bytes.
 pub(crate) fn read_lines(path: &Path, on_line: OnLine<'_>) -> Result<(), PrepareError> {
     let io = |source| DataError::Io { path: path.into(), source };
     let file = open(path)?;
@@ -22,8 +23,13 @@ pub(crate) fn read_lines(path: &Path, on_line: OnLine<'_>) -> Result<(), Prepare
         return lines(BufReader::with_capacity(1 << 20, file), path, on_line);
     }
     let mut archive = archive(path, file)?;
-    let member = archive.by_index(0).map_err(|e| zip(path, e))?;
-    lines(BufReader::with_capacity(1 << 20, member), path, on_line)
+    for i in 0..archive.len() {
+        let member = archive.by_index(i).map_err(|e| zip(path, e))?;
+        if member.is_file() {
+            lines(BufReader::with_capacity(1 << 20, member), path, on_line)?;
+        }
+    }
+    Ok(())
 }
 
 /// Bytes of all lines of a file.
@@ -34,16 +40,19 @@ pub(crate) fn size(path: &Path) -> Result<u64, PrepareError> {
         return Ok(file.metadata().map_err(io)?.len());
     }
     let mut archive = archive(path, file)?;
-    Ok(archive.by_index(0).map_err(|e| zip(path, e))?.size())
+    (0..archive.len()).map(|i| Ok(archive.by_index(i).map_err(|e| zip(path, e))?.size())).sum()
 }
 
 fn lines(mut from: impl BufRead, path: &Path, on_line: OnLine<'_>) -> Result<(), PrepareError> {
+    let io = |source| DataError::Io { path: path.into(), source };
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = from.by_ref().take(MAX_LINE).read_until(b'\n', &mut line);
-        if read.map_err(|source| DataError::Io { path: path.into(), source })? == 0 {
+        if from.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).map_err(io)? == 0 {
             return Ok(());
+        }
+        if line.len() as u64 == MAX_LINE && !line.ends_with(b"\n") {
+            from.skip_until(b'\n').map_err(io)?;
         }
         let text = line.trim_ascii();
         if !text.is_empty() {

@@ -19,6 +19,9 @@ pub(crate) use picture::decode;
 /// Samples that are worked on at the same time, and so are in memory.
 pub(crate) const BATCH: usize = 32;
 
+/// Bytes of lines after which a batch is full whatever it holds.
+pub(crate) const BATCH_BYTES: usize = 1 << 28;
+
 /// How many of each kind.
 pub(crate) type Counts = BTreeMap<String, u64>;
 
