@@ -24,23 +24,14 @@ pub(crate) fn dominant(rgba: &[u8]) -> Option<&'static str> {
 
 /// The place in [`COLOURS`] of a colour.
 fn name(r: u8, g: u8, b: u8) -> usize {
-    let [r, g, b] = [r, g, b].map(|x| f32::from(x) / 255.0);
-    let (value, least) = (r.max(g).max(b), r.min(g).min(b));
-    let spread = value - least;
-    let saturation = if value > 0.0 { spread / value } else { 0.0 };
+    let (value, saturation) = value_and_saturation([r, g, b]);
     if value < 0.25 {
         return 8;
     }
     if saturation < 0.16 {
         return if value > 0.85 { 9 } else { 10 };
     }
-    let hue = if value == r {
-        60.0 * ((g - b) / spread).rem_euclid(6.0)
-    } else if value == g {
-        60.0 * ((b - r) / spread + 2.0)
-    } else {
-        60.0 * ((r - g) / spread + 4.0)
-    };
+    let hue = hue([r, g, b]).unwrap_or(0.0);
     match hue {
         h if (10.0..48.0).contains(&h) && value < 0.68 => 7,
         h if !(10.0..345.0).contains(&h) => {
@@ -59,9 +50,49 @@ fn name(r: u8, g: u8, b: u8) -> usize {
     }
 }
 
+fn value_and_saturation(rgb: [u8; 3]) -> (f32, f32) {
+    let [r, g, b] = rgb.map(|x| f32::from(x) / 255.0);
+    let (value, least) = (r.max(g).max(b), r.min(g).min(b));
+    (value, if value > 0.0 { (value - least) / value } else { 0.0 })
+}
+
+/// Degrees from red towards yellow; grays have none.
+pub(crate) fn hue(rgb: [u8; 3]) -> Option<f32> {
+    let [r, g, b] = rgb.map(|x| f32::from(x) / 255.0);
+    let value = r.max(g).max(b);
+    let spread = value - r.min(g).min(b);
+    (spread > 0.0).then(|| {
+        if value == r {
+            60.0 * ((g - b) / spread).rem_euclid(6.0)
+        } else if value == g {
+            60.0 * ((b - r) / spread + 2.0)
+        } else {
+            60.0 * ((r - g) / spread + 4.0)
+        }
+    })
+}
+
+/// A colour, RGB up to 255, turned around the axis of grays.
+pub(crate) fn turned(rgb: [f32; 3], degrees: f32) -> [f32; 3] {
+    let (sin, cos) = degrees.to_radians().sin_cos();
+    let (third, root) = ((1.0 - cos) / 3.0, sin / 3.0f32.sqrt());
+    let sum: f32 = rgb.iter().sum();
+    let turned = |i: usize| cos * rgb[i] + third * sum + root * (rgb[(i + 2) % 3] - rgb[(i + 1) % 3]);
+    [turned(0), turned(1), turned(2)].map(|x| x.clamp(0.0, 255.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hues_turn_and_grays_stay() {
+        let near = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 0.1);
+        assert!(near(turned([200.0, 20.0, 20.0], 120.0), [20.0, 200.0, 20.0]));
+        assert!(near(turned([90.0; 3], 120.0), [90.0; 3]));
+        assert_eq!([[200, 20, 20], [20, 200, 20], [20, 20, 200]].map(hue), [Some(0.0), Some(120.0), Some(240.0)]);
+        assert_eq!(hue([90; 3]), None);
+    }
 
     #[test]
     fn painted_squares_have_their_colours() {

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use resvg::{tiny_skia, usvg};
 
 use crate::concepts::{Concept, compact};
+use crate::looks;
 use crate::packages::Packages;
 use crate::random::Random;
 use crate::{CorpusError, colour};
@@ -16,8 +17,14 @@ const SIDE: usize = 128;
 /// Side of a picture, in pixels.
 pub(crate) const PICTURE: usize = 64;
 
-/// First variants of a drawing, whose colours are as drawn. Sequences draw on these.
-pub(crate) const NATURAL: usize = 8;
+/// First variants of a drawing, which look as drawn.
+const AS_DRAWN: usize = 8;
+
+/// Variants of each further look.
+const LOOK: usize = 4;
+
+/// First variants of a drawing, whose colours are its own. Sequences draw on these.
+pub(crate) const OWN_COLOURS: usize = AS_DRAWN + LOOK;
 
 /// Samples along each side of a pixel.
 const SAMPLES: usize = 3;
@@ -43,6 +50,8 @@ pub(crate) struct Drawing {
     pub(crate) colour: Option<&'static str>,
     /// `SIDE * SIDE` premultiplied pixels.
     pixels: Vec<[f32; 4]>,
+    /// What it was drawn from, and its longer side there.
+    svg: Option<(String, f32)>,
 }
 
 /// Every drawing of every concept that some style has, style by style.
@@ -61,17 +70,18 @@ pub(crate) fn read(packages: &Packages, concepts: &[Concept]) -> Result<Vec<Draw
     let mut drawings = Vec::new();
     for (style, file) in ICONIFY {
         let set = packages.npm_json(file, "package/icons.json")?;
-        let mut svgs: Vec<(usize, String)> = Vec::new();
+        let mut svgs: Vec<(usize, String, f32)> = Vec::new();
         for (name, icon) in set["icons"].as_object().into_iter().flatten() {
             // Several drawings of one thing are numbered.
             let base = name.trim_end_matches(|c: char| c.is_ascii_digit()).trim_end_matches('-');
             let concept = by_spelling.get(compact(name).as_str()).or_else(|| by_spelling.get(compact(base).as_str()));
             let (Some(&concept), Some(body)) = (concept, icon["body"].as_str()) else { continue };
             let size = |key: &str| icon[key].as_f64().or(set[key].as_f64()).unwrap_or(16.0);
-            svgs.push((concept, svg(body, size("width"), size("height"))));
+            let (width, height) = (size("width"), size("height"));
+            svgs.push((concept, svg(body, width, height), width.max(height) as f32));
         }
         let rendered: Vec<Option<Drawing>> =
-            svgs.par_iter().map(|(concept, svg)| Some(Drawing::new(style, *concept, render(svg)?))).collect();
+            svgs.into_par_iter().map(|(concept, svg, side)| Drawing::of_svg(style, concept, svg, side)).collect();
         drawings.extend(rendered.into_iter().flatten());
     }
     let (style, file) = RENDERED;
@@ -146,13 +156,13 @@ impl Drawing {
             [f32::from(pixel[0]) * alpha, f32::from(pixel[1]) * alpha, f32::from(pixel[2]) * alpha, alpha]
         };
         let pixels = rgba.chunks_exact(4).map(premultiplied).collect();
-        Self { style, concept, colour: colour::dominant(&rgba), pixels }
+        Self { style, concept, colour: colour::dominant(&rgba), pixels, svg: None }
     }
 
-    /// A drawing of an SVG.
-    #[cfg(test)]
-    pub(crate) fn of_svg(style: &'static str, concept: usize, svg: &str) -> Option<Self> {
-        Some(Self::new(style, concept, render(svg)?))
+    /// A drawing of an SVG with its longer side; `None` if it cannot be drawn or shows nothing.
+    pub(crate) fn of_svg(style: &'static str, concept: usize, svg: String, side: f32) -> Option<Self> {
+        let drawing = Self::new(style, concept, render(&svg)?);
+        Some(Self { svg: Some((svg, side)), ..drawing })
     }
 
     /// Draws onto a canvas.
@@ -185,24 +195,55 @@ impl Drawing {
         }
     }
 
-    /// Whether a variant has other colours than the drawing: half of those behind [`NATURAL`] do, so that a tower learns
+    /// Whether a variant has other colours than the drawing: every second further look does, so that a tower learns
     /// shapes and not only that lemons are yellow. What colours define keeps them.
     pub(crate) fn is_recoloured(&self, variant: usize, concepts: &[Concept]) -> bool {
         let concept = &concepts[self.concept];
         let by_colour = |word: &str| word == "rainbow" || colour::COLOURS.contains(&word);
         let keeps = concept.category == "flag" || concept.name.split([' ', '-']).any(by_colour);
-        variant >= NATURAL && variant % 2 == 1 && !keeps
+        variant >= AS_DRAWN && (variant - AS_DRAWN) / LOOK % 2 == 1 && !keeps
     }
 
-    /// A PNG of the drawing. Variant 0 is plain; the others differ in size, place, angle, background and light.
-    pub(crate) fn variant(&self, seed: u64, number: usize, variant: usize, concepts: &[Concept]) -> Vec<u8> {
-        let middle = PICTURE as f32 / 2.0;
-        if variant == 0 {
-            let mut canvas = Canvas::plain([255.0; 3]);
-            self.draw(&mut canvas, Place::plain(middle, middle, PICTURE as f32 * 0.92));
-            return canvas.png();
+    /// PNGs of the drawing. The first is plain; the others differ in size, place, angle, background and light, and those
+    /// behind [`AS_DRAWN`] in their looks.
+    pub(crate) fn variants(&self, seed: u64, number: usize, count: usize, concepts: &[Concept]) -> Vec<Vec<u8>> {
+        let mut look = None;
+        let mut variants = vec![self.plain()];
+        for variant in 1..count {
+            let recoloured = self.is_recoloured(variant, concepts);
+            if variant >= AS_DRAWN && (variant - AS_DRAWN) % LOOK == 0 {
+                let mut random = Random::new(seed, &format!("look {number} {variant}"));
+                look = self.look(recoloured, &mut random);
+            }
+            let mut random = Random::new(seed, &format!("variant {number} {variant}"));
+            let mut canvas = look.as_ref().unwrap_or(self).placed(concepts, &mut random);
+            if recoloured && look.is_none() {
+                canvas.turn_hues(random.within(50.0, 310.0));
+            }
+            canvas.light(&mut random);
+            variants.push(canvas.png());
         }
-        let mut random = Random::new(seed, &format!("variant {number} {variant}"));
+        variants
+    }
+
+    /// A PNG of the drawing on white.
+    pub(crate) fn plain(&self) -> Vec<u8> {
+        let middle = PICTURE as f32 / 2.0;
+        let mut canvas = Canvas::plain([255.0; 3]);
+        self.draw(&mut canvas, Place::plain(middle, middle, PICTURE as f32 * 0.92));
+        canvas.png()
+    }
+
+    /// The drawing in another look, if it was drawn from an SVG.
+    fn look(&self, recoloured: bool, random: &mut Random) -> Option<Self> {
+        let (svg, side) = self.svg.as_ref()?;
+        let svg = looks::restyled(svg, *side, recoloured, random)?;
+        Self::of_svg(self.style, self.concept, svg, *side)
+    }
+
+    /// The drawing somewhere on some background.
+    fn placed(&self, concepts: &[Concept], random: &mut Random) -> Canvas {
+        let middle = PICTURE as f32 / 2.0;
         let size = PICTURE as f32 * random.within(0.6, 1.05);
         let room = (PICTURE as f32 - size * 0.9).max(4.0) / 2.0;
         let (x, y) = (middle + random.within(-room, room), middle + random.within(-room, room));
@@ -212,15 +253,11 @@ impl Drawing {
         let fixed = ["flag", "time", "other object", "hand fingers partial", "hand single finger"];
         let keeps = concept.category == "flag" || fixed.contains(&concept.kind.as_str());
         let mirrored = !keeps && random.chance(0.5);
-        let mut canvas = background(&mut random);
+        let mut canvas = background(random);
         let stretch = random.within(-0.16, 0.16).exp();
         let shear = random.within(-0.14, 0.14);
         self.draw(&mut canvas, Place { x, y, size, angle: turns, mirrored, stretch, shear });
-        if self.is_recoloured(variant, concepts) {
-            canvas.turn_hues(random.within(50.0, 310.0));
-        }
-        canvas.light(&mut random);
-        canvas.png()
+        canvas
     }
 }
 
@@ -257,12 +294,8 @@ impl Canvas {
 
     /// Turns all colours around the axis of grays.
     fn turn_hues(&mut self, degrees: f32) {
-        let (sin, cos) = degrees.to_radians().sin_cos();
-        let (third, root) = ((1.0 - cos) / 3.0, sin / 3.0f32.sqrt());
         for pixel in &mut self.0 {
-            let sum: f32 = pixel.iter().sum();
-            let turned = |i: usize| cos * pixel[i] + third * sum + root * (pixel[(i + 2) % 3] - pixel[(i + 1) % 3]);
-            *pixel = [turned(0), turned(1), turned(2)].map(|x| x.clamp(0.0, 255.0));
+            *pixel = colour::turned(*pixel, degrees);
         }
     }
 
@@ -302,20 +335,5 @@ impl Canvas {
         let written = encoder.write_header().and_then(|mut writer| writer.write_image_data(&bytes));
         debug_assert!(written.is_ok());
         out
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hues_turn_and_grays_stay() {
-        let mut canvas = Canvas::plain([200.0, 20.0, 20.0]);
-        canvas.0[1] = [90.0; 3];
-        canvas.turn_hues(120.0);
-        let near = |a: [f32; 3], b: [f32; 3]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 0.1);
-        assert!(near(canvas.0[0], [20.0, 200.0, 20.0]), "{:?}", canvas.0[0]);
-        assert!(near(canvas.0[1], [90.0; 3]));
     }
 }

@@ -20,6 +20,7 @@ mod drawing;
 mod easy_vqa;
 mod evaluation;
 mod html;
+mod looks;
 mod packages;
 mod pages;
 mod random;
@@ -144,7 +145,7 @@ pub fn make(
             // What is to be named is seen more often than flags, clocks and people of all professions.
             let named = named.binary_search(&d.concept).is_ok();
             let count = if named { sizes.variants * 2 } else { sizes.variants * 3 / 4 };
-            (0..count.max(drawing::NATURAL)).map(|v| d.variant(seed, i, v, &concepts)).collect()
+            d.variants(seed, i, count.max(drawing::OWN_COLOURS), &concepts)
         })
         .collect();
 
@@ -178,7 +179,7 @@ pub fn make(
 
     on_progress("few-shot sequences");
     let scenes = scenes::many(&train, &concepts, &named, 12_000, seed, "scenes of sequences");
-    let task_pictures: Vec<&[Vec<u8>]> = variants.iter().map(|v| &v[..drawing::NATURAL]).collect();
+    let task_pictures: Vec<&[Vec<u8>]> = variants.iter().map(|v| &v[..drawing::OWN_COLOURS]).collect();
     let pool = sequences::Pool::new(&train, &concepts, &named, &task_pictures, &shapes.train, &scenes);
     let mut shards = Shards::new(&folder, "tasks", 1000)?;
     let mut random = Random::new(seed, "sequences");

@@ -98,6 +98,9 @@ pub(crate) struct Pool<'a> {
     /// For each property, drawings by answer.
     by_answer: BTreeMap<&'static str, Vec<(String, Vec<usize>)>>,
     shapes: &'a [Shape],
+    /// Questions about shapes that begin alike and have the same answer, as far as that is yes or no: the shape's place
+    /// and the question's.
+    shape_questions: Vec<Vec<(usize, usize)>>,
     scenes: &'a [Scene],
 }
 
@@ -120,7 +123,17 @@ impl<'a> Pool<'a> {
             }
             by_answer.insert(property.task(), answers.into_iter().collect());
         }
-        Self { pictures, concepts: drawings.iter().map(|d| d.concept).collect(), by_answer, shapes, scenes }
+        let mut shape_questions: BTreeMap<_, Vec<(usize, usize)>> = BTreeMap::new();
+        for (i, shape) in shapes.iter().enumerate() {
+            for (j, (question, answer)) in shape.questions.iter().enumerate() {
+                let beginning: Vec<&str> = question.split(' ').take(2).collect();
+                let decides = answer == "yes" || answer == "no";
+                shape_questions.entry((beginning, decides.then_some(answer))).or_default().push((i, j));
+            }
+        }
+        let shape_questions = shape_questions.into_values().collect();
+        let concepts = drawings.iter().map(|d| d.concept).collect();
+        Self { pictures, concepts, by_answer, shapes, shape_questions, scenes }
     }
 
     pub(crate) fn sequence(&self, random: &mut Random) -> Sequence<'a> {
@@ -129,10 +142,10 @@ impl<'a> Pool<'a> {
         match share {
             s if s < 0.32 => self.properties(Property::Name, count, random),
             s if s < 0.44 => self.properties(Property::Colour, count, random),
-            s if s < 0.58 => self.properties(Property::Category, count, random),
-            s if s < 0.72 => self.properties(Property::Kind, count, random),
-            s if s < 0.78 => self.yes_or_no(count, random),
-            s if s < 0.93 => self.shapes(count, random),
+            s if s < 0.56 => self.properties(Property::Category, count, random),
+            s if s < 0.68 => self.properties(Property::Kind, count, random),
+            s if s < 0.74 => self.yes_or_no(count, random),
+            s if s < 0.94 => self.shapes(count, random),
             _ => self.scenes(count, random),
         }
     }
@@ -214,16 +227,14 @@ impl<'a> Pool<'a> {
         Sequence { task: "yes_no", pictures }
     }
 
+    /// "Is a ... present?" is mostly answered with no and "is no ... present?" with yes; here both answers to each way of
+    /// asking are equally frequent, so that only the picture tells.
     fn shapes(&self, count: usize, random: &mut Random) -> Sequence<'a> {
         let pictures = (0..count).map(|_| {
-            let shape = random.of(self.shapes);
-            // Most questions have the answer no, and saying it always would be a good start.
-            let wanted = *random.of(&["yes", "no", "another"]);
-            let is_wanted =
-                |answer: &str| if wanted == "another" { answer != "yes" && answer != "no" } else { answer == wanted };
-            let questions: Vec<&(String, String)> = shape.questions.iter().filter(|(_, a)| is_wanted(a)).collect();
-            let (question, answer) =
-                if questions.is_empty() { random.of(&shape.questions) } else { *random.of(&questions) };
+            let alike = random.of(&self.shape_questions);
+            let (shape, question) = *random.of(alike);
+            let shape = &self.shapes[shape];
+            let (question, answer) = &shape.questions[question];
             (shape.png.as_slice(), format!("{}{answer}", asked(question)))
         });
         Sequence { task: "easy_vqa", pictures: pictures.collect() }

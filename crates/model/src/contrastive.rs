@@ -40,7 +40,7 @@ impl<B: Kernels> Contrastive<B> {
     }
 
     /// How far captions are from their pictures: row `i` of the text belongs to picture `i` of `[rows, 3, side, side]`,
-    /// of which only the patches `kept` are looked at ([`VisionTransformer::tokens`]).
+    /// of which only the patches `kept` are looked at (see the tower's `tokens`).
     ///
     /// CLIP compares texts with the class token alone and so teaches nothing to the patch tokens of the last block, which
     /// are all that Flamingo reads. `patch_loss` is the share of the loss that compares with the patch tokens' mean.
