@@ -247,6 +247,7 @@ pub fn make(
         "sequences": by_task,
         "documents": documents,
         "evaluation": items,
+        "left_out": packages.left_out,
         "named": names,
     });
     shards::write(&summary_file, format!("{summary:#}\n").as_bytes())?;

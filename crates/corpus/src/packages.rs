@@ -82,33 +82,43 @@ const PACKAGES: &[(Client, &str, &str, &str)] = &[
 ];
 
 /// Fetched packages: files by package and path.
-pub(crate) struct Packages(PathBuf);
+pub(crate) struct Packages {
+    folder: PathBuf,
+    /// Why some are not there.
+    pub(crate) left_out: Vec<String>,
+}
 
 /// Fetches what is not there yet, and checks all of it.
 pub(crate) fn fetch(folder: &Path) -> Result<Packages, CorpusError> {
     std::fs::create_dir_all(folder).map_err(CorpusError::io(folder))?;
+    let mut left_out = Vec::new();
     for (client, name, file, hash) in PACKAGES {
         let path = folder.join(file);
-        if !path.is_file() {
-            match download(client, name, file, folder) {
-                Err(_) if matches!(client, Client::Apt) => continue,
-                done => done?,
+        if path.is_file() {
+            if !has_hash(&path, hash)? {
+                return Err(CorpusError::Package(format!(
+                    "{} is not {name} (its SHA-256 is not {hash}): delete it and run again",
+                    path.display()
+                )));
             }
+            continue;
         }
-        let bytes = std::fs::read(&path).map_err(CorpusError::io(&path))?;
-        let found: String = sha2::Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        if found != *hash {
-            return Err(CorpusError::Package(format!(
-                "{} is not the file that it was (SHA-256 {found} for {hash}): delete it and run again",
-                path.display()
-            )));
+        match download(client, name, file, hash, folder) {
+            Err(error) if matches!(client, Client::Apt) => left_out.push(error.to_string()),
+            done => done?,
         }
     }
-    Ok(Packages(folder.to_path_buf()))
+    Ok(Packages { folder: folder.to_path_buf(), left_out })
 }
 
-fn download(client: &Client, name: &str, file: &str, folder: &Path) -> Result<(), CorpusError> {
-    // What is cut short must not look like a package.
+fn has_hash(path: &Path, hash: &str) -> Result<bool, CorpusError> {
+    let bytes = std::fs::read(path).map_err(CorpusError::io(path))?;
+    let found: String = sha2::Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    Ok(found == hash)
+}
+
+fn download(client: &Client, name: &str, file: &str, hash: &str, folder: &Path) -> Result<(), CorpusError> {
+    // What is cut short, or another file, must not look like the package.
     let work = tempfile::tempdir_in(folder).map_err(CorpusError::io(folder))?;
     let (program, args) = match client {
         Client::Npm => ("npm", vec!["pack", "--silent", name]),
@@ -123,14 +133,20 @@ fn download(client: &Client, name: &str, file: &str, folder: &Path) -> Result<()
         let why = String::from_utf8_lossy(&output.stderr).trim().to_string();
         return Err(CorpusError::Package(format!("`{program}` cannot fetch {name}: {why}")));
     }
-    let to = folder.join(file);
-    std::fs::rename(work.path().join(file), &to).map_err(CorpusError::io(&to))
+    let (from, to) = (work.path().join(file), folder.join(file));
+    if !has_hash(&from, hash)? {
+        return Err(CorpusError::Package(format!(
+            "what `{program}` fetched as {name} is another file than the one published (its SHA-256 is not {hash}): \
+             ask another registry"
+        )));
+    }
+    std::fs::rename(from, &to).map_err(CorpusError::io(&to))
 }
 
 impl Packages {
     /// All files of an npm package whose path ends as given, by path.
     pub(crate) fn npm(&self, file: &str, ending: &str) -> Result<BTreeMap<String, Vec<u8>>, CorpusError> {
-        let path = self.0.join(file);
+        let path = self.folder.join(file);
         let bytes = std::fs::File::open(&path).map_err(CorpusError::io(&path))?;
         let mut archive = tar::Archive::new(flate2::read::GzDecoder::new(bytes));
         let wrong = |e: std::io::Error| CorpusError::content(file, e);
@@ -160,7 +176,7 @@ impl Packages {
         file: &str,
         wanted: &dyn Fn(&str) -> bool,
     ) -> Result<Option<BTreeMap<String, Vec<u8>>>, CorpusError> {
-        let path = self.0.join(file);
+        let path = self.folder.join(file);
         if !path.is_file() {
             return Ok(None);
         }
@@ -185,7 +201,7 @@ impl Packages {
 
     /// All files of a wheel whose path ends as given, by path.
     pub(crate) fn wheel(&self, file: &str, ending: &str) -> Result<BTreeMap<String, Vec<u8>>, CorpusError> {
-        let path = self.0.join(file);
+        let path = self.folder.join(file);
         let bytes = std::fs::File::open(&path).map_err(CorpusError::io(&path))?;
         let wrong = |e: &dyn std::fmt::Display| CorpusError::content(file, e);
         let mut archive = zip::ZipArchive::new(bytes).map_err(|e| wrong(&e))?;
