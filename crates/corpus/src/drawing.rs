@@ -211,7 +211,7 @@ impl Drawing {
         let mut variants = vec![self.plain()];
         for variant in 1..count {
             let recoloured = self.is_recoloured(variant, concepts);
-            if variant >= AS_DRAWN && (variant - AS_DRAWN) % LOOK == 0 {
+            if variant >= AS_DRAWN && (variant - AS_DRAWN).is_multiple_of(LOOK) {
                 let mut random = Random::new(seed, &format!("look {number} {variant}"));
                 look = self.look(recoloured, &mut random);
             }

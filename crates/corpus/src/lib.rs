@@ -87,7 +87,7 @@ pub struct Sizes {
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { sequences: 60_000, variants: 24 }
+        Self { sequences: 60_000, variants: 56 }
     }
 }
 

@@ -64,6 +64,30 @@ impl<B: Gradients> Backward<B, 3> for Attend {
     }
 }
 
+/// `x`, `weight` and, if there is one, the bias. Of the first two only what a gradient needs is kept: the input of a frozen
+/// weight is not.
+#[derive(Debug)]
+struct Linear;
+
+impl<B: Gradients, const N: usize> Backward<B, N> for Linear {
+    type State = [Option<FloatTensor<B>>; 2];
+
+    fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x, weight] = ops.state;
+        let parent = |i: usize| ops.parents.get(i).and_then(|node| node.as_ref()).map(|node| node.id);
+        if let (Some(parent), Some(weight)) = (parent(0), weight) {
+            grads.register::<B>(parent, B::linear_input_gradient(weight, grad.clone()));
+        }
+        if let (Some(parent), Some(x)) = (parent(1), x) {
+            grads.register::<B>(parent, B::linear_weight_gradient(x, grad.clone()));
+        }
+        if let Some(parent) = parent(2) {
+            grads.register::<B>(parent, B::linear_bias_gradient(grad));
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Columns {
     first: usize,
@@ -156,6 +180,28 @@ impl<B: Gradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         match Attend.prepare::<C>(nodes).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(inner.clone(), B::attend(inner)),
             OpsKind::UnTracked(prep) => prep.finish(B::attend(inner)),
+        }
+    }
+
+    fn linear_layer(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        let state =
+            [weight.is_tracked().then(|| x.primitive.clone()), x.is_tracked().then(|| weight.primitive.clone())];
+        let (x, x_node, weight, weight_node) = (x.primitive, x.node, weight.primitive, weight.node);
+        match bias {
+            Some(bias) => {
+                let output = B::linear_layer(x, weight, Some(bias.primitive));
+                match Linear.prepare::<C>([x_node, weight_node, bias.node]).compute_bound().stateful() {
+                    OpsKind::Tracked(prep) => prep.finish(state, output),
+                    OpsKind::UnTracked(prep) => prep.finish(output),
+                }
+            }
+            None => {
+                let output = B::linear_layer(x, weight, None);
+                match Linear.prepare::<C>([x_node, weight_node]).compute_bound().stateful() {
+                    OpsKind::Tracked(prep) => prep.finish(state, output),
+                    OpsKind::UnTracked(prep) => prep.finish(output),
+                }
+            }
         }
     }
 

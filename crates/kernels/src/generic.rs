@@ -148,6 +148,22 @@ pub(crate) fn attend_backward<B: Backend>(a: Attention<B>, grad: FloatTensor<B>)
     [d_q, d_k, d_v].map(primitive)
 }
 
+pub(crate) fn linear<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+) -> FloatTensor<B> {
+    B::linear(x, B::float_transpose(weight), bias)
+}
+
+pub(crate) fn linear_input_gradient<B: Backend>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    B::linear_x_backward(B::float_transpose(weight), grad)
+}
+
+pub(crate) fn linear_weight_gradient<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_transpose(B::linear_weight_backward(x, grad))
+}
+
 pub(crate) fn columns<B: Backend>(x: FloatTensor<B>, first: usize, count: usize) -> FloatTensor<B> {
     let last = x.shape().num_dims() - 1;
     let mut slices: Vec<Slice> = x.shape().iter().map(|&size| Slice::from(0..size)).collect();

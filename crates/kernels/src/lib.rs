@@ -78,6 +78,11 @@ pub trait Kernels: Backend {
         generic::columns::<Self>(x, first, count)
     }
 
+    /// `x Wᵀ + b`: `[rows, d_in]` to `[rows, d_out]`; the weight is `[d_out, d_in]`.
+    fn linear_layer(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        generic::linear::<Self>(x, weight, bias)
+    }
+
     /// Rotary embedding (arXiv 2104.09864): turns the first `dims` coordinates of `[batch, heads, tokens, dim]` by the
     /// angles whose cosines and sines are `[1, 1, tokens, dims]`, laid out for the pairing. Backwards it turns by the
     /// opposite angles.
@@ -117,6 +122,21 @@ pub trait Gradients: Kernels {
     /// Gradients of [`Kernels::attend`]: of `q`, `k` and `v`.
     fn attend_backward(attention: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
         generic::attend_backward::<Self>(attention, grad)
+    }
+
+    /// The gradient of [`Kernels::linear_layer`] for its input.
+    fn linear_input_gradient(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        generic::linear_input_gradient::<Self>(weight, grad)
+    }
+
+    /// The gradient of [`Kernels::linear_layer`] for its weight.
+    fn linear_weight_gradient(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        generic::linear_weight_gradient::<Self>(x, grad)
+    }
+
+    /// The gradient of [`Kernels::linear_layer`] for its bias.
+    fn linear_bias_gradient(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::linear_bias_backward(grad)
     }
 
     /// The gradient of [`Kernels::columns`] for an input of `width` columns: `grad` among zeros.
@@ -205,6 +225,11 @@ pub fn attend<B: Kernels>(
 /// [`Kernels::columns`].
 pub fn columns<B: Kernels, const D: usize>(x: Tensor<B, D>, first: usize, count: usize) -> Tensor<B, D> {
     tensor(B::columns(primitive(x), first, count))
+}
+
+/// [`Kernels::linear_layer`].
+pub fn linear<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+    tensor(B::linear_layer(primitive(x), primitive(weight), bias.map(primitive)))
 }
 
 /// [`Kernels::rotate`].

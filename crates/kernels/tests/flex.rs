@@ -205,6 +205,53 @@ fn attention_that_looks_back_or_at_one_picture() {
 }
 
 #[test]
+fn linear_layers_and_their_gradients() {
+    // Few rows are left to Burn; products of the others run on one thread or on several.
+    for (rows, d_in, d_out) in [(3, 7, 5), (17, 1, 9), (90, 33, 20), (700, 130, 257)] {
+        // Neither the input nor the gradient lies row by row.
+        let (x, grad) = (random([d_in, rows], 1.0).swap_dims(0, 1), random([d_out, rows], 1.0).swap_dims(0, 1));
+        let (weight, bias) = (random([d_out, d_in], 1.0), random([d_out], 1.0));
+        let found = Flex::linear_layer(raw(&x), raw(&weight), Some(raw(&bias)));
+        close(found, Flex::linear_layer(exact(&x), exact(&weight), Some(exact(&bias))), 1e-6);
+        let found = Flex::linear_layer(raw(&x), raw(&weight), None);
+        close(found, Flex::linear_layer(exact(&x), exact(&weight), None), 1e-6);
+        let found = Flex::linear_input_gradient(raw(&weight), raw(&grad));
+        close(found, Flex::linear_input_gradient(exact(&weight), exact(&grad)), 1e-6);
+        let found = Flex::linear_weight_gradient(raw(&x), raw(&grad));
+        close(found, Flex::linear_weight_gradient(exact(&x), exact(&grad)), 1e-6);
+        close(Flex::linear_bias_gradient(raw(&grad)), Flex::linear_bias_gradient(exact(&grad)), 1e-6);
+    }
+}
+
+/// What `Autodiff` makes of a linear layer is what Burn makes of its own, whichever of its inputs want a gradient.
+#[test]
+fn linear_layers_are_differentiated_as_burns() {
+    type A = burn_autodiff::Autodiff<Flex>;
+    let (x, weight, bias) = (random([40, 6], 1.0), random([9, 6], 1.0), random([9], 1.0));
+    for tracked in 1..8 {
+        let wants = |i: usize| tracked >> i & 1 == 1;
+        let gradients = |ours: bool| {
+            let leaf = |i, x: &T<2>| Tensor::<A, 2>::from_inner(x.clone()).set_require_grad(wants(i));
+            let (x, weight) = (leaf(0, &x), leaf(1, &weight));
+            let bias = Tensor::<A, 1>::from_inner(bias.clone()).set_require_grad(wants(2));
+            let y = if ours {
+                flamingo_kernels::linear(x.clone(), weight.clone(), Some(bias.clone()))
+            } else {
+                burn::tensor::module::linear(x.clone(), weight.clone().transpose(), Some(bias.clone()))
+            };
+            let found = (y.clone() * y).sum().backward();
+            [x.grad(&found), weight.grad(&found), bias.grad(&found).map(Tensor::unsqueeze)]
+        };
+        for (i, (found, wanted)) in gradients(true).into_iter().zip(gradients(false)).enumerate() {
+            assert_eq!((found.is_some(), wanted.is_some()), (wants(i), wants(i)));
+            if let (Some(found), Some(wanted)) = (found, wanted) {
+                close(raw(&found), raw(&wanted), 1e-6);
+            }
+        }
+    }
+}
+
+#[test]
 fn columns_and_rotations() {
     let x = random([40, 21, 30], 1.0);
     for first in [0, 7, 20] {

@@ -1,9 +1,9 @@
 //! Linear layers with PyTorch's weight layout, and the feed-forward network of upstream's helpers.
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Tensor, backend::Backend, module};
+use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::Activation;
-use flamingo_kernels::{Kernels, activate};
+use flamingo_kernels::{Kernels, activate, linear};
 
 use crate::norm::Norm;
 
@@ -28,7 +28,9 @@ impl<B: Backend> Linear<B> {
             bias: bias.then(|| uniform.init_with([d_out], Some(d_in), Some(d_out), device)),
         }
     }
+}
 
+impl<B: Kernels> Linear<B> {
     /// `[..., d_in]` to `[..., d_out]`, in the dtype of `x`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         // One matrix product whatever the rank: backends split batched products by their leading
@@ -37,9 +39,9 @@ impl<B: Backend> Linear<B> {
         let mut dims = x.dims();
         let d_in = dims[D - 1];
         let rows = dims.iter().product::<usize>() / d_in.max(1);
-        let y = module::linear(
+        let y = linear(
             x.reshape([rows, d_in]),
-            self.weight.val().cast(dtype).transpose(),
+            self.weight.val().cast(dtype),
             self.bias.as_ref().map(|bias| bias.val().cast(dtype)),
         );
         dims[D - 1] = y.dims()[1];

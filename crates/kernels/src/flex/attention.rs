@@ -8,7 +8,7 @@ use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::math;
+use super::{BLOCK, filled, math};
 use crate::Attention;
 
 /// Queries whose scores are in memory together.
@@ -209,7 +209,7 @@ unsafe impl Sync for Places {}
 
 impl Output {
     fn new(shape: [usize; 4]) -> Self {
-        Self { values: vec![0.0; shape.iter().product()], shape }
+        Self { values: filled(shape.iter().product(), BLOCK, |_, _| ()), shape }
     }
 
     fn places(&mut self) -> Places {

@@ -4,9 +4,8 @@ use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use flamingo_config::Activation;
 use pulp::Arch;
-use rayon::prelude::*;
 
-use super::{BLOCK, contiguous, fresh, math, values};
+use super::{BLOCK, contiguous, filled, fresh, math, values};
 
 const TANH_SCALE: f32 = 0.797_884_6;
 const TANH_CUBE: f32 = 0.044_715;
@@ -55,11 +54,10 @@ fn map(x: FlexTensor, f: impl Fn(f32) -> f32 + Sync) -> FlexTensor {
     let shape = x.shape();
     let x = contiguous(x);
     let input = values(&x);
-    let mut output = vec![0.0f32; input.len()];
     let arch = Arch::new();
-    output.par_chunks_mut(BLOCK).zip(input.par_chunks(BLOCK)).for_each(|(output, input)| {
+    let output = filled(input.len(), BLOCK, |place, output| {
         arch.dispatch(|| {
-            for (y, &x) in output.iter_mut().zip(input) {
+            for (y, &x) in output.iter_mut().zip(&input[place * BLOCK..]) {
                 *y = f(x);
             }
         });
@@ -72,10 +70,9 @@ fn zip(x: FlexTensor, grad: FlexTensor, f: impl Fn(f32, f32) -> f32 + Sync) -> F
     let shape = x.shape();
     let (x, grad) = (contiguous(x), contiguous(grad));
     let (input, grad) = (values(&x), values(&grad));
-    let mut output = vec![0.0f32; input.len()];
     let arch = Arch::new();
-    let blocks = output.par_chunks_mut(BLOCK).zip(input.par_chunks(BLOCK)).zip(grad.par_chunks(BLOCK));
-    blocks.for_each(|((output, input), grad)| {
+    let output = filled(input.len(), BLOCK, |place, output| {
+        let (input, grad) = (&input[place * BLOCK..], &grad[place * BLOCK..]);
         arch.dispatch(|| {
             for (y, (&x, &g)) in output.iter_mut().zip(input.iter().zip(grad)) {
                 *y = f(x, g);

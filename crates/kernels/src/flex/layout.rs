@@ -3,9 +3,25 @@
 use burn::tensor::{Bytes, DType, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
 use flamingo_config::Pairing;
-use rayon::prelude::*;
 
-use super::{BLOCK, contiguous, fresh, values};
+use super::{BLOCK, contiguous, filled, fresh, values};
+
+/// `count` columns of a contiguous tensor from `first` on.
+pub(super) fn columns(x: FlexTensor, first: usize, count: usize) -> FlexTensor {
+    let mut shape = x.shape();
+    let last = shape.num_dims() - 1;
+    let width = shape[last];
+    shape[last] = count;
+    let input = values(&x);
+    let rows = (BLOCK / count.max(1)).max(1);
+    let output = filled(shape.num_elements(), rows * count, |place, output| {
+        let input = input[place * rows * width..].chunks_exact(width);
+        for (output, input) in output.chunks_exact_mut(count).zip(input) {
+            output.copy_from_slice(&input[first..first + count]);
+        }
+    });
+    fresh(output, shape)
+}
 
 /// The columns of `grad` from `first` on in a tensor of zeros with `width` columns.
 pub(super) fn among_zeros(grad: FlexTensor, first: usize, width: usize) -> FlexTensor {
@@ -15,10 +31,10 @@ pub(super) fn among_zeros(grad: FlexTensor, first: usize, width: usize) -> FlexT
     shape[last] = width;
     let grad = contiguous(grad);
     let input = values(&grad);
-    let mut output = vec![0.0f32; shape.num_elements()];
     let rows = (BLOCK / width.max(1)).max(1);
-    output.par_chunks_mut(rows * width).zip(input.par_chunks(rows * count)).for_each(|(output, input)| {
-        for (output, input) in output.chunks_exact_mut(width).zip(input.chunks_exact(count)) {
+    let output = filled(shape.num_elements(), rows * width, |place, output| {
+        let input = input[place * rows * count..].chunks_exact(count);
+        for (output, input) in output.chunks_exact_mut(width).zip(input) {
             output[first..first + count].copy_from_slice(input);
         }
     });
@@ -33,8 +49,7 @@ pub(super) fn rotate(x: FlexTensor, cos: FlexTensor, sin: FlexTensor, pairing: P
     let (cos, sin) = (values(&cos), values(&sin));
     let [by_batch, by_head, by_token, by_column]: [isize; 4] = std::array::from_fn(|i| x.layout().strides()[i]);
     let (storage, start) = (x.storage::<f32>(), x.layout().start_offset() as isize);
-    let mut output = vec![0.0f32; batch * tokens * heads * dim];
-    output.par_chunks_mut((heads * dim).max(1)).enumerate().for_each(|(place, output)| {
+    let output = filled(batch * tokens * heads * dim, heads * dim, |place, output| {
         let (row, token) = (place / tokens, place % tokens);
         let (cos, sin) = (&cos[token * dims..][..dims], &sin[token * dims..][..dims]);
         for (head, output) in output.chunks_exact_mut(dim).enumerate() {

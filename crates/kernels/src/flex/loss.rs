@@ -5,7 +5,7 @@ use burn_flex::FlexTensor;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::{contiguous, fresh, math, values};
+use super::{contiguous, filled, fresh, math, values};
 
 pub(super) fn forward(logits: FlexTensor, targets: &[i32]) -> FlexTensor {
     let logits = contiguous(logits);
@@ -31,14 +31,12 @@ pub(super) fn backward(logits: FlexTensor, targets: &[i32], grad: FlexTensor) ->
     let logits = contiguous(logits);
     let factor = values(&contiguous(grad))[0] / targets.len() as f32;
     let input = values(&logits);
-    let mut output = vec![0.0f32; input.len()];
-    let arch = Arch::new();
-    let rows = output.par_chunks_exact_mut(shape[1]).zip(input.par_chunks_exact(shape[1])).zip(targets);
-    rows.for_each(|((output, row), &target)| {
+    let (arch, vocab) = (Arch::new(), shape[1]);
+    let output = filled(input.len(), vocab, |row, output| {
         arch.dispatch(|| {
-            output.copy_from_slice(row);
+            output.copy_from_slice(&input[row * vocab..][..vocab]);
             math::softmax(output);
-            output[target as usize] -= 1.0;
+            output[targets[row] as usize] -= 1.0;
             output.iter_mut().for_each(|x| *x *= factor);
         });
     });

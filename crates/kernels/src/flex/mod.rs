@@ -6,23 +6,55 @@ mod adamw;
 mod attention;
 mod elementwise;
 mod layout;
+mod linear;
 mod loss;
 pub mod math;
 mod norm;
 
+use std::mem::MaybeUninit;
+
 use burn::tensor::ops::{FloatTensor, ModuleOps};
-use burn::tensor::{Bytes, DType, Shape};
+use burn::tensor::{Bytes, DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor, Layout};
 use flamingo_config::{Activation, Pairing};
+use rayon::prelude::*;
 
 use crate::{AdamWStep, Attention, Gradients, Kernels, generic};
 
 /// Elements that are worth a thread.
 const BLOCK: usize = 1 << 14;
 
+/// Rows up to which a linear layer is Burn's, which reads a weight once for them.
+const FEW_ROWS: usize = 16;
+
 /// A tensor of these values.
 fn fresh(values: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape), DType::F32)
+}
+
+/// Numbers that `fill` writes block by block, on all threads; it gets a block's place and its zeros. Cleared like this they
+/// are in the cache when they are written, and one thread does not clear them all while the others wait.
+fn filled(count: usize, block: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+    filled_beside(count, block, fill).0
+}
+
+/// [`filled`] numbers, and what `fill` gives for each block.
+fn filled_beside<T: Send>(
+    count: usize,
+    block: usize,
+    fill: impl Fn(usize, &mut [f32]) -> T + Sync,
+) -> (Vec<f32>, Vec<T>) {
+    let mut numbers: Vec<f32> = Vec::with_capacity(count);
+    let blocks = numbers.spare_capacity_mut()[..count].par_chunks_mut(block.max(1)).enumerate();
+    let beside = blocks.map(|(place, block)| {
+        block.fill(MaybeUninit::new(0.0));
+        // SAFETY: all of the block was initialised in the line above.
+        fill(place, unsafe { &mut *(std::ptr::from_mut(block) as *mut [f32]) })
+    });
+    let beside = beside.collect();
+    // SAFETY: every block was initialised, and together they are `count` numbers.
+    unsafe { numbers.set_len(count) };
+    (numbers, beside)
 }
 
 /// The values in row-major order; copies only what does not lie that way.
@@ -65,6 +97,20 @@ impl Kernels for Flex {
             return generic::attend::<Self>(a);
         }
         attention::forward(a)
+    }
+
+    fn columns(x: FloatTensor<Self>, first: usize, count: usize) -> FloatTensor<Self> {
+        if x.dtype() != DType::F32 || !x.is_contiguous() {
+            return generic::columns::<Self>(x, first, count);
+        }
+        layout::columns(x, first, count)
+    }
+
+    fn linear_layer(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        if !all_f32([&x, &weight]) || x.shape()[0] <= FEW_ROWS {
+            return generic::linear::<Self>(x, weight, bias);
+        }
+        linear::forward(x, weight, bias)
     }
 
     fn rotate(
@@ -112,6 +158,27 @@ impl Gradients for Flex {
             return generic::attend_backward::<Self>(a, grad);
         }
         attention::backward(a, grad)
+    }
+
+    fn linear_input_gradient(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !all_f32([&weight, &grad]) {
+            return generic::linear_input_gradient::<Self>(weight, grad);
+        }
+        linear::input_gradient(weight, grad)
+    }
+
+    fn linear_weight_gradient(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !all_f32([&x, &grad]) {
+            return generic::linear_weight_gradient::<Self>(x, grad);
+        }
+        linear::weight_gradient(x, grad)
+    }
+
+    fn linear_bias_gradient(grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        if grad.dtype() != DType::F32 {
+            return Self::linear_bias_backward(grad);
+        }
+        linear::bias_gradient(grad)
     }
 
     fn columns_backward(grad: FloatTensor<Self>, first: usize, width: usize) -> FloatTensor<Self> {

@@ -3,9 +3,8 @@
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use pulp::Arch;
-use rayon::prelude::*;
 
-use super::{BLOCK, contiguous, fresh, math, values};
+use super::{BLOCK, contiguous, filled, filled_beside, fresh, math, values};
 
 /// Mean and inverse deviation of a row.
 #[inline(always)]
@@ -28,9 +27,9 @@ pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
     let dim = weight.len();
     let zeros = vec![0.0; if bias.is_some() { 0 } else { dim }];
     let bias = bias.as_ref().map_or(zeros.as_slice(), values);
-    let mut output = vec![0.0f32; input.len()];
     let (arch, block) = (Arch::new(), rows_at_once(dim) * dim);
-    output.par_chunks_mut(block).zip(input.par_chunks(block)).for_each(|(output, input)| {
+    let output = filled(input.len(), block, |place, output| {
+        let input = &input[place * block..];
         arch.dispatch(|| {
             for (y, x) in output.chunks_exact_mut(dim).zip(input.chunks_exact(dim)) {
                 let (mean, inverse) = statistics(x, eps as f32);
@@ -48,36 +47,33 @@ pub(super) fn backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, eps:
     let (x, weight, grad) = (contiguous(x), contiguous(weight), contiguous(grad));
     let (input, weight, grad) = (values(&x), values(&weight), values(&grad));
     let dim = weight.len();
-    let mut d_x = vec![0.0f32; input.len()];
     let (arch, block) = (Arch::new(), rows_at_once(dim) * dim);
-    let blocks = d_x.par_chunks_mut(block).zip(input.par_chunks(block)).zip(grad.par_chunks(block));
-    let sums: Vec<[Vec<f32>; 2]> = blocks
-        .map(|((d_x, x), grad)| {
-            let (mut d_weight, mut d_bias, mut scaled) = (vec![0.0f32; dim], vec![0.0f32; dim], vec![0.0f32; dim]);
-            arch.dispatch(|| {
-                let rows = d_x.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(grad.chunks_exact(dim));
-                for ((d_x, x), grad) in rows {
-                    let (mean, inverse) = statistics(x, eps as f32);
-                    for ((n, x), (b, g)) in d_x.iter_mut().zip(x).zip(d_bias.iter_mut().zip(grad)) {
-                        *n = (x - mean) * inverse;
-                        *b += g;
-                    }
-                    for ((s, (g, w)), (d_w, n)) in
-                        scaled.iter_mut().zip(grad.iter().zip(weight)).zip(d_weight.iter_mut().zip(d_x.iter()))
-                    {
-                        *s = g * w;
-                        *d_w += g * n;
-                    }
-                    let level = math::sum(&scaled, |s| s) / dim as f32;
-                    let along = math::dot(&scaled, d_x) / dim as f32;
-                    for (n, s) in d_x.iter_mut().zip(&scaled) {
-                        *n = (s - level - *n * along) * inverse;
-                    }
+    let (d_x, sums) = filled_beside(input.len(), block, |place, d_x| {
+        let (x, grad) = (&input[place * block..], &grad[place * block..]);
+        let (mut d_weight, mut d_bias, mut scaled) = (vec![0.0f32; dim], vec![0.0f32; dim], vec![0.0f32; dim]);
+        arch.dispatch(|| {
+            let rows = d_x.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(grad.chunks_exact(dim));
+            for ((d_x, x), grad) in rows {
+                let (mean, inverse) = statistics(x, eps as f32);
+                for ((n, x), (b, g)) in d_x.iter_mut().zip(x).zip(d_bias.iter_mut().zip(grad)) {
+                    *n = (x - mean) * inverse;
+                    *b += g;
                 }
-            });
-            [d_weight, d_bias]
-        })
-        .collect();
+                for ((s, (g, w)), (d_w, n)) in
+                    scaled.iter_mut().zip(grad.iter().zip(weight)).zip(d_weight.iter_mut().zip(d_x.iter()))
+                {
+                    *s = g * w;
+                    *d_w += g * n;
+                }
+                let level = math::sum(&scaled, |s| s) / dim as f32;
+                let along = math::dot(&scaled, d_x) / dim as f32;
+                for (n, s) in d_x.iter_mut().zip(&scaled) {
+                    *n = (s - level - *n * along) * inverse;
+                }
+            }
+        });
+        [d_weight, d_bias]
+    });
     let mut totals = [vec![0.0f32; dim], vec![0.0f32; dim]];
     for sums in sums {
         for (total, sum) in totals.iter_mut().zip(sums) {
