@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::numbered;
-use flamingo_data::{Decode, Loader, LoaderOptions, find_shards};
+use flamingo_data::{Decode, InspectOptions, Loader, LoaderOptions, find_shards, inspect};
 
 /// Set for the process that reads the bucket: its variables say where that is.
 const BUCKET: &str = "FLAMINGO_TEST_BUCKET";
@@ -93,6 +93,12 @@ fn shards_of_a_web_server_are_those_of_its_disk() {
     assert_eq!(items, read(local[..2].to_vec(), 80).0);
     assert_eq!(counts, BTreeMap::from([("delivered".into(), 80)]));
     assert_eq!(asked.lock().expect("a log")[0], "/a%20b/0.tar?key=value");
+
+    let look = |shards: &[String]| inspect(shards, &InspectOptions::default(), &mut |_| ()).expect("a summary");
+    assert_eq!(look(&shards), look(&local[..2]));
+    let documents = [format!("http://user:secret@{address}/docs.jsonl")];
+    let error = inspect(&documents, &InspectOptions::default(), &mut |_| ()).expect_err("an error").to_string();
+    assert!(error.contains("fetch it first") && !error.contains("secret"), "{error}");
 
     // What is not there and what breaks off is left out; the last sample needs the second epoch.
     shards = [shards[0].clone(), "/nothing.tar".into(), "/torn.tar".into()].to_vec();

@@ -1,4 +1,4 @@
-//! The operations as nodes of Burn's autodiff graph. Each keeps its inputs and recomputes what it needs.
+//! The operations as nodes of Burn's autodiff graph. What a gradient needs beside inputs is computed again.
 
 use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
@@ -183,7 +183,11 @@ impl<B: Gradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
         }
     }
 
-    fn linear_layer(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+    fn linear_layer(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
         let state =
             [weight.is_tracked().then(|| x.primitive.clone()), x.is_tracked().then(|| weight.primitive.clone())];
         let (x, x_node, weight, weight_node) = (x.primitive, x.node, weight.primitive, weight.node);

@@ -79,7 +79,11 @@ pub trait Kernels: Backend {
     }
 
     /// `x Wᵀ + b`: `[rows, d_in]` to `[rows, d_out]`; the weight is `[d_out, d_in]`.
-    fn linear_layer(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+    fn linear_layer(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
         generic::linear::<Self>(x, weight, bias)
     }
 

@@ -4,17 +4,21 @@
 use std::cell::Cell;
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Bool, DType, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData, TensorPrimitive, activation, module};
+use burn_autodiff::Autodiff;
 use burn_flex::{Flex, FlexDevice};
 use flamingo_config::{Activation, Pairing};
 use flamingo_kernels::flex::math;
-use flamingo_kernels::{AdamWStep, Attention, Gradients, Kernels};
+use flamingo_kernels::{
+    AdamWStep, Attention, Gradients, Kernels, activate, attend, columns, cross_entropy, layer_norm, linear, rotate,
+};
 
 type T<const D: usize> = Tensor<Flex, D>;
 
+thread_local!(static STATE: Cell<u64> = const { Cell::new(1) });
+
 /// Numbers that look random and are the same in each run: sums of three uniform ones.
 fn random<const D: usize>(shape: [usize; D], spread: f64) -> T<D> {
-    thread_local!(static STATE: Cell<u64> = const { Cell::new(1) });
     let uniform = || {
         let next = STATE.get().wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         STATE.set(next);
@@ -36,6 +40,9 @@ fn exact<const D: usize>(x: &T<D>) -> FloatTensor<Flex> {
 fn numbers(x: FloatTensor<Flex>) -> Vec<f64> {
     use burn::tensor::TensorMetadata;
     let count = x.shape().num_elements();
+    if count == 0 {
+        return Vec::new();
+    }
     let x: T<1> = Tensor::<Flex, 4>::from_primitive(TensorPrimitive::Float(as_4d(x))).reshape([count]);
     x.into_data().convert::<f64>().to_vec().expect("f64")
 }
@@ -195,11 +202,27 @@ fn attention_that_looks_back_or_at_one_picture() {
             Tensor::cat(picked, 2).into_primitive().tensor()
         };
         close(rows(Flex::attend(make(raw))), rows(Flex::attend(make(exact))), 2e-6);
-        if known.len() == queries {
-            let grad = random([2, queries, 3, 10], 1.0).swap_dims(1, 2);
-            let found = Flex::attend_backward(make(raw), raw(&grad));
-            let wanted = Flex::attend_backward(make(exact), exact(&grad));
-            found.into_iter().zip(wanted).for_each(|(found, wanted)| close(found, wanted, 1e-5));
+        let grad = random([2, queries, 3, 10], 1.0).swap_dims(1, 2);
+        let [d_q, d_k, d_v] = Flex::attend_backward(make(raw), raw(&grad));
+        let pick = |x: &T<4>| -> T<4> { Tensor::from_primitive(TensorPrimitive::Float(rows(raw(x)))) };
+        let seen: Vec<bool> = known.iter().flat_map(|&query| (0..keys).map(move |key| hides(query, key))).collect();
+        let seen = Tensor::<Flex, 4, Bool>::from_data(TensorData::new(seen, [1, 1, known.len(), keys]), &FlexDevice);
+        let wanted = Attention::<Flex> {
+            q: exact(&pick(&q)),
+            k: exact(&k),
+            v: exact(&v),
+            scale: 0.4,
+            hidden: Some(seen.into_primitive()),
+            bias: None,
+        };
+        let [wanted_q, wanted_k, wanted_v] = Flex::attend_backward(wanted, exact(&pick(&grad)));
+        close(d_k, wanted_k, 1e-5);
+        close(d_v, wanted_v, 1e-5);
+        close(rows(d_q.clone()), wanted_q, 1e-5);
+        // What sees nothing learns nothing.
+        let d_q: T<4> = Tensor::from_primitive(TensorPrimitive::Float(d_q));
+        for query in (0..queries).filter(|&query| !sees(query)) {
+            assert!(numbers(raw(&d_q.clone().narrow(2, query, 1))).iter().all(|&x| x == 0.0));
         }
     }
 }
@@ -223,32 +246,161 @@ fn linear_layers_and_their_gradients() {
     }
 }
 
-/// What `Autodiff` makes of a linear layer is what Burn makes of its own, whichever of its inputs want a gradient.
-#[test]
-fn linear_layers_are_differentiated_as_burns() {
-    type A = burn_autodiff::Autodiff<Flex>;
-    let (x, weight, bias) = (random([40, 6], 1.0), random([9, 6], 1.0), random([9], 1.0));
-    for tracked in 1..8 {
-        let wants = |i: usize| tracked >> i & 1 == 1;
-        let gradients = |ours: bool| {
-            let leaf = |i, x: &T<2>| Tensor::<A, 2>::from_inner(x.clone()).set_require_grad(wants(i));
-            let (x, weight) = (leaf(0, &x), leaf(1, &weight));
-            let bias = Tensor::<A, 1>::from_inner(bias.clone()).set_require_grad(wants(2));
-            let y = if ours {
-                flamingo_kernels::linear(x.clone(), weight.clone(), Some(bias.clone()))
-            } else {
-                burn::tensor::module::linear(x.clone(), weight.clone().transpose(), Some(bias.clone()))
-            };
-            let found = (y.clone() * y).sum().backward();
-            [x.grad(&found), weight.grad(&found), bias.grad(&found).map(Tensor::unsqueeze)]
-        };
-        for (i, (found, wanted)) in gradients(true).into_iter().zip(gradients(false)).enumerate() {
-            assert_eq!((found.is_some(), wanted.is_some()), (wants(i), wants(i)));
+type A = Autodiff<Flex>;
+
+/// Gradients of the squares' sum of what `f` makes of leaves, of which those in the bits of `tracked` want one.
+fn gradients<const N: usize, const D: usize>(
+    leaves: &[T<4>; N],
+    tracked: usize,
+    f: impl Fn([Tensor<A, 4>; N]) -> Tensor<A, D>,
+) -> [Option<T<4>>; N] {
+    let wants = |i: usize| tracked >> i & 1 == 1;
+    let leaves: [_; N] =
+        std::array::from_fn(|i| Tensor::<A, 4>::from_inner(leaves[i].clone()).set_require_grad(wants(i)));
+    let y = f(leaves.clone());
+    let found = (y.clone() * y).sum().backward();
+    leaves.map(|leaf| leaf.grad(&found))
+}
+
+/// Under `Autodiff` an operation has the gradients that Burn finds for the same composed, whichever inputs want one.
+#[track_caller]
+fn differentiated_alike<const N: usize, const D: usize>(
+    leaves: [T<4>; N],
+    ours: impl Fn([Tensor<A, 4>; N]) -> Tensor<A, D>,
+    burns: impl Fn([Tensor<A, 4>; N]) -> Tensor<A, D>,
+) {
+    for tracked in 1..1 << N {
+        let (found, wanted) = (gradients(&leaves, tracked, &ours), gradients(&leaves, tracked, &burns));
+        for (i, (found, wanted)) in found.into_iter().zip(wanted).enumerate() {
+            assert_eq!(found.is_some(), tracked >> i & 1 == 1, "input {i} of {tracked:b}");
             if let (Some(found), Some(wanted)) = (found, wanted) {
-                close(raw(&found), raw(&wanted), 1e-6);
+                close(raw(&found), raw(&wanted), 2e-6);
             }
         }
     }
+}
+
+#[test]
+fn nodes_have_burns_gradients() {
+    let flat = |x: Tensor<A, 4>| -> Tensor<A, 2> { x.flatten(0, 2) };
+    let row = |x: Tensor<A, 4>| -> Tensor<A, 1> { x.flatten(0, 3) };
+    let (x, weight, bias) = (random([2, 4, 5, 6], 1.0), random([1, 1, 9, 6], 1.0), random([1, 1, 1, 9], 1.0));
+    differentiated_alike(
+        [x.clone(), weight.clone(), bias],
+        |[x, weight, bias]| linear(flat(x), flat(weight), Some(row(bias))),
+        |[x, weight, bias]| module::linear(flat(x), flat(weight).transpose(), Some(row(bias))),
+    );
+    differentiated_alike(
+        [x.clone(), weight],
+        |[x, weight]| linear(flat(x), flat(weight), None),
+        |[x, weight]| module::linear(flat(x), flat(weight).transpose(), None),
+    );
+    let normal = |x: Tensor<A, 4>| {
+        let centred = x.clone() - x.mean_dim(3);
+        centred.clone() / ((centred.clone() * centred).mean_dim(3) + 1e-5).sqrt()
+    };
+    let (scale, shift) = (random([1, 1, 1, 6], 1.0), random([1, 1, 1, 6], 1.0));
+    differentiated_alike(
+        [x.clone(), scale.clone(), shift],
+        |[x, scale, shift]| layer_norm(x, row(scale), Some(row(shift)), 1e-5),
+        |[x, scale, shift]| normal(x) * scale + shift,
+    );
+    differentiated_alike(
+        [x.clone(), scale],
+        |[x, scale]| layer_norm(x, row(scale), None, 1e-5),
+        |[x, scale]| normal(x) * scale,
+    );
+    differentiated_alike([x.clone()], |[x]| columns(x, 2, 3), |[x]| x.narrow(3, 2, 3));
+    differentiated_alike(
+        [x.clone(), random([2, 4, 7, 6], 1.0), random([2, 4, 7, 6], 1.0)],
+        |[q, k, v]| attend(q, k, v, 0.4, None, None),
+        |[q, k, v]| activation::softmax(q.matmul(k.transpose()) * 0.4, 3).matmul(v),
+    );
+    let (angles, targets) = (random([1, 1, 5, 2], 1.0), [3, 0, 5]);
+    let angles = Tensor::<A, 4>::from_inner(Tensor::cat(vec![angles.clone(), angles], 3));
+    let (cos, sin) = (angles.clone().cos(), angles.sin());
+    differentiated_alike(
+        [x.clone()],
+        |[x]| rotate(x, cos.clone(), sin.clone(), Pairing::Halves),
+        |[x]| {
+            let [first, second, rest] = [(0, 2), (2, 2), (4, 2)].map(|(at, count)| x.clone().narrow(3, at, count));
+            let turned = Tensor::cat(vec![second.clone().neg(), first.clone()], 3);
+            Tensor::cat(vec![Tensor::cat(vec![first, second], 3) * cos.clone() + turned * sin.clone(), rest], 3)
+        },
+    );
+    differentiated_alike(
+        [random([1, 1, 3, 6], 2.0)],
+        |[logits]| cross_entropy(flat(logits), &targets),
+        |[logits]| {
+            let column = Tensor::<A, 1, Int>::from_ints(targets, &FlexDevice).reshape([3, 1]);
+            activation::log_softmax(flat(logits), 1).gather(1, column).mean().neg()
+        },
+    );
+    differentiated_alike(
+        [x],
+        |[x]| activate(Activation::QuickGelu, x),
+        |[x]| x.clone() * activation::sigmoid(x * 1.702),
+    );
+}
+
+/// Bit for bit, whatever part of a larger tensor the input is.
+#[test]
+fn results_do_not_depend_on_threads() {
+    let work = || {
+        let x = random([2100, 96], 1.0).narrow(0, 700, 1300);
+        let (weight, bias, grad) = (random([200, 96], 1.0), random([200], 1.0), random([1300, 200], 1.0));
+        let scale = random([96], 1.0);
+        let split = |x: &T<2>| x.clone().reshape([2, 650, 6, 16]).swap_dims(1, 2);
+        let heads = split(&x);
+        let a = || Attention { q: raw(&heads), k: raw(&heads), v: raw(&heads), scale: 0.3, hidden: None, bias: None };
+        let mut found = vec![
+            Flex::linear_layer(raw(&x), raw(&weight), Some(raw(&bias))),
+            Flex::linear_input_gradient(raw(&weight), raw(&grad)),
+            Flex::linear_weight_gradient(raw(&x), raw(&grad)),
+            Flex::linear_bias_gradient(raw(&grad)),
+            Flex::activate(Activation::Gelu, raw(&x)),
+            Flex::columns(raw(&x), 3, 50),
+            Flex::attend(a()),
+        ];
+        found.extend(Flex::norm_backward(raw(&x), raw(&scale), raw(&x), 1e-5));
+        found.extend(Flex::attend_backward(a(), raw(&heads)));
+        found.into_iter().map(numbers).collect::<Vec<_>>()
+    };
+    let with = |threads: usize| {
+        STATE.set(1);
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
+        pool.install(|| {
+            STATE.set(1);
+            work()
+        })
+    };
+    let one = with(1);
+    assert_eq!(one, with(3));
+    // The input did not start where its tensor does.
+    STATE.set(1);
+    let x = random([2100, 96], 1.0).narrow(0, 700, 1300);
+    let copy = T::<2>::from_data(x.to_data(), &FlexDevice);
+    assert_eq!(one[5], numbers(Flex::columns(raw(&copy), 3, 50)));
+    assert_eq!(one[4], numbers(Flex::activate(Activation::Gelu, raw(&copy))));
+}
+
+#[test]
+fn what_is_empty_stays_empty() {
+    let none = |shape: [usize; 2]| raw(&T::<2>::zeros(shape, &FlexDevice));
+    let flat = |count: usize| raw(&T::<1>::zeros([count], &FlexDevice));
+    assert_eq!(numbers(Flex::linear_layer(none([0, 3]), none([2, 3]), Some(flat(2)))).len(), 0);
+    assert_eq!(numbers(Flex::linear_layer(none([4, 0]), none([2, 0]), None)), [0.0; 8]);
+    assert_eq!(numbers(Flex::linear_weight_gradient(none([0, 3]), none([0, 2]))), [0.0; 6]);
+    assert_eq!(numbers(Flex::linear_bias_gradient(none([0, 2]))), [0.0; 2]);
+    assert_eq!(numbers(Flex::norm(none([3, 0]), flat(0), None, 1e-5)).len(), 0);
+    assert_eq!(numbers(Flex::columns_backward(none([3, 0]), 0, 2)), [0.0; 6]);
+}
+
+#[test]
+#[should_panic(expected = "another shape")]
+fn an_attention_needs_a_value_for_each_key() {
+    let [q, k, v] = [5, 4, 3].map(|tokens| random([1, 2, tokens, 4], 1.0));
+    Flex::attend(Attention { q: raw(&q), k: raw(&k), v: raw(&v), scale: 1.0, hidden: None, bias: None });
 }
 
 #[test]
@@ -284,11 +436,28 @@ fn losses_and_their_gradients() {
         let grad = T::<1>::from_floats([0.7], &FlexDevice);
         let found = numbers(Flex::cross_entropy(raw(&logits), &targets))[0];
         let wanted = numbers(Flex::cross_entropy(exact(&logits), &targets))[0];
-        // A loss is a difference of numbers of the logits' size.
         assert!((found - wanted).abs() < 2e-6, "{found} for {wanted}");
         let found = Flex::cross_entropy_backward(raw(&logits), &targets, raw(&grad));
         close(found, Flex::cross_entropy_backward(exact(&logits), &targets, exact(&grad)), 1e-6);
     }
+}
+
+/// Contrastive training multiplies similarities by a hundred.
+#[test]
+fn a_small_loss_of_large_logits_is_exact() {
+    let logits = T::<2>::from_floats([[100.0, 93.0, 91.5], [-3.0, 97.0, 90.0]], &FlexDevice);
+    let found = numbers(Flex::cross_entropy(raw(&logits), &[0, 1]))[0];
+    let wanted = numbers(Flex::cross_entropy(exact(&logits), &[0, 1]))[0];
+    assert!((found / wanted - 1.0).abs() < 1e-4, "{found} for {wanted}");
+}
+
+#[test]
+fn numbers_that_are_none_are_not_hidden() {
+    let row = |values: [f32; 3]| raw(&T::<2>::from_floats([values], &FlexDevice));
+    let slope = Flex::cross_entropy_backward(row([f32::NAN, 0.0, 0.0]), &[1], raw(&T::<1>::ones([1], &FlexDevice)));
+    assert!(numbers(slope).iter().all(|x| x.is_nan()));
+    let relu = numbers(Flex::activate(Activation::Relu, row([f32::NEG_INFINITY, f32::NAN, 2.0])));
+    assert!(relu[0] == 0.0 && relu[1].is_nan() && relu[2] == 2.0, "{relu:?}");
 }
 
 #[test]

@@ -6,7 +6,6 @@ mod distribution;
 mod sample;
 
 use std::collections::BTreeMap;
-use std::io::BufReader;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +15,8 @@ use serde::Serialize;
 
 pub use distribution::{Distribution, Histogram};
 
-use crate::prepare::{BATCH, BATCH_BYTES, open, read_lines};
+use crate::loader::{open, shown};
+use crate::prepare::{BATCH, BATCH_BYTES, read_lines};
 use crate::{DataError, DocumentRules, PrepareError, Sample, Tokenizer, read_samples};
 use collect::Collector;
 use sample::{Facts, facts, facts_of_line};
@@ -107,7 +107,7 @@ pub struct Kept {
 }
 
 /// Looks at shards, and at MMC4's files as they are published (`.jsonl`, `.zip`), whose pictures are elsewhere and
-/// count as if they were there. Memory does not grow with them: of more than 65,536 numbers, quantiles are those of a
+/// count as if they were there. Tar files may lie on other machines, as in training. Memory does not grow with them: of more than 65,536 numbers, quantiles are those of a
 /// sample, the same each time. `on_progress` gets the bytes that were read since the last time.
 ///
 /// # Errors
@@ -124,29 +124,36 @@ pub fn inspect(
         collector.shards += 1;
         let before = collector.seen();
         if path.extension().is_some_and(|extension| ["jsonl", "json", "zip"].iter().any(|known| extension == *known)) {
+            if shard.contains("://") {
+                let why = format!(
+                    "{} is not here: only tar files are read from other machines, fetch it first",
+                    shown(shard)
+                );
+                return Err(DataError::Shards(why).into());
+            }
             documents(path, &mut collector, on_progress)?;
         } else {
-            samples(path, &mut collector, on_progress)?;
+            samples(shard, &mut collector, on_progress)?;
         }
         if collector.seen() == before {
             empty.push(shard);
         }
     }
     if collector.seen() == 0 {
-        let which = if let [shard] = shards { shard } else { "none of the files" };
+        let which = if let [shard] = shards { shown(shard) } else { "none of the files".into() };
         let holds = if shards.len() == 1 { "holds no" } else { "holds a" };
         return Err(PrepareError::Nothing(format!(
             "{which} {holds} sample: give tar files with members such as 1.jpg and 1.txt or 1.json, or a .jsonl of documents"
         )));
     }
-    empty.into_iter().for_each(|shard| tracing::warn!(shard, "holds no samples"));
+    empty.into_iter().for_each(|shard| tracing::warn!(shard = shown(shard), "holds no samples"));
     Ok(collector.finish())
 }
 
 /// Samples of a tar file. They are looked at side by side and counted in their order, so that numbers are the same
 /// each time.
-fn samples(path: &Path, collector: &mut Collector<'_>, on_progress: &mut dyn FnMut(u64)) -> Result<(), DataError> {
-    let file = BufReader::with_capacity(1 << 20, open(path)?);
+fn samples(shard: &str, collector: &mut Collector<'_>, on_progress: &mut dyn FnMut(u64)) -> Result<(), DataError> {
+    let file = open(shard, &Arc::default())?;
     let options = collector.options;
     let mut look = |batch: &mut Vec<Sample>| {
         let found: Vec<Facts> = batch.par_iter().map(|sample| facts(sample, options)).collect();

@@ -20,6 +20,7 @@ mod worker;
 
 pub use position::{Position, WorkerPosition};
 pub use source::find_shards;
+pub(crate) use source::{open, shown};
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};

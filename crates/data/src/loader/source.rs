@@ -1,6 +1,5 @@
 //! Where shards lie.
 
-use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
@@ -64,25 +63,20 @@ fn looked_up(name: String) -> Result<Vec<String>, DataError> {
 }
 
 /// A shard's bytes, as they come; where they come slowly, only until told to stop.
-pub(super) fn open(shard: &str, stop: &Arc<AtomicBool>) -> Result<Box<dyn Read>, DataError> {
+pub(crate) fn open(shard: &str, stop: &Arc<AtomicBool>) -> Result<Box<dyn Read>, DataError> {
     if shard.contains("://") {
         return remote::open(shard, stop.clone());
     }
-    let path = Path::new(shard);
     // A pipe would have to be waited for, and has no second epoch.
-    let file = std::fs::metadata(path).and_then(|about| match about.is_file() {
-        true => File::open(path),
-        false => Err(std::io::Error::other("it is not a regular file")),
-    });
-    let file = file.map_err(|source| DataError::Io { path: path.into(), source })?;
+    let file = crate::prepare::open(Path::new(shard))?;
     Ok(Box::new(BufReader::with_capacity(1 << 20, file)))
 }
 
 /// A URL fit to be shown: what could be a password is left out.
-pub(super) fn shown(url: &str) -> String {
-    let url = url.split('?').next().unwrap_or_default();
+pub(crate) fn shown(url: &str) -> String {
     match url.split_once("://") {
         Some((scheme, rest)) => {
+            let rest = rest.split('?').next().unwrap_or_default();
             let host = rest.find('/').unwrap_or(rest.len());
             let name = rest[..host].rfind('@').map_or(0, |at| at + 1);
             format!("{scheme}://{}", &rest[name..])

@@ -14,7 +14,7 @@ pub(super) fn update(
     second: FlexTensor,
     step: AdamWStep,
 ) -> [FlexTensor; 3] {
-    // Copies only what somebody else holds too.
+    // In place, unless somebody else holds it too or it does not lie row by row.
     let own = |x: FlexTensor| {
         if x.is_contiguous() && x.layout().start_offset() == 0 { x } else { x.to_contiguous() }
     };
@@ -22,6 +22,8 @@ pub(super) fn update(
     let gradient = contiguous(gradient);
     let gradient = values(&gradient);
     let count = gradient.len();
+    let sizes = [&weight, &first, &second].map(|x| x.layout().num_elements());
+    assert_eq!(sizes, [count; 3], "weight, means and gradient have different sizes");
     let (w, m, v) = (
         &mut weight.storage_mut::<f32>()[..count],
         &mut first.storage_mut::<f32>()[..count],

@@ -8,6 +8,7 @@ use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::product::{Matrix, product};
 use super::{BLOCK, filled, math};
 use crate::Attention;
 
@@ -16,14 +17,6 @@ const QUERIES: usize = 32;
 
 /// Work, in multiplications, that is worth a thread.
 const WORTH_A_THREAD: usize = 1 << 15;
-
-/// One head's matrix: where it starts and how far rows and columns are apart.
-#[derive(Clone, Copy)]
-struct Matrix {
-    start: *mut f32,
-    row: isize,
-    column: isize,
-}
 
 /// A tensor `[batch, heads, rows, columns]` of any strides, 0 where it broadcasts.
 struct Heads<'a, T> {
@@ -36,6 +29,8 @@ impl<'a, T> Heads<'a, T> {
     fn new(values: &'a [T], layout: &Layout, full: [usize; 4]) -> Self {
         let (dims, strides) = (layout.shape(), layout.strides());
         // A dimension of 1 stands for any size.
+        let fits = |i: usize| dims[i] == full[i] || dims[i] == 1;
+        assert!((0..4).all(fits), "{dims:?} does not broadcast to {full:?}");
         let strides = std::array::from_fn(|i| if dims[i] == full[i] { strides[i] } else { 0 });
         Self { values, strides, start: layout.start_offset() }
     }
@@ -46,52 +41,17 @@ impl<'a, T> Heads<'a, T> {
     }
 }
 
-impl Heads<'_, f32> {
+impl<'a> Heads<'a, f32> {
+    /// A tensor that has this very shape.
+    fn whole(x: &'a FlexTensor, shape: [usize; 4]) -> Self {
+        assert_eq!(x.shape().dims(), shape, "a tensor of an attention has another shape than the others ask for");
+        Self::new(x.storage(), x.layout(), shape)
+    }
+
     fn matrix(&self, batch: usize, head: usize, row: usize) -> Matrix {
         // Never written through.
         let start = self.values[self.at(batch, head, row)..].as_ptr().cast_mut();
         Matrix { start, row: self.strides[2], column: self.strides[3] }
-    }
-}
-
-impl Matrix {
-    fn of(values: &mut [f32], width: usize) -> Self {
-        Self { start: values.as_mut_ptr(), row: width as isize, column: 1 }
-    }
-
-    fn transposed(self) -> Self {
-        Self { row: self.column, column: self.row, ..self }
-    }
-}
-
-/// `out = factor a b`, or `out += factor a b`; `a` is `[m, k]`, `b` `[k, n]`.
-///
-/// # Safety
-/// All three matrices must be valid for their sizes, and nobody else may read or write `out`.
-unsafe fn product(out: Matrix, add: bool, a: Matrix, b: Matrix, [m, n, k]: [usize; 3], factor: f32) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out.start,
-            out.column,
-            out.row,
-            add,
-            a.start,
-            a.column,
-            a.row,
-            b.start,
-            b.column,
-            b.row,
-            1.0,
-            factor,
-            false,
-            false,
-            false,
-            Parallelism::None,
-        );
     }
 }
 
@@ -115,7 +75,7 @@ impl<'a> Work<'a> {
         let [batch, heads, queries, dim] = a.q.shape().dims();
         let keys = a.k.shape()[2];
         let full = [batch, heads, queries, keys];
-        let heads_of = |x: &'a FlexTensor, rows| Heads::new(x.storage::<f32>(), x.layout(), [batch, heads, rows, dim]);
+        let heads_of = |x: &'a FlexTensor, rows| Heads::whole(x, [batch, heads, rows, dim]);
         Self {
             q: heads_of(&a.q, queries),
             k: heads_of(&a.k, keys),
@@ -158,7 +118,7 @@ impl<'a> Work<'a> {
         let (q, k) = (self.q.matrix(batch, head, first), self.k.matrix(batch, head, keys.start));
         let out = Matrix::of(weights, width);
         // SAFETY: `weights` is ours and has `count * width` numbers; the views lie inside their tensors.
-        unsafe { product(out, false, q, k.transposed(), [count, width, self.dim], self.scale) };
+        unsafe { product(out, false, q, k.transposed(), [count, width, self.dim], self.scale, Parallelism::None) };
         for (i, row) in weights.chunks_exact_mut(width).enumerate() {
             if let Some(bias) = &self.bias {
                 let step = bias.strides[3] as usize;
@@ -255,7 +215,17 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
             arch.dispatch(|| work.weights(batch, head, first, count, &seen, weights));
             let (out, v) = (places.matrix(batch, head, first), work.v.matrix(batch, head, seen.start));
             // SAFETY: each head writes rows of its own; nobody reads them before the loop ends.
-            unsafe { product(out, false, Matrix::of(weights, seen.len()), v, [count, dim, seen.len()], 1.0) };
+            unsafe {
+                product(
+                    out,
+                    false,
+                    Matrix::of(weights, seen.len()),
+                    v,
+                    [count, dim, seen.len()],
+                    1.0,
+                    Parallelism::None,
+                )
+            };
         }
     });
     out.finished()
@@ -269,7 +239,7 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
         return outs.map(Output::finished);
     }
     let [d_q, d_k, d_v] = outs.each_mut().map(Output::places);
-    let grad = Heads::new(grad.storage::<f32>(), grad.layout(), [batch, heads, queries, dim]);
+    let grad = Heads::whole(&grad, [batch, heads, queries, dim]);
     let arch = Arch::new();
     work.each_head(|batch, head| {
         let mut weights = vec![0.0f32; queries.min(QUERIES) * keys];
@@ -289,8 +259,16 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
             // SAFETY: the weights are this task's own, and each head writes rows of its own in the gradients, which
             // begin as zeros.
             unsafe {
-                product(d_v.matrix(batch, head, seen.start), true, p, g, [width, dim, count], 1.0);
-                product(Matrix::of(d_weights, width), false, g, v.transposed(), [count, width, dim], 1.0);
+                product(d_v.matrix(batch, head, seen.start), true, p, g, [width, dim, count], 1.0, Parallelism::None);
+                product(
+                    Matrix::of(d_weights, width),
+                    false,
+                    g,
+                    v.transposed(),
+                    [count, width, dim],
+                    1.0,
+                    Parallelism::None,
+                );
             }
             arch.dispatch(|| {
                 for (d, p) in d_weights.chunks_exact_mut(width).zip(weights.chunks_exact(width)) {
@@ -301,8 +279,24 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
             let d = Matrix::of(d_weights, width);
             // SAFETY: as above.
             unsafe {
-                product(d_q.matrix(batch, head, first), false, d, k, [count, dim, width], work.scale);
-                product(d_k.matrix(batch, head, seen.start), true, d.transposed(), q, [width, dim, count], work.scale);
+                product(
+                    d_q.matrix(batch, head, first),
+                    false,
+                    d,
+                    k,
+                    [count, dim, width],
+                    work.scale,
+                    Parallelism::None,
+                );
+                product(
+                    d_k.matrix(batch, head, seen.start),
+                    true,
+                    d.transposed(),
+                    q,
+                    [width, dim, count],
+                    work.scale,
+                    Parallelism::None,
+                );
             }
         }
     });

@@ -15,7 +15,8 @@ pub(super) fn activate(kind: Activation, x: FlexTensor) -> FlexTensor {
         Activation::Gelu => map(x, |x| x * math::normal(x).0),
         Activation::GeluTanh => map(x, |x| x * 0.5 * (1.0 + math::tanh(tanh_inner(x)))),
         Activation::QuickGelu => map(x, |x| x * math::sigmoid(1.702 * x)),
-        Activation::Relu => map(x, |x| if x > 0.0 { x } else { 0.0 * x }),
+        // In this order NaN stays NaN.
+        Activation::Relu => map(x, |x| if x <= 0.0 { 0.0 } else { x }),
         Activation::Silu => map(x, |x| x * math::sigmoid(x)),
     }
 }
@@ -70,6 +71,7 @@ fn zip(x: FlexTensor, grad: FlexTensor, f: impl Fn(f32, f32) -> f32 + Sync) -> F
     let shape = x.shape();
     let (x, grad) = (contiguous(x), contiguous(grad));
     let (input, grad) = (values(&x), values(&grad));
+    assert_eq!(input.len(), grad.len(), "the gradient has another size");
     let arch = Arch::new();
     let output = filled(input.len(), BLOCK, |place, output| {
         let (input, grad) = (&input[place * BLOCK..], &grad[place * BLOCK..]);

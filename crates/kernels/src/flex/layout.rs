@@ -4,19 +4,20 @@ use burn::tensor::{Bytes, DType, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
 use flamingo_config::Pairing;
 
-use super::{BLOCK, contiguous, filled, fresh, values};
+use super::{contiguous, filled, fresh, rows_at_once, values};
 
-/// `count` columns of a contiguous tensor from `first` on.
+/// `count` columns of a contiguous tensor from `first` on. A copy: a view would keep the whole alive in a graph, and be copied
+/// element by element where its heads are split.
 pub(super) fn columns(x: FlexTensor, first: usize, count: usize) -> FlexTensor {
     let mut shape = x.shape();
     let last = shape.num_dims() - 1;
     let width = shape[last];
     shape[last] = count;
     let input = values(&x);
-    let rows = (BLOCK / count.max(1)).max(1);
+    let rows = rows_at_once(count);
     let output = filled(shape.num_elements(), rows * count, |place, output| {
         let input = input[place * rows * width..].chunks_exact(width);
-        for (output, input) in output.chunks_exact_mut(count).zip(input) {
+        for (output, input) in output.chunks_exact_mut(count.max(1)).zip(input) {
             output.copy_from_slice(&input[first..first + count]);
         }
     });
@@ -31,9 +32,9 @@ pub(super) fn among_zeros(grad: FlexTensor, first: usize, width: usize) -> FlexT
     shape[last] = width;
     let grad = contiguous(grad);
     let input = values(&grad);
-    let rows = (BLOCK / width.max(1)).max(1);
+    let rows = rows_at_once(width);
     let output = filled(shape.num_elements(), rows * width, |place, output| {
-        let input = input[place * rows * count..].chunks_exact(count);
+        let input = input[place * rows * count..].chunks_exact(count.max(1));
         for (output, input) in output.chunks_exact_mut(width).zip(input) {
             output[first..first + count].copy_from_slice(input);
         }

@@ -1,4 +1,4 @@
-//! Linear layers: products into memory that nobody clears first, with the bias already there.
+//! Linear layers: one product into memory that nobody clears for it, or where the bias is already.
 
 use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::FlexTensor;
@@ -6,71 +6,27 @@ use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::{BLOCK, contiguous, filled, fresh, values};
+use super::product::{Matrix, product};
+use super::{contiguous, filled, fresh, rows_at_once, values};
 
 /// Multiplications that are worth a second thread.
 const WORTH_THREADS: usize = 192 * 192 * 192;
 
-/// Where a matrix lies: its first element, and how far rows and columns are apart.
-#[derive(Clone, Copy)]
-struct Matrix<'a> {
-    values: &'a [f32],
-    row: isize,
-    column: isize,
-}
-
-impl<'a> Matrix<'a> {
-    /// A contiguous matrix of so many columns.
-    fn new(values: &'a [f32], columns: usize) -> Self {
-        Self { values, row: columns as isize, column: 1 }
-    }
-
-    fn transposed(self) -> Self {
-        Self { row: self.column, column: self.row, ..self }
-    }
-}
-
-/// `out += a b`, where `a` is `[m, k]`, `b` `[k, n]` and `out` a contiguous `[m, n]`; `out = a b` if it is not `added`.
-///
-/// # Safety
-/// The three must be valid for these sizes; `out` may hold anything if it is not `added` to.
-unsafe fn product(out: *mut f32, added: bool, a: Matrix, b: Matrix, [m, n, k]: [usize; 3]) {
-    let threads = if m * n * k < WORTH_THREADS { Parallelism::None } else { Parallelism::Rayon(0) };
-    // SAFETY: the caller's promise.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out,
-            1,
-            n as isize,
-            added,
-            a.values.as_ptr(),
-            a.column,
-            a.row,
-            b.values.as_ptr(),
-            b.column,
-            b.row,
-            1.0,
-            1.0,
-            false,
-            false,
-            false,
-            threads,
-        );
-    }
+fn threads([m, n, k]: [usize; 3]) -> Parallelism {
+    if m * n * k < WORTH_THREADS { Parallelism::None } else { Parallelism::Rayon(0) }
 }
 
 /// `a b` as a tensor `[m, n]`.
-fn product_of(a: Matrix, b: Matrix, [m, n, k]: [usize; 3]) -> FlexTensor {
-    if k == 0 {
-        return fresh(vec![0.0; m * n], Shape::new([m, n]));
-    }
+///
+/// # Safety
+/// `a` must be valid for `[m, k]` and `b` for `[k, n]`.
+unsafe fn product_of(a: Matrix, b: Matrix, size: [usize; 3]) -> FlexTensor {
+    let [m, n, _] = size;
     let mut out: Vec<f32> = Vec::with_capacity(m * n);
-    // SAFETY: the callers' matrices have these sizes, and a product whose sums are not empty writes every element.
+    let to = Matrix { start: out.as_mut_ptr(), row: n as isize, column: 1 };
+    // SAFETY: the caller's promise; every element of `out` is written, empty sums as zeros.
     unsafe {
-        product(out.as_mut_ptr(), false, a, b, [m, n, k]);
+        product(to, false, a, b, size, 1.0, threads(size));
         out.set_len(m * n);
     }
     fresh(out, Shape::new([m, n]))
@@ -81,15 +37,20 @@ pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
     let ([rows, d_in], [d_out, d_weight]) = (x.shape().dims(), weight.shape().dims());
     assert_eq!(d_in, d_weight, "the weight is for inputs of another width");
     let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(contiguous));
-    let (a, b) = (Matrix::new(values(&x), d_in), Matrix::new(values(&weight), d_in).transposed());
-    let Some(bias) = &bias else { return product_of(a, b, [rows, d_out, d_in]) };
+    let a = Matrix::read(values(&x), [rows, d_in]);
+    let b = Matrix::read(values(&weight), [d_out, d_in]).transposed();
+    let size = [rows, d_out, d_in];
+    let Some(bias) = &bias else {
+        // SAFETY: both have these sizes.
+        return unsafe { product_of(a, b, size) };
+    };
     let bias = values(bias);
     assert_eq!(d_out, bias.len(), "the bias is for outputs of another width");
-    let mut out = filled(rows * d_out, (BLOCK / d_out).max(1) * d_out, |_, block| {
+    let mut out = filled(rows * d_out, rows_at_once(d_out) * d_out, |_, block| {
         block.chunks_exact_mut(d_out).for_each(|row| row.copy_from_slice(bias));
     });
-    // SAFETY: the sizes are those of the tensors.
-    unsafe { product(out.as_mut_ptr(), true, a, b, [rows, d_out, d_in]) };
+    // SAFETY: all three have these sizes.
+    unsafe { product(Matrix::of(&mut out, d_out), true, a, b, size, 1.0, threads(size)) };
     fresh(out, Shape::new([rows, d_out]))
 }
 
@@ -98,7 +59,10 @@ pub(super) fn input_gradient(weight: FlexTensor, grad: FlexTensor) -> FlexTensor
     let ([rows, d_out], [d_weight, d_in]) = (grad.shape().dims(), weight.shape().dims());
     assert_eq!(d_out, d_weight, "the weight is for outputs of another width");
     let (weight, grad) = (contiguous(weight), contiguous(grad));
-    product_of(Matrix::new(values(&grad), d_out), Matrix::new(values(&weight), d_in), [rows, d_in, d_out])
+    let a = Matrix::read(values(&grad), [rows, d_out]);
+    let b = Matrix::read(values(&weight), [d_out, d_in]);
+    // SAFETY: both have these sizes.
+    unsafe { product_of(a, b, [rows, d_in, d_out]) }
 }
 
 /// The gradient of the weight, `[d_out, d_in]`.
@@ -106,8 +70,10 @@ pub(super) fn weight_gradient(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let ([rows, d_in], [d_rows, d_out]) = (x.shape().dims(), grad.shape().dims());
     assert_eq!(rows, d_rows, "the gradient is of another number of rows");
     let (x, grad) = (contiguous(x), contiguous(grad));
-    let grad = Matrix::new(values(&grad), d_out).transposed();
-    product_of(grad, Matrix::new(values(&x), d_in), [d_out, d_in, rows])
+    let a = Matrix::read(values(&grad), [rows, d_out]).transposed();
+    let b = Matrix::read(values(&x), [rows, d_in]);
+    // SAFETY: both have these sizes.
+    unsafe { product_of(a, b, [d_out, d_in, rows]) }
 }
 
 /// The gradient of the bias, `[d_out]`: sums of columns.
@@ -116,11 +82,11 @@ pub(super) fn bias_gradient(grad: FlexTensor) -> FlexTensor {
     let grad = contiguous(grad);
     let arch = Arch::new();
     let sums: Vec<Vec<f32>> = values(&grad)
-        .par_chunks((BLOCK / d_out).max(1) * d_out)
+        .par_chunks((rows_at_once(d_out) * d_out).max(1))
         .map(|block| {
             let mut sums = vec![0.0f32; d_out];
             arch.dispatch(|| {
-                for row in block.chunks_exact(d_out) {
+                for row in block.chunks_exact(d_out.max(1)) {
                     sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
                 }
             });

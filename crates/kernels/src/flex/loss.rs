@@ -9,15 +9,17 @@ use super::{contiguous, filled, fresh, math, values};
 
 pub(super) fn forward(logits: FlexTensor, targets: &[i32]) -> FlexTensor {
     let logits = contiguous(logits);
-    let vocab = logits.shape()[1];
+    let [rows, vocab] = logits.shape().dims();
+    assert_eq!(rows, targets.len(), "one target a row");
     let arch = Arch::new();
     let losses: Vec<f32> = values(&logits)
-        .par_chunks_exact(vocab)
+        .par_chunks_exact(vocab.max(1))
         .zip(targets)
         .map(|(row, &target)| {
             arch.dispatch(|| {
                 let top = math::max(row);
-                math::sum(row, |x| math::exp(x - top)).ln() + top - row[target as usize]
+                // The difference first: the loss is small where the logits are large.
+                math::sum(row, |x| math::exp(x - top)).ln() + (top - row[target as usize])
             })
         })
         .collect();
@@ -28,6 +30,7 @@ pub(super) fn forward(logits: FlexTensor, targets: &[i32]) -> FlexTensor {
 
 pub(super) fn backward(logits: FlexTensor, targets: &[i32], grad: FlexTensor) -> FlexTensor {
     let shape = logits.shape();
+    assert_eq!(shape[0], targets.len(), "one target a row");
     let logits = contiguous(logits);
     let factor = values(&contiguous(grad))[0] / targets.len() as f32;
     let input = values(&logits);

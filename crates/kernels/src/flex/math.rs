@@ -1,5 +1,5 @@
-//! Elementary functions in f32, without branches, so that loops over them vectorise. Relative errors are below 5e-7
-//! (tests hold them to it against f64).
+//! Elementary functions in f32, without branches, so that loops over them vectorise. Relative errors are below 5e-7, of the
+//! normal distribution's tails below 4e-6 (tests hold them to it against f64).
 
 /// `e^x`; 0 below -87.3, where f32 has no normal numbers left, and finite above 88.
 #[inline(always)]
@@ -9,7 +9,7 @@ pub fn exp(x: f32) -> f32 {
     let clamped = x.clamp(-87.3, 88.0);
     let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
     let r = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
-    // Taylor's series to the sixth power: the rest is below 2e-8.
+    // Taylor's series to the sixth power: the rest is below 2e-7.
     let mut p = 1.0 / 720.0;
     p = p * r + 1.0 / 120.0;
     p = p * r + 1.0 / 24.0;
@@ -130,15 +130,15 @@ pub fn max(values: &[f32]) -> f32 {
     lanes.into_iter().fold(f32::NEG_INFINITY, larger)
 }
 
-/// Turns scores into weights that add up to 1. A row of -inf becomes zeros.
+/// Turns scores into weights that add up to 1. A row of -inf becomes zeros, a row with NaN becomes NaN.
 #[inline(always)]
 pub fn softmax(row: &mut [f32]) {
     let top = max(row).max(f32::MIN);
     for x in row.iter_mut() {
         *x = exp(*x - top);
     }
-    let total = sum(row, |x| x).max(f32::MIN_POSITIVE);
-    let factor = 1.0 / total;
+    let total = sum(row, |x| x);
+    let factor = if total == 0.0 { 0.0 } else { 1.0 / total };
     for x in row.iter_mut() {
         *x *= factor;
     }

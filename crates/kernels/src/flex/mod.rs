@@ -10,11 +10,12 @@ mod linear;
 mod loss;
 pub mod math;
 mod norm;
+mod product;
 
 use std::mem::MaybeUninit;
 
 use burn::tensor::ops::{FloatTensor, ModuleOps};
-use burn::tensor::{Bytes, DType, Shape, TensorMetadata};
+use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{Flex, FlexTensor, Layout};
 use flamingo_config::{Activation, Pairing};
 use rayon::prelude::*;
@@ -24,8 +25,10 @@ use crate::{AdamWStep, Attention, Gradients, Kernels, generic};
 /// Elements that are worth a thread.
 const BLOCK: usize = 1 << 14;
 
-/// Rows up to which a linear layer is Burn's, which reads a weight once for them.
-const FEW_ROWS: usize = 16;
+/// Rows of this length that make a block.
+fn rows_at_once(length: usize) -> usize {
+    (BLOCK / length.max(1)).max(1)
+}
 
 /// A tensor of these values.
 fn fresh(values: Vec<f32>, shape: Shape) -> FlexTensor {
@@ -45,13 +48,18 @@ fn filled_beside<T: Send>(
     fill: impl Fn(usize, &mut [f32]) -> T + Sync,
 ) -> (Vec<f32>, Vec<T>) {
     let mut numbers: Vec<f32> = Vec::with_capacity(count);
-    let blocks = numbers.spare_capacity_mut()[..count].par_chunks_mut(block.max(1)).enumerate();
-    let beside = blocks.map(|(place, block)| {
+    let fill = |place, block: &mut [MaybeUninit<f32>]| {
         block.fill(MaybeUninit::new(0.0));
         // SAFETY: all of the block was initialised in the line above.
         fill(place, unsafe { &mut *(std::ptr::from_mut(block) as *mut [f32]) })
-    });
-    let beside = beside.collect();
+    };
+    let blocks = &mut numbers.spare_capacity_mut()[..count];
+    let beside = match blocks.len() {
+        0 => Vec::new(),
+        // Not worth waking a thread.
+        _ if count <= block => vec![fill(0, blocks)],
+        _ => blocks.par_chunks_mut(block.max(1)).enumerate().map(|(place, block)| fill(place, block)).collect(),
+    };
     // SAFETY: every block was initialised, and together they are `count` numbers.
     unsafe { numbers.set_len(count) };
     (numbers, beside)
@@ -106,8 +114,12 @@ impl Kernels for Flex {
         layout::columns(x, first, count)
     }
 
-    fn linear_layer(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
-        if !all_f32([&x, &weight]) || x.shape()[0] <= FEW_ROWS {
+    fn linear_layer(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        if !all_f32([&x, &weight]) {
             return generic::linear::<Self>(x, weight, bias);
         }
         linear::forward(x, weight, bias)

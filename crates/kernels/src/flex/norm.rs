@@ -4,7 +4,7 @@ use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use pulp::Arch;
 
-use super::{BLOCK, contiguous, filled, filled_beside, fresh, math, values};
+use super::{contiguous, filled, filled_beside, fresh, math, rows_at_once, values};
 
 /// Mean and inverse deviation of a row.
 #[inline(always)]
@@ -15,23 +15,19 @@ fn statistics(row: &[f32], eps: f32) -> (f32, f32) {
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
-/// Rows that make a block of work.
-fn rows_at_once(dim: usize) -> usize {
-    (BLOCK / dim).max(1)
-}
-
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, eps: f64) -> FlexTensor {
     let shape = x.shape();
     let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(contiguous));
     let (input, weight) = (values(&x), values(&weight));
     let dim = weight.len();
+    assert_eq!(shape[shape.num_dims() - 1], dim, "the norm is for another width");
     let zeros = vec![0.0; if bias.is_some() { 0 } else { dim }];
     let bias = bias.as_ref().map_or(zeros.as_slice(), values);
     let (arch, block) = (Arch::new(), rows_at_once(dim) * dim);
     let output = filled(input.len(), block, |place, output| {
         let input = &input[place * block..];
         arch.dispatch(|| {
-            for (y, x) in output.chunks_exact_mut(dim).zip(input.chunks_exact(dim)) {
+            for (y, x) in output.chunks_exact_mut(dim.max(1)).zip(input.chunks_exact(dim.max(1))) {
                 let (mean, inverse) = statistics(x, eps as f32);
                 for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
                     *y = (x - mean) * inverse * w + b;
@@ -47,12 +43,15 @@ pub(super) fn backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, eps:
     let (x, weight, grad) = (contiguous(x), contiguous(weight), contiguous(grad));
     let (input, weight, grad) = (values(&x), values(&weight), values(&grad));
     let dim = weight.len();
+    assert_eq!(shape[shape.num_dims() - 1], dim, "the norm is for another width");
+    assert_eq!(input.len(), grad.len(), "the gradient has another size");
     let (arch, block) = (Arch::new(), rows_at_once(dim) * dim);
     let (d_x, sums) = filled_beside(input.len(), block, |place, d_x| {
         let (x, grad) = (&input[place * block..], &grad[place * block..]);
         let (mut d_weight, mut d_bias, mut scaled) = (vec![0.0f32; dim], vec![0.0f32; dim], vec![0.0f32; dim]);
         arch.dispatch(|| {
-            let rows = d_x.chunks_exact_mut(dim).zip(x.chunks_exact(dim)).zip(grad.chunks_exact(dim));
+            let rows =
+                d_x.chunks_exact_mut(dim.max(1)).zip(x.chunks_exact(dim.max(1))).zip(grad.chunks_exact(dim.max(1)));
             for ((d_x, x), grad) in rows {
                 let (mean, inverse) = statistics(x, eps as f32);
                 for ((n, x), (b, g)) in d_x.iter_mut().zip(x).zip(d_bias.iter_mut().zip(grad)) {
