@@ -6,6 +6,7 @@ mod data;
 mod gpu_check;
 mod hub;
 mod layout;
+mod tiny;
 mod train;
 mod training;
 mod verify;

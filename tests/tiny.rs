@@ -1,0 +1,52 @@
+//! The trained model that the repository carries, on drawings by a hand whose work it was never trained on.
+
+use std::path::PathBuf;
+
+use crate::cli::{flamingo, stdout};
+
+/// Drawings of [the fixtures](fixtures/emoji/README.md), each named like its file.
+fn drawings() -> Vec<String> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/emoji");
+    let files = std::fs::read_dir(folder).expect("a folder").map(|entry| entry.expect("a file").path());
+    let mut files: Vec<String> = files
+        .filter(|path| path.extension().is_some_and(|extension| extension == "png"))
+        .map(|path| path.display().to_string())
+        .collect();
+    files.sort();
+    files
+}
+
+fn said(args: &[&str]) -> String {
+    let output = flamingo(args);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    stdout(&output).trim().to_string()
+}
+
+/// The README's first command.
+#[test]
+fn most_drawings_are_named() {
+    let drawings = drawings();
+    let mut args = vec!["caption", "--device", "flex"];
+    args.extend(drawings.iter().map(String::as_str));
+    let captions = said(&args);
+    let right = captions.lines().filter(|line| {
+        let (file, caption) = line.split_once(": ").expect("a file and its caption");
+        let name = PathBuf::from(file).file_stem().expect("a name").to_string_lossy().replace('-', " ");
+        caption == name || caption == format!("a {name}") || caption == format!("an {name}")
+    });
+    let right = right.count();
+    assert!(drawings.len() >= 10 && right * 10 >= drawings.len() * 8, "{right} of {}:\n{captions}", drawings.len());
+}
+
+/// The same three drawings; what to say about the last is said by the first two alone.
+#[test]
+fn demonstrations_decide_the_task() {
+    let drawing = |name: &str| drawings().into_iter().find(|file| file.ends_with(name)).expect("a drawing");
+    let [crab, bulb, carrot] = ["crab.png", "light-bulb.png", "carrot.png"].map(drawing);
+    for [of_crab, of_bulb, of_carrot] in [["red", "yellow", "orange"], ["nature", "object", "food"]] {
+        let shots = [of_crab, of_bulb].map(|answer| format!("Output:{answer}"));
+        let mut args = vec!["generate", "--model", "flamingo-tiny-neox", "--device", "flex"];
+        args.extend(["--shot", &crab, &shots[0], "--shot", &bulb, &shots[1], "--image", &carrot, "--prompt", "Output:"]);
+        assert_eq!(said(&args), of_carrot);
+    }
+}
