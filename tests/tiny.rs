@@ -1,4 +1,4 @@
-//! The trained model that the repository carries, on drawings by a hand whose work it was never trained on.
+//! The trained model that the repository carries, on drawings of a set that it was never trained on.
 
 use std::path::PathBuf;
 
@@ -46,7 +46,9 @@ fn demonstrations_decide_the_task() {
     for [of_crab, of_bulb, of_carrot] in [["red", "yellow", "orange"], ["nature", "object", "food"]] {
         let shots = [of_crab, of_bulb].map(|answer| format!("Output:{answer}"));
         let mut args = vec!["generate", "--model", "flamingo-tiny-neox", "--device", "flex"];
-        args.extend(["--shot", &crab, &shots[0], "--shot", &bulb, &shots[1], "--image", &carrot, "--prompt", "Output:"]);
+        args.extend([
+            "--shot", &crab, &shots[0], "--shot", &bulb, &shots[1], "--image", &carrot, "--prompt", "Output:",
+        ]);
         assert_eq!(said(&args), of_carrot);
     }
 }
