@@ -107,8 +107,9 @@ pub struct Kept {
 }
 
 /// Looks at shards, and at MMC4's files as they are published (`.jsonl`, `.zip`), whose pictures are elsewhere and
-/// count as if they were there. Tar files may lie on other machines, as in training. Memory does not grow with them: of more than 65,536 numbers, quantiles are those of a
-/// sample, the same each time. `on_progress` gets the bytes that were read since the last time.
+/// count as if they were there. Tar files may lie on other machines, as in training. Memory does not grow with them: of
+/// more than 65,536 numbers, quantiles are those of a sample, the same each time. `on_progress` gets the bytes that were
+/// read since the last time.
 ///
 /// # Errors
 /// [`PrepareError`] if a file cannot be opened, or no file holds a sample.
