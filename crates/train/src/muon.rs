@@ -1,5 +1,7 @@
 //! Muon: momentum whose matrices are made orthogonal.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Tensor, backend::Backend};
 
 /// Momentum, orthogonalised by Newton-Schulz iterations, for the matrices inside of transformer blocks (K. Jordan et al.,
@@ -19,6 +21,9 @@ pub struct Muon {
 const ITERATIONS: usize = 5;
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
 
+/// Parameters that are worked on together, at most: it takes a few copies of them.
+const AT_ONCE: usize = 1 << 20;
+
 impl Muon {
     /// Into how many matrices of like height a parameter is cut, by its module path; 0 for what AdamW updates: embeddings,
     /// patches, heads, projections into other spaces, latents, norms and biases.
@@ -32,46 +37,78 @@ impl Muon {
         fused.iter().find(|(end, _)| path.ends_with(end)).map_or(1, |(_, parts)| *parts)
     }
 
-    /// A parameter of `[matrices * rows, columns]` after one update, and the momentum; all tensors flat.
-    pub(crate) fn update<B: Backend>(
+    /// The momentum after a gradient, and what is to be made orthogonal: it looks one step ahead (Nesterov).
+    pub(crate) fn momentum<B: Backend>(
         &self,
-        weight: Tensor<B, 1>,
         gradient: Tensor<B, 1>,
         momentum: Option<Tensor<B, 1>>,
-        [matrices, rows, columns]: [usize; 3],
-        learning_rate: f64,
-        decays: bool,
     ) -> [Tensor<B, 1>; 2] {
         let momentum = match momentum {
             Some(momentum) => momentum * self.momentum + gradient.clone(),
             None => gradient.clone(),
         };
         let ahead = gradient + momentum.clone() * self.momentum;
-        let parts = ahead.reshape([matrices, rows, columns]).split(1, 0).into_iter().map(|part| {
-            // Tall matrices take longer steps, so that their outputs change as much.
-            orthogonal(part.squeeze_dim(0)) * (rows as f64 / columns as f64).max(1.0).sqrt()
-        });
-        let direction = Tensor::cat(parts.collect(), 0).reshape([matrices * rows * columns]);
+        [momentum, ahead]
+    }
+
+    /// A weight after one update; all tensors flat.
+    pub(crate) fn step<B: Backend>(
+        &self,
+        weight: Tensor<B, 1>,
+        direction: Tensor<B, 1>,
+        learning_rate: f64,
+        decays: bool,
+    ) -> Tensor<B, 1> {
         let rate = learning_rate * self.factor;
         let keep = if decays { 1.0 - rate * self.weight_decay } else { 1.0 };
-        [weight * keep - direction * rate, momentum]
+        weight * keep - direction * rate
     }
 }
 
-/// Roughly the nearest matrix whose singular values are all one.
-fn orthogonal<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 2> {
-    let [rows, columns] = x.dims();
-    let tall = rows > columns;
-    let x = if tall { x.transpose() } else { x };
-    let norm = (x.clone() * x.clone()).sum().sqrt() + 1e-7;
-    let mut x = x / norm.unsqueeze();
+/// Matrices of `[count, rows, columns]`, flat, as directions: orthogonal, and longer where they are tall, so that outputs
+/// change as much. Those of like shape are worked on together: a GPU would wait for many small products.
+pub(crate) fn directions<B: Backend>(parameters: Vec<(Tensor<B, 1>, [usize; 3])>) -> Vec<Tensor<B, 1>> {
+    let mut groups: BTreeMap<[usize; 2], Vec<usize>> = BTreeMap::new();
+    for (i, (_, [_, rows, columns])) in parameters.iter().enumerate() {
+        groups.entry([*rows.min(columns), *rows.max(columns)]).or_default().push(i);
+    }
+    let mut directions: Vec<Option<Tensor<B, 1>>> = vec![None; parameters.len()];
+    for ([short, long], members) in groups {
+        for some in members.chunks((AT_ONCE / (short * long)).max(1)) {
+            let wide = |&i: &usize| {
+                let (values, shape) = &parameters[i];
+                let matrices = values.clone().reshape(*shape);
+                if shape[1] > shape[2] { matrices.swap_dims(1, 2) } else { matrices }
+            };
+            let mut all = orthogonal(Tensor::cat(some.iter().map(wide).collect(), 0));
+            for &i in some {
+                let [count, rows, columns] = parameters[i].1;
+                let left = all.dims()[0] - count;
+                let mut found = all.clone().narrow(0, 0, count);
+                if left > 0 {
+                    all = all.narrow(0, count, left);
+                }
+                if rows > columns {
+                    found = found.swap_dims(1, 2) * (rows as f64 / columns as f64).sqrt();
+                }
+                directions[i] = Some(found.reshape([count * rows * columns]));
+            }
+        }
+    }
+    directions.into_iter().flatten().collect()
+}
+
+/// Roughly the nearest matrices whose singular values are all one, of wide ones.
+fn orthogonal<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
+    let norm = (x.clone() * x.clone()).sum_dim(2).sum_dim(1).sqrt() + 1e-7;
+    let mut x = x / norm;
     let [a, b, c] = COEFFICIENTS;
     for _ in 0..ITERATIONS {
         let square = x.clone().matmul(x.clone().transpose());
         let mix = square.clone() * b + square.clone().matmul(square) * c;
         x = x.clone() * a + mix.matmul(x);
     }
-    if tall { x.transpose() } else { x }
+    x
 }
 
 #[cfg(test)]
@@ -81,23 +118,49 @@ mod tests {
 
     use super::*;
 
-    /// All singular values between 0.6 and 1.3: the square of a wide matrix is near the identity.
+    /// Singular values near one, or longer for tall matrices, whatever stands beside them; in the order given.
     #[test]
     fn matrices_become_orthogonal() {
-        for [rows, columns] in [[24, 40], [40, 24], [32, 32]] {
-            let x = Tensor::<Flex, 2>::random([rows, columns], Distribution::Normal(0.0, 3.0), &Default::default());
-            let y = orthogonal(x);
-            assert_eq!(y.dims(), [rows, columns]);
-            let y = if rows > columns { y.transpose() } else { y };
-            let n = y.dims()[0];
-            let square = y.clone().matmul(y.transpose()).into_data();
-            let values: Vec<f32> = square.iter().collect();
-            for i in 0..n {
-                let diagonal = values[i * n + i];
-                assert!((0.3..1.7).contains(&diagonal), "{rows}x{columns}: {diagonal}");
+        let shapes = [[1, 24, 40], [3, 40, 24], [1, 32, 32], [2, 24, 40], [1, 2048, 600]];
+        let random = |shape: [usize; 3]| {
+            let count: usize = shape.iter().product();
+            Tensor::<Flex, 1>::random([count], Distribution::Normal(0.0, 3.0), &Default::default())
+        };
+        let found = directions(shapes.map(|shape| (random(shape), shape)).to_vec());
+        assert_eq!(found.len(), shapes.len());
+        for (direction, [count, rows, columns]) in found.into_iter().zip(shapes) {
+            let scale = (rows as f64 / columns as f64).max(1.0).sqrt();
+            for y in (direction / scale).reshape([count, rows, columns]).iter_dim(0) {
+                let y: Tensor<Flex, 2> = y.squeeze_dim(0);
+                let y = if rows > columns { y.transpose() } else { y };
+                let n = y.dims()[0];
+                let square = y.clone().matmul(y.transpose()).into_data();
+                let values: Vec<f32> = square.iter().collect();
+                for i in 0..n {
+                    let diagonal = values[i * n + i];
+                    assert!((0.3..1.7).contains(&diagonal), "{rows}x{columns}: {diagonal}");
+                }
+                let outside: f32 = (0..n * n).filter(|i| i % (n + 1) != 0).map(|i| values[i].powi(2)).sum();
+                assert!((outside / n as f32).sqrt() < 0.5, "{rows}x{columns}: {outside}");
             }
-            let outside: f32 = (0..n * n).filter(|i| i % (n + 1) != 0).map(|i| values[i].powi(2)).sum();
-            assert!((outside / n as f32).sqrt() < 0.5, "{rows}x{columns}: {outside}");
+        }
+    }
+
+    /// Each direction is that of its own matrix: the same as when it is alone.
+    #[test]
+    fn directions_keep_their_places() {
+        let shapes = [[2, 6, 8], [1, 8, 6], [1, 6, 8], [3, 6, 6]];
+        let parameter = |(i, shape): (usize, [usize; 3])| {
+            let count: usize = shape.iter().product();
+            let values: Vec<f32> = (0..count).map(|j| ((i * 31 + j * j * 7) % 17) as f32 - 8.0).collect();
+            (Tensor::<Flex, 1>::from_floats(values.as_slice(), &Default::default()), shape)
+        };
+        let parameters: Vec<_> = shapes.into_iter().enumerate().map(parameter).collect();
+        let together = directions(parameters.clone());
+        for (parameter, together) in parameters.into_iter().zip(together) {
+            let alone = directions(vec![parameter]).remove(0);
+            let furthest: f32 = (alone - together).abs().max().into_scalar();
+            assert!(furthest < 1e-4, "{furthest}");
         }
     }
 

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use flamingo_config::ModelConfig;
-use flamingo_kernels::{Differentiable, Gradients};
+use flamingo_kernels::Differentiable;
 use flamingo_model::Flamingo;
 
 use crate::adamw::{AdamW, Moments};
-use crate::muon::Muon;
+use crate::muon::{Muon, directions};
 use crate::parts::{ADDED, Part};
 
 /// A tensor with its module path and shape, flat.
@@ -54,29 +54,6 @@ struct Slot<B: Backend> {
     moments: Option<Moments<B>>,
     /// Matrices that Muon updates; 0 for AdamW.
     matrices: usize,
-}
-
-impl<B: Gradients> Slot<B> {
-    /// The weight after one update; all tensors flat.
-    fn update(
-        &mut self,
-        weight: Tensor<B, 1>,
-        gradient: Tensor<B, 1>,
-        optimizer: Optimizer,
-        rate: f64,
-        decays: bool,
-    ) -> Tensor<B, 1> {
-        match (optimizer.muon, self.matrices, self.shape.as_slice()) {
-            (Some(muon), matrices @ 1.., &[rows, columns]) => {
-                let (momentum, steps) = self.moments.take().map_or((None, 0), |m| (Some(m.first), m.steps));
-                let shape = [matrices, rows / matrices, columns];
-                let [weight, first] = muon.update(weight, gradient, momentum, shape, rate, decays);
-                self.moments = Some(Moments { first, second: None, steps: steps + 1 });
-                weight
-            }
-            _ => optimizer.adamw.update(weight, gradient, &mut self.moments, rate, decays),
-        }
-    }
 }
 
 /// Which parameters train and how, by module path.
@@ -156,13 +133,31 @@ impl<B: Differentiable> Trainer<B> {
 
     /// Updates the weights and forgets the gradients. Parameters that got none stay as they are.
     pub fn update(&mut self, model: &mut impl Module<B>, learning_rate: f64) {
+        let directions = self.directions();
         *model = model.clone().map(&mut Update {
             slots: &mut self.slots,
+            directions,
             optimizer: self.optimizer,
             decays: self.decays,
             learning_rate,
             path: Vec::new(),
         });
+    }
+
+    /// Where Muon moves the parameters that it updates, by path.
+    fn directions(&mut self) -> BTreeMap<String, Tensor<B::InnerBackend, 1>> {
+        let Some(muon) = self.optimizer.muon else { return BTreeMap::new() };
+        let (mut paths, mut parameters) = (Vec::new(), Vec::new());
+        for (path, slot) in &mut self.slots {
+            let (matrices @ 1.., &[rows, columns]) = (slot.matrices, slot.shape.as_slice()) else { continue };
+            let Some(gradient) = slot.gradient.take() else { continue };
+            let (before, steps) = slot.moments.take().map_or((None, 0), |m| (Some(m.first), m.steps));
+            let [first, ahead] = muon.momentum(gradient, before);
+            slot.moments = Some(Moments { first, second: None, steps: steps + 1 });
+            paths.push(path.clone());
+            parameters.push((ahead, [matrices, rows / matrices, columns]));
+        }
+        paths.into_iter().zip(directions(parameters)).collect()
     }
 
     /// Forgets the gradients.
@@ -327,6 +322,7 @@ impl<B: Differentiable> ModuleVisitor<B> for Collect<'_, B> {
 /// Moves weights along their gradients.
 struct Update<'a, B: Differentiable> {
     slots: &'a mut BTreeMap<String, Slot<B::InnerBackend>>,
+    directions: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
     optimizer: Optimizer,
     decays: fn(&str) -> bool,
     learning_rate: f64,
@@ -345,12 +341,19 @@ impl<B: Differentiable> ModuleMapper<B> for Update<'_, B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let path = self.path.join(".");
         let Some(slot) = self.slots.get_mut(&path) else { return param };
-        let Some(gradient) = slot.gradient.take() else { return param };
-        let (optimizer, learning_rate, decays) = (self.optimizer, self.learning_rate, (self.decays)(&path));
+        let (gradient, direction) = (slot.gradient.take(), self.directions.remove(&path));
+        let (optimizer, rate, decays) = (self.optimizer, self.learning_rate, (self.decays)(&path));
+        if gradient.is_none() && direction.is_none() {
+            return param;
+        }
         param.map(|tensor| {
             let shape = tensor.shape();
             let weight = flat(tensor.inner());
-            let weight = slot.update(weight, gradient, optimizer, learning_rate, decays);
+            let weight = match (optimizer.muon, direction, gradient) {
+                (Some(muon), Some(direction), _) => muon.step(weight, direction, rate, decays),
+                (_, _, Some(gradient)) => optimizer.adamw.update(weight, gradient, &mut slot.moments, rate, decays),
+                _ => weight,
+            };
             Tensor::from_inner(weight.reshape(shape)).require_grad()
         })
     }
