@@ -19,6 +19,26 @@ fn register<B: Backend>(grads: &mut grads::Gradients, parent: Option<NodeId>, gr
     }
 }
 
+/// Of each factor only what the other's gradient needs is kept.
+#[derive(Debug)]
+struct Product;
+
+impl<B: Gradients> Backward<B, 2> for Product {
+    type State = [Option<FloatTensor<B>>; 2];
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [lhs, rhs] = ops.state;
+        let [left, right] = ops.parents.map(|node| node.map(|node| node.id));
+        if let (Some(left), Some(rhs)) = (left, rhs) {
+            grads.register::<B>(left, B::product(grad.clone(), B::float_transpose(rhs)));
+        }
+        if let (Some(right), Some(lhs)) = (right, lhs) {
+            grads.register::<B>(right, B::product(B::float_transpose(lhs), grad));
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Activate(Activation);
 
@@ -133,6 +153,15 @@ impl<B: Gradients> Backward<B, 1> for CrossEntropy {
 }
 
 impl<B: Gradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let state = [rhs.is_tracked().then(|| lhs.primitive.clone()), lhs.is_tracked().then(|| rhs.primitive.clone())];
+        let output = B::product(lhs.primitive, rhs.primitive);
+        match Product.prepare::<C>([lhs.node, rhs.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(state, output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+
     fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {
         match Activate(kind).prepare::<C>([x.node.clone()]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish(x.primitive.clone(), B::activate(kind, x.primitive)),

@@ -5,12 +5,15 @@ use burn::tensor::ops::{AttentionModuleOptions, FloatTensor};
 use burn::tensor::{Bool, Int, Slice, Tensor, TensorMetadata, activation, module};
 use flamingo_config::{Activation, Pairing};
 
-use crate::{AdamWStep, Attention, primitive, tensor};
+use crate::{AdamWStep, Attention, Kernels, primitive, product, tensor};
 
 /// Queries up to which the scores are computed by plain matrix products. Those read keys and values where
 /// they lie (slices of a cache); the fused kernels copy them first, which is most of the work when one
 /// token looks at a thousand.
 const FEW_QUERIES: usize = 8;
+
+/// Rows from which on they are added up in two stages.
+const MANY_ROWS: usize = 256;
 
 /// `sqrt(2 / π)`, of the tanh approximation.
 const TANH_SCALE: f64 = 0.797_884_560_802_865_4;
@@ -90,39 +93,50 @@ pub(crate) fn norm_backward<B: Backend>(
     let centred = x.clone() - x.mean_dim(1);
     let deviation = ((centred.clone() * centred.clone()).mean_dim(1) + eps).sqrt();
     let normal = centred / deviation.clone();
-    let d_weight = (grad.clone() * normal.clone()).sum_dim(0).reshape([dim]);
-    let d_bias = grad.clone().sum_dim(0).reshape([dim]);
+    let d_weight = sum_rows(grad.clone() * normal.clone());
+    let d_bias = sum_rows(grad.clone());
     let scaled = grad * weight.unsqueeze();
     let along = (scaled.clone() * normal.clone()).mean_dim(1);
     let d_x = (scaled.clone() - scaled.mean_dim(1) - normal * along) / deviation;
     [B::float_reshape(primitive(d_x), shape), primitive(d_weight), primitive(d_bias)]
 }
 
-pub(crate) fn attend<B: Backend>(a: Attention<B>) -> FloatTensor<B> {
-    let (q, k, v): (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>) = (tensor(a.q), tensor(a.k), tensor(a.v));
-    let [batch, heads, queries, dim] = q.dims();
+pub(crate) fn attend<B: Kernels>(a: Attention<B>) -> FloatTensor<B> {
+    // [batch, heads, tokens, dim].
+    let (queries, dim) = (a.q.shape()[2], a.q.shape()[3]);
+    if queries <= FEW_QUERIES {
+        return attend_by_products::<B>(a);
+    }
+    let [q, k, v]: [Tensor<B, 4>; 3] = [a.q, a.k, a.v].map(tensor);
+    let [batch, heads, queries, _] = q.dims();
     let full = [batch, heads, queries, k.dims()[2]];
     let hidden = a.hidden.map(|hidden| Tensor::<B, 4, Bool>::new(hidden).expand(full));
-    let bias: Option<Tensor<B, 4>> = a.bias.map(tensor);
-    if queries <= FEW_QUERIES {
-        return primitive(weights(q, k, a.scale, hidden, bias).matmul(v));
-    }
+    let bias = a.bias.map(|bias| tensor::<B, 4>(bias).expand(full));
     // Fused kernels take the default scale only: what remains of ours goes into the queries.
     let default_scale = 1.0 / (dim as f64).sqrt();
     let q = if (a.scale / default_scale - 1.0).abs() < 1e-12 { q } else { q * (a.scale / default_scale) };
     let options = AttentionModuleOptions { scale: None, softcap: None, is_causal: false };
-    primitive(module::attention(q, k, v, hidden, bias.map(|b| b.expand(full)), options))
+    primitive(module::attention(q, k, v, hidden, bias, options))
+}
+
+/// [`attend`] with all scores in memory.
+pub(crate) fn attend_by_products<B: Kernels>(a: Attention<B>) -> FloatTensor<B> {
+    let [q, k, v]: [Tensor<B, 4>; 3] = [a.q, a.k, a.v].map(tensor);
+    let [batch, heads, queries, _] = q.dims();
+    let full = [batch, heads, queries, k.dims()[2]];
+    let hidden = a.hidden.map(|hidden| Tensor::<B, 4, Bool>::new(hidden).expand(full));
+    primitive(product(weights(q, k, a.scale, hidden, a.bias.map(tensor)), v))
 }
 
 /// `softmax(scale q kᵀ + bias, hidden = -inf)`; `hidden` has the scores' shape.
-fn weights<B: Backend>(
+fn weights<B: Kernels>(
     q: Tensor<B, 4>,
     k: Tensor<B, 4>,
     scale: f64,
     hidden: Option<Tensor<B, 4, Bool>>,
     bias: Option<Tensor<B, 4>>,
 ) -> Tensor<B, 4> {
-    let mut scores = (q * scale).matmul(k.transpose());
+    let mut scores = product(q * scale, k.transpose());
     if let Some(bias) = bias {
         scores = scores + bias;
     }
@@ -132,36 +146,61 @@ fn weights<B: Backend>(
     activation::softmax(scores, 3)
 }
 
-pub(crate) fn attend_backward<B: Backend>(a: Attention<B>, grad: FloatTensor<B>) -> [FloatTensor<B>; 3] {
+pub(crate) fn attend_backward<B: Kernels>(a: Attention<B>, grad: FloatTensor<B>) -> [FloatTensor<B>; 3] {
     let (q, k, v): (Tensor<B, 4>, Tensor<B, 4>, Tensor<B, 4>) = (tensor(a.q), tensor(a.k), tensor(a.v));
     let grad: Tensor<B, 4> = tensor(grad);
     let [batch, heads, queries, _] = q.dims();
     let full = [batch, heads, queries, k.dims()[2]];
     let hidden = a.hidden.map(|hidden| Tensor::<B, 4, Bool>::new(hidden).expand(full));
     let weights = weights(q.clone(), k.clone(), a.scale, hidden, a.bias.map(tensor));
-    let d_v = weights.clone().transpose().matmul(grad.clone());
-    let d_weights = grad.matmul(v.transpose());
+    let d_v = product(weights.clone().transpose(), grad.clone());
+    let d_weights = product(grad, v.transpose());
     let along = (d_weights.clone() * weights.clone()).sum_dim(3);
     let d_scores = (d_weights - along) * weights * a.scale;
-    let d_q = d_scores.clone().matmul(k);
-    let d_k = d_scores.transpose().matmul(q);
+    let d_q = product(d_scores.clone(), k);
+    let d_k = product(d_scores.transpose(), q);
     [d_q, d_k, d_v].map(primitive)
 }
 
-pub(crate) fn linear<B: Backend>(
+pub(crate) fn linear<B: Kernels>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     bias: Option<FloatTensor<B>>,
 ) -> FloatTensor<B> {
-    B::linear(x, B::float_transpose(weight), bias)
+    let y = B::product(x, B::float_transpose(weight));
+    match bias {
+        Some(bias) => primitive(tensor::<B, 2>(y) + tensor::<B, 1>(bias).unsqueeze()),
+        None => y,
+    }
 }
 
-pub(crate) fn linear_input_gradient<B: Backend>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-    B::linear_x_backward(B::float_transpose(weight), grad)
+pub(crate) fn linear_input_gradient<B: Kernels>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    B::product(grad, weight)
 }
 
-pub(crate) fn linear_weight_gradient<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_transpose(B::linear_weight_backward(x, grad))
+pub(crate) fn linear_weight_gradient<B: Kernels>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    B::product(B::float_transpose(grad), x)
+}
+
+pub(crate) fn linear_bias_gradient<B: Backend>(grad: FloatTensor<B>) -> FloatTensor<B> {
+    primitive(sum_rows(tensor::<B, 2>(grad)))
+}
+
+/// The sum over the rows of `[rows, columns]`. A GPU gives a thread to each output: many rows are added up in two stages,
+/// so that there is work for all of it.
+fn sum_rows<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 1> {
+    let [rows, columns] = x.dims();
+    let parts = rows.isqrt();
+    if rows < MANY_ROWS {
+        return x.sum_dim(0).reshape([columns]);
+    }
+    let each = rows / parts;
+    let sums = x.clone().narrow(0, 0, parts * each).reshape([parts, each, columns]).sum_dim(1);
+    let sum = sums.reshape([parts, columns]).sum_dim(0).reshape([columns]);
+    match rows - parts * each {
+        0 => sum,
+        rest => sum + x.narrow(0, parts * each, rest).sum_dim(0).reshape([columns]),
+    }
 }
 
 pub(crate) fn columns<B: Backend>(x: FloatTensor<B>, first: usize, count: usize) -> FloatTensor<B> {

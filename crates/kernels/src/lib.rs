@@ -1,6 +1,7 @@
 //! Operations that a backend may compute better than Burn composes them, with hand-written gradients.
 //!
-//! [`Kernels`] has a default for every operation, in Burn's own; CUDA, wgpu and ndarray use those. On the CPU through
+//! [`Kernels`] has a default for every operation, in Burn's own; wgpu and ndarray use those, and CUDA but for products of
+//! f32, which Burn would round to TF32. On the CPU through
 //! burn-flex, GELU, softmax and everything around them are vectorised loops ([`flex`]). Under `Autodiff` each is one
 //! node with the gradient written here, which also puts right Burn's gradient of the exact GELU (that of its tanh
 //! approximation) and keeps attention scores out of memory between forward and backward pass.
@@ -9,6 +10,8 @@
 pub mod flex;
 
 mod autodiff;
+#[cfg(any(feature = "cuda", all(test, feature = "wgpu")))]
+mod cuda;
 mod generic;
 
 use burn::tensor::backend::{AutodiffBackend, Backend, BackendTypes};
@@ -52,6 +55,12 @@ pub struct AdamWStep {
 
 /// A backend with these operations. All tensors of one call have one dtype.
 pub trait Kernels: Backend {
+    /// Matrix products, `[..., m, k]` by `[..., k, n]` with the same leading dimensions. Factors keep their precision: f32 is
+    /// multiplied as f32.
+    fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_matmul(lhs, rhs)
+    }
+
     /// An activation, element by element.
     fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {
         generic::activate::<Self>(kind, x)
@@ -140,7 +149,7 @@ pub trait Gradients: Kernels {
 
     /// The gradient of [`Kernels::linear_layer`] for its bias.
     fn linear_bias_gradient(grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        Self::linear_bias_backward(grad)
+        generic::linear_bias_gradient::<Self>(grad)
     }
 
     /// The gradient of [`Kernels::columns`] for an input of `width` columns: `grad` among zeros.
@@ -186,11 +195,10 @@ impl Kernels for burn_wgpu::Wgpu {}
 #[cfg(feature = "wgpu")]
 impl Gradients for burn_wgpu::Wgpu {}
 
-#[cfg(feature = "cuda")]
-impl Kernels for burn_cuda::Cuda {}
-
-#[cfg(feature = "cuda")]
-impl Gradients for burn_cuda::Cuda {}
+/// [`Kernels::product`].
+pub fn product<B: Kernels, const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {
+    tensor(B::product(primitive(lhs), primitive(rhs)))
+}
 
 /// [`Kernels::activate`].
 pub fn activate<B: Kernels, const D: usize>(kind: Activation, x: Tensor<B, D>) -> Tensor<B, D> {

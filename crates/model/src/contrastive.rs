@@ -3,7 +3,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_config::{ModelConfig, TextTowerConfig};
-use flamingo_kernels::{Kernels, cross_entropy};
+use flamingo_kernels::{Kernels, cross_entropy, product};
 
 use crate::decoder::{Context, Decoder};
 use crate::flamingo::ignore;
@@ -58,7 +58,7 @@ impl<B: Kernels> Contrastive<B> {
     fn both_ways(&self, pictures: Tensor<B, 2>, texts: Tensor<B, 2>) -> Tensor<B, 1> {
         let own: Vec<i32> = (0..pictures.dims()[0] as i32).collect();
         let scale = self.logit_scale.val().exp().clamp_max(MAX_SCALE);
-        let similarities = pictures.matmul(texts.transpose()) * scale.unsqueeze();
+        let similarities = product(pictures, texts.transpose()) * scale.unsqueeze();
         let of_texts = cross_entropy(similarities.clone().transpose(), &own);
         (cross_entropy(similarities, &own) + of_texts) * 0.5
     }

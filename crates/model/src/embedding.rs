@@ -3,6 +3,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_config::TokenConfig;
+use flamingo_kernels::{Kernels, linear};
 
 /// An embedding table in two parts.
 ///
@@ -17,7 +18,7 @@ pub struct TokenEmbedding<B: Backend> {
     pub added: Param<Tensor<B, 2>>,
 }
 
-impl<B: Backend> TokenEmbedding<B> {
+impl<B: Kernels> TokenEmbedding<B> {
     /// A table initialised as transformers initialises one: normal with deviation 0.02.
     pub fn new(tokens: &TokenConfig, dim: usize, device: &B::Device) -> Self {
         let normal = Initializer::Normal { mean: 0.0, std: 0.02 };
@@ -63,8 +64,8 @@ impl<B: Backend> TokenEmbedding<B> {
         let [batch, tokens, dim] = x.dims();
         let dtype = x.dtype();
         let x = x.reshape([batch * tokens, dim]);
-        let base = x.clone().matmul(self.base.val().cast(dtype).transpose());
-        let added = x.matmul(self.added.val().cast(dtype).transpose());
+        let base = linear(x.clone(), self.base.val().cast(dtype), None);
+        let added = linear(x, self.added.val().cast(dtype), None);
         let logits = Tensor::cat(vec![base, added], 1);
         let vocab = logits.dims()[1];
         logits.reshape([batch, tokens, vocab])

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
 use flamingo_config::{Alibi, Architecture, Blind, Pairing, Position};
-use flamingo_kernels::{Kernels, rotate};
+use flamingo_kernels::{Kernels, product, rotate};
 
 /// What the blocks of one forward pass share.
 pub(crate) struct Context<B: Backend> {
@@ -120,7 +120,8 @@ impl<B: Kernels> Context<B> {
             Some(rows) => {
                 let [batch, heads, keys, _] = v.dims();
                 let queries = out.dims()[2];
-                out * rows.others.clone() + rows.weights.clone().expand([batch, heads, queries, keys]).matmul(v)
+                let weights = rows.weights.clone().expand([batch, heads, queries, keys]);
+                out * rows.others.clone() + product(weights, v)
             }
         }
     }
