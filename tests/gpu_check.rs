@@ -17,8 +17,10 @@ fn the_check_fills_its_page() {
         tokens: 12,
         peak: Some(0.1),
         python: None,
+        apart: None,
     };
-    let page = check.run(&mut |_| {}).expect("a page");
+    let mut page = String::new();
+    check.run(&mut |_| {}, &mut |text| page.push_str(text)).expect("a page");
     assert!(page.contains("| opt350 | ") && page.contains(" | 0 | 0 | 0."), "{page}");
     for what in ["training, tokens/s", "training, utilisation", "training, checkpointed, tokens/s", "decode, tokens/s"]
     {

@@ -1,4 +1,4 @@
-"""Times upstream's PyTorch OpenFlamingo on the CPU, with random weights of a given shape.
+"""Times upstream's PyTorch OpenFlamingo, with random weights of a given shape.
 
 The model is put together from upstream's own classes and nothing is downloaded. Prints one JSON object;
 README.md says how to install what this needs and what each number covers.
@@ -141,6 +141,8 @@ def median_ms(run, runs, warmup):
     for i in range(warmup + runs):
         start = time.perf_counter()
         result = run()
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         elapsed = time.perf_counter() - start
         if i >= warmup:
             times.append(elapsed * 1e3)
@@ -163,8 +165,9 @@ def prompt(args, shape):
 @torch.inference_mode()
 def bench(model, shape, args):
     side = shape["vision"]["image_size"]
-    vision_x = torch.randn(args.batch, args.images, 1, 3, side, side)
-    ids = prompt(args, shape)
+    precision = next(model.parameters()).dtype
+    vision_x = torch.randn(args.batch, args.images, 1, 3, side, side, device=args.device, dtype=precision)
+    ids = prompt(args, shape).to(args.device)
     mask = torch.ones_like(ids)
     lm = model.lang_encoder
 
@@ -226,6 +229,8 @@ def main():
     parser.add_argument("--runs", type=int, default=5, help="the median of so many runs is printed")
     parser.add_argument("--warmup", type=int, default=1)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="bf16 is upstream's precision bf16")
     parser.add_argument("--generate", action="store_true", help="also time upstream's generate, end to end")
     parser.add_argument("--beams", type=int, default=1, help="beams of --generate")
     args = parser.parse_args()
@@ -238,16 +243,22 @@ def main():
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     shape = read_shape(args.shape, args.layers)
-    model = build(shape)
+    with torch.device(args.device):
+        model = build(shape)
+    if args.dtype == "bf16":
+        model = model.bfloat16()
+    if args.device != "cpu":  # what building it took does not count
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     timings = bench(model, shape, args)
 
     report = {key: round(value, 3) for key, value in timings.items()}
     report["peak_rss_mib"] = round(peak_rss_mib(), 1)
+    if args.device != "cpu":
+        report["peak_device_mib"] = round(torch.cuda.max_memory_reserved() / 2**20, 1)
     report["config"] = {
         "shape": shape["name"],
         **{key: value for key, value in vars(args).items() if key != "shape"},
-        "dtype": "float32",
-        "device": "cpu",
         "decoder": shape["decoder"],
         "vision": shape["vision"],
         "cross_attn_every_n_layers": shape["cross_attention"]["every_n_layers"],

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use anyhow::Context;
@@ -29,50 +29,59 @@ pub struct GpuCheck {
     pub peak: Option<f64>,
     /// A Python with PyTorch and open-flamingo, to run beside.
     pub python: Option<String>,
+    /// The program whose `gpu-measure` takes each measurement in a process of its own, so that what one allocates or breaks
+    /// is gone before the next.
+    pub apart: Option<PathBuf>,
 }
 
 impl GpuCheck {
-    /// Runs everything and returns a page of Markdown. What fails is a line of the page, not the end of it.
+    /// Runs everything and hands out a page of Markdown, piece by piece as it is found. What fails is a line of the page,
+    /// not the end of it.
     ///
     /// # Errors
     /// If nothing at all can run on the device.
-    pub fn run(&self, on_progress: &mut dyn FnMut(&str)) -> anyhow::Result<String> {
+    pub fn run(&self, on_progress: &mut dyn FnMut(&str), on_text: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         flamingo_engine::probe(self.device)?;
-        let mut page = format!("# GPU check\n\nDevice: {} ({}).\n\n## The same numbers\n\n", self.device, hardware());
-        page.push_str("| recording | passed | failed | not computed | largest difference of its tolerance |\n|---|---|---|---|---|\n");
+        on_text(&format!("# GPU check\n\nDevice: {} ({}).\n\n## The same numbers\n\n", self.device, hardware()));
+        on_text(
+            "| recording | passed | failed | not computed | largest difference of its tolerance |\n|---|---|---|---|---|\n",
+        );
         for folder in &self.golden {
             on_progress(&folder.display().to_string());
             let name = folder.file_name().unwrap_or_default().to_string_lossy();
             match self.golden(folder) {
-                Ok(row) => writeln!(page, "| {name} | {row} |")?,
-                Err(error) => writeln!(page, "| {name} | could not be run: {error:#} | | | |")?,
+                Ok(row) => on_text(&format!("| {name} | {row} |\n")),
+                Err(error) => on_text(&format!("| {name} | could not be run: {error:#} | | | |\n")),
             }
         }
-        page.push_str("\n## Speed, random weights, bf16\n\n");
-        page.push_str("| model | | ours | PyTorch | ratio |\n|---|---|---|---|---|\n");
+        on_text("\n## Speed, random weights, bf16\n\n");
+        on_text("| model | | ours | PyTorch | ratio |\n|---|---|---|---|---|\n");
         for config in &self.configs {
-            for checkpointing in [false, true] {
-                on_progress(&format!("{}, a training step", config.name));
-                let what = if checkpointing { "training, checkpointed" } else { "training" };
-                match self.training(config, checkpointing) {
-                    Ok(found) => self.rows(&mut page, config, what, &found, self.torch(config, checkpointing)),
-                    Err(error) => writeln!(page, "| {} | {what} | could not be run: {error:#} | | |", config.name)?,
+            for (measure, what) in [
+                (Measure::Training, "training"),
+                (Measure::CheckpointedTraining, "training, checkpointed"),
+                (Measure::Decode, "decode"),
+            ] {
+                on_progress(&format!("{}, {what}", config.name));
+                match self.found(config, measure) {
+                    Ok(found) => {
+                        on_progress(&format!("{}, {what}, PyTorch", config.name));
+                        on_text(&self.rows(config, measure, what, &found, self.torch_found(config, measure)));
+                    }
+                    Err(error) => {
+                        on_text(&format!("| {} | {what} | could not be run: {error:#} | | |\n", config.name));
+                    }
                 }
             }
-            on_progress(&format!("{}, decoding", config.name));
-            match self.decode(config) {
-                Ok(rate) => writeln!(page, "| {} | decode, tokens/s | {rate:.1} | | |", config.name)?,
-                Err(error) => writeln!(page, "| {} | decode | could not be run: {error:#} | | |", config.name)?,
-            }
         }
-        writeln!(
-            page,
-            "\nTraining: {} rows of {} tokens and one picture, what upstream trains in f32, the rest in bf16; median of 3 steps \
-             after 2. Utilisation counts 2 operations a parameter and token forwards and for what gradients pass through, 2 \
-             more for what trains. Decoding: one row after a prompt of {} tokens.",
+        on_text(&format!(
+            "\nTraining: {} rows of {} tokens and one picture, what upstream trains in f32, the rest in bf16; median of 3 \
+             steps after 2. Utilisation counts 2 operations a parameter and token forwards and for what gradients pass \
+             through, 2 more for what trains. Decoding: one row after a prompt of {} tokens. \
+             Memory: ours as the driver counts it, CUDA's own included; PyTorch's as it reserved.\n",
             self.rows, self.tokens, self.tokens
-        )?;
-        Ok(page)
+        ));
+        Ok(())
     }
 
     fn golden(&self, folder: &Path) -> anyhow::Result<String> {
@@ -100,6 +109,39 @@ impl GpuCheck {
         (Text::new(rows, ids, keep), Pixels { rows, images: 1, frames: 1, side, data }, labels)
     }
 
+    fn found(&self, config: &ModelConfig, what: Measure) -> anyhow::Result<Found> {
+        match &self.apart {
+            Some(program) => self.measure_apart(program, config, what),
+            None => self.measure(config, what),
+        }
+    }
+
+    fn measure_apart(&self, program: &Path, config: &ModelConfig, what: Measure) -> anyhow::Result<Found> {
+        let work = tempfile::tempdir()?;
+        let shape = work.path().join("model.toml");
+        std::fs::write(&shape, config.to_toml())?;
+        let mut command = Command::new(program);
+        command.args(["gpu-measure", "--device", &self.device.to_string(), "--what", what.name()]);
+        command.args(["--rows", &self.rows.to_string(), "--tokens", &self.tokens.to_string()]);
+        let output = command.arg("--config").arg(&shape).output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().last().unwrap_or("it said nothing");
+        anyhow::ensure!(output.status.success(), "{}", last.trim_start_matches("error: "));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// Time and memory of one thing.
+    ///
+    /// # Errors
+    /// If the device cannot do it.
+    pub fn measure(&self, config: &ModelConfig, what: Measure) -> anyhow::Result<Found> {
+        match what {
+            Measure::Training => self.training(config, false),
+            Measure::CheckpointedTraining => self.training(config, true),
+            Measure::Decode => self.decode(config),
+        }
+    }
+
     /// Seconds a step, and memory in use after it.
     fn training(&self, config: &ModelConfig, gradient_checkpointing: bool) -> anyhow::Result<Found> {
         let options =
@@ -120,24 +162,27 @@ impl GpuCheck {
         Ok(Found { seconds: last[1], memory_mib: memory_mib() })
     }
 
-    fn rows(&self, page: &mut String, config: &ModelConfig, what: &str, found: &Found, torch: Option<Found>) {
-        let tokens = (self.rows * self.tokens) as f64;
-        let rate = |found: &Found| tokens / found.seconds;
-        let mut line = |what: String, ours: f64, theirs: Option<f64>, more_is_better: bool| {
-            let theirs_text = theirs.map_or(String::new(), |x| format!("{x:.1}"));
+    /// Rows of the table.
+    fn rows(&self, config: &ModelConfig, measure: Measure, what: &str, ours: &Found, torch: Option<Found>) -> String {
+        let mut rows = String::new();
+        let mut row = |what: String, ours: f64, theirs: Option<f64>, more_is_better: bool| {
             let ratio = theirs.map(|theirs| if more_is_better { ours / theirs } else { theirs / ours });
+            let theirs = theirs.map_or(String::new(), |x| format!("{x:.1}"));
             let ratio = ratio.map_or(String::new(), |x| format!("{x:.2}"));
             // Writing to a String does not fail.
-            let _ = writeln!(page, "| {} | {what} | {ours:.1} | {theirs_text} | {ratio} |", config.name);
+            let _ = writeln!(rows, "| {} | {what} | {ours:.1} | {theirs} | {ratio} |", config.name);
         };
-        line(format!("{what}, tokens/s"), rate(found), torch.as_ref().map(rate), true);
-        if let Some(peak) = self.peak {
+        let tokens = if measure == Measure::Decode { 1 } else { self.rows * self.tokens };
+        let rate = |found: &Found| tokens as f64 / found.seconds;
+        row(format!("{what}, tokens/s"), rate(ours), torch.as_ref().map(rate), true);
+        if let (Some(peak), true) = (self.peak, measure != Measure::Decode) {
             let share = |found: &Found| 100.0 * self.operations(config) / found.seconds / (peak * 1e12);
-            line(format!("{what}, utilisation in %"), share(found), torch.as_ref().map(share), true);
+            row(format!("{what}, utilisation in %"), share(ours), torch.as_ref().map(share), true);
         }
-        if let Some(memory) = found.memory_mib {
-            line(format!("{what}, memory in MiB"), memory, torch.and_then(|t| t.memory_mib), false);
+        if let Some(memory) = ours.memory_mib {
+            row(format!("{what}, memory in MiB"), memory, torch.and_then(|t| t.memory_mib), false);
         }
+        rows
     }
 
     /// Operations of a training step.
@@ -159,38 +204,69 @@ impl GpuCheck {
             + 6.0 * size("resampler") * seen
     }
 
-    /// The same step in PyTorch.
-    fn torch(&self, config: &ModelConfig, checkpointing: bool) -> Option<Found> {
+    /// What one of benches/compare's programs finds, with PyTorch. Where it fails it says why on stderr.
+    fn torch(&self, config: &ModelConfig, program: &str, args: &[&str]) -> Option<serde_json::Value> {
         let python = self.python.as_ref()?;
         let work = tempfile::tempdir().ok()?;
         let shape = work.path().join("model.toml");
         std::fs::write(&shape, config.to_toml()).ok()?;
         let mut command = Command::new(python);
-        command.arg("benches/compare/torch_train.py").arg("--shape").arg(shape);
+        command.arg(Path::new("benches/compare").join(program)).arg("--shape").arg(shape);
         command.args(["--device", "cuda", "--dtype", "bf16", "--images", "1", "--runs", "3"]);
-        command.args(["--rows", &self.rows.to_string(), "--tokens", &self.tokens.to_string()]);
-        if checkpointing {
-            command.arg("--checkpointing");
-        }
-        let output = command.output().ok()?;
-        let json: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-        Some(Found { seconds: json["step_ms"].as_f64()? / 1e3, memory_mib: json["peak_device_mib"].as_f64() })
+        command.args(["--tokens", &self.tokens.to_string()]).args(args).stderr(Stdio::inherit());
+        serde_json::from_slice(&command.output().ok()?.stdout).ok()
     }
 
-    /// Tokens a second after a prompt.
-    fn decode(&self, config: &ModelConfig) -> anyhow::Result<f64> {
+    /// The same in PyTorch.
+    fn torch_found(&self, config: &ModelConfig, what: Measure) -> Option<Found> {
+        let rows = self.rows.to_string();
+        let (program, args, time) = match what {
+            Measure::Training => ("torch_train.py", vec!["--rows", &rows], "step_ms"),
+            Measure::CheckpointedTraining => ("torch_train.py", vec!["--rows", &rows, "--checkpointing"], "step_ms"),
+            Measure::Decode => ("torch_bench.py", vec!["--decode", "32"], "decode_ms_per_token"),
+        };
+        let found = self.torch(config, program, &args)?;
+        Some(Found { seconds: found[time].as_f64()? / 1e3, memory_mib: found["peak_device_mib"].as_f64() })
+    }
+
+    /// Seconds a token after a prompt.
+    fn decode(&self, config: &ModelConfig) -> anyhow::Result<Found> {
         let engine = open_weights(Weights::Random(config), self.device, Precision::Bf16)?;
         let (text, pixels, _) = self.batch(config, 1);
         engine.time(&text, &pixels, 4)?;
         let timings = engine.time(&text, &pixels, 32)?;
-        Ok(1.0 / timings.decode.as_secs_f64())
+        Ok(Found { seconds: timings.decode.as_secs_f64(), memory_mib: memory_mib() })
     }
 }
 
-/// Time and memory of a step.
-struct Found {
-    seconds: f64,
-    memory_mib: Option<f64>,
+/// What can be measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Measure {
+    /// A training step.
+    Training,
+    /// The same with gradient checkpointing.
+    CheckpointedTraining,
+    /// A token of one row.
+    Decode,
+}
+
+impl Measure {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Training => "training",
+            Self::CheckpointedTraining => "checkpointed-training",
+            Self::Decode => "decode",
+        }
+    }
+}
+
+/// What was measured.
+#[derive(Debug, serde::Deserialize, serde::Serialize)]
+pub struct Found {
+    /// Time of a step or token.
+    pub seconds: f64,
+    /// Memory of the device in use after it.
+    pub memory_mib: Option<f64>,
 }
 
 /// What the driver says, of the first GPU.

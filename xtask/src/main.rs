@@ -8,7 +8,7 @@ use clap::{Parser, Subcommand};
 use flamingo_data::printable;
 use flamingo_engine::Device;
 use flamingo_weights::Dtype;
-use xtask::gpu_check::{GpuCheck, recordings};
+use xtask::gpu_check::{GpuCheck, Measure, recordings};
 use xtask::verify::{self, Outcome};
 use xtask::{convert, random, tiny};
 
@@ -31,6 +31,9 @@ enum Command {
     ScoreTiny(ScoreArgs),
     /// Compare with the recordings on a GPU and measure training and decoding there, as a page of Markdown.
     GpuCheck(GpuArgs),
+    /// One measurement of gpu-check, as JSON.
+    #[command(hide = true)]
+    GpuMeasure(MeasureArgs),
     /// Write random weights in upstream's layouts, for tests at full size.
     #[command(hide = true)]
     MakeRandom(RandomArgs),
@@ -139,6 +142,20 @@ struct GpuArgs {
 }
 
 #[derive(clap::Args)]
+struct MeasureArgs {
+    #[arg(long)]
+    device: Device,
+    #[arg(long)]
+    config: String,
+    #[arg(long)]
+    what: Measure,
+    #[arg(long)]
+    rows: usize,
+    #[arg(long)]
+    tokens: usize,
+}
+
+#[derive(clap::Args)]
 struct RandomArgs {
     /// The name of a model in models/, or a model.toml.
     #[arg(long)]
@@ -167,6 +184,7 @@ fn main() -> ExitCode {
         Command::FetchData(args) => fetch_data(args),
         Command::ScoreTiny(args) => score_tiny(args),
         Command::GpuCheck(args) => gpu_check(args),
+        Command::GpuMeasure(args) => gpu_measure(args),
         Command::MakeRandom(args) => make_random(args),
     };
     match result {
@@ -281,12 +299,32 @@ fn gpu_check(args: &GpuArgs) -> anyhow::Result<ExitCode> {
         tokens: args.tokens,
         peak: args.peak,
         python: args.torch.clone(),
+        apart: Some(std::env::current_exe()?),
     };
-    let page = check.run(&mut |what| eprintln!("{what} …"))?;
-    println!("{page}");
+    let mut page = String::new();
+    check.run(&mut |what| eprintln!("{what} …"), &mut |text| {
+        print!("{text}");
+        page.push_str(text);
+    })?;
     if let Some(out) = &args.out {
         flamingo_data::write_whole(out, page.as_bytes()).with_context(|| format!("cannot write {}", out.display()))?;
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn gpu_measure(args: &MeasureArgs) -> anyhow::Result<ExitCode> {
+    let config = convert::config(&args.config)?;
+    let check = GpuCheck {
+        device: args.device,
+        golden: Vec::new(),
+        configs: Vec::new(),
+        rows: args.rows,
+        tokens: args.tokens,
+        peak: None,
+        python: None,
+        apart: None,
+    };
+    println!("{}", serde_json::to_string(&check.measure(&config, args.what)?)?);
     Ok(ExitCode::SUCCESS)
 }
 
