@@ -141,11 +141,11 @@ impl<'a> Pool<'a> {
         let share = random.unit();
         match share {
             s if s < 0.32 => self.properties(Property::Name, count, random),
-            s if s < 0.44 => self.properties(Property::Colour, count, random),
-            s if s < 0.56 => self.properties(Property::Category, count, random),
-            s if s < 0.68 => self.properties(Property::Kind, count, random),
-            s if s < 0.74 => self.yes_or_no(count, random),
-            s if s < 0.94 => self.shapes(count, random),
+            s if s < 0.42 => self.properties(Property::Colour, count, random),
+            s if s < 0.53 => self.properties(Property::Category, count, random),
+            s if s < 0.64 => self.properties(Property::Kind, count, random),
+            s if s < 0.70 => self.yes_or_no(count, random),
+            s if s < 0.96 => self.shapes(count, random),
             _ => self.scenes(count, random),
         }
     }
