@@ -242,6 +242,8 @@ def main():
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    if args.device != "cpu":
+        torch.cuda.set_device(args.device)
     shape = read_shape(args.shape, args.layers)
     with torch.device(args.device):
         model = build(shape)

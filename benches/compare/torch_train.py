@@ -39,9 +39,14 @@ def main():
 
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    if args.device != "cpu":
+        torch.cuda.set_device(args.device)
     shape = read_shape(args.shape, None)
     with torch.device(args.device):
         model = build(shape).train()
+    if args.device != "cpu":  # what building it took does not count
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     if args.checkpointing:
         from torch.utils.checkpoint import checkpoint
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Context;
@@ -42,7 +42,9 @@ impl GpuCheck {
     /// If nothing at all can run on the device.
     pub fn run(&self, on_progress: &mut dyn FnMut(&str), on_text: &mut dyn FnMut(&str)) -> anyhow::Result<()> {
         flamingo_engine::probe(self.device)?;
-        on_text(&format!("# GPU check\n\nDevice: {} ({}).\n\n## The same numbers\n\n", self.device, hardware()));
+        let hardware = self.nvidia_smi("--query-gpu=name,memory.total,driver_version");
+        let hardware = hardware.unwrap_or_else(|| "no NVIDIA driver".into());
+        on_text(&format!("# GPU check\n\nDevice: {} ({hardware}).\n\n## The same numbers\n\n", self.device));
         on_text(
             "| recording | passed | failed | not computed | largest difference of its tolerance |\n|---|---|---|---|---|\n",
         );
@@ -51,7 +53,7 @@ impl GpuCheck {
             let name = folder.file_name().unwrap_or_default().to_string_lossy();
             match self.golden(folder) {
                 Ok(row) => on_text(&format!("| {name} | {row} |\n")),
-                Err(error) => on_text(&format!("| {name} | could not be run: {error:#} | | | |\n")),
+                Err(error) => on_text(&format!("| {name} | {} | | | |\n", failure(&error))),
             }
         }
         on_text("\n## Speed, random weights, bf16\n\n");
@@ -66,11 +68,9 @@ impl GpuCheck {
                 match self.found(config, measure) {
                     Ok(found) => {
                         on_progress(&format!("{}, {what}, PyTorch", config.name));
-                        on_text(&self.rows(config, measure, what, &found, self.torch_found(config, measure)));
+                        on_text(&self.rows(config, measure, what, &found, self.torch(config, measure)));
                     }
-                    Err(error) => {
-                        on_text(&format!("| {} | {what} | could not be run: {error:#} | | |\n", config.name));
-                    }
+                    Err(error) => on_text(&format!("| {} | {what} | {} | | |\n", config.name, failure(&error))),
                 }
             }
         }
@@ -98,6 +98,24 @@ impl GpuCheck {
         ))
     }
 
+    /// Which CUDA device it is.
+    fn index(&self) -> usize {
+        if let Device::Cuda(Some(index)) = self.device { index } else { 0 }
+    }
+
+    /// What the driver says of the device.
+    fn nvidia_smi(&self, query: &str) -> Option<String> {
+        let device = format!("--id={}", self.index());
+        let output =
+            Command::new("nvidia-smi").args([query, "--format=csv,noheader,nounits", &device]).output().ok()?;
+        Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_string())
+    }
+
+    /// Memory in use on the device. Burn keeps what it once allocated, so this is the most that was.
+    fn memory_mib(&self) -> Option<f64> {
+        self.nvidia_smi("--query-gpu=memory.used")?.parse().ok()
+    }
+
     fn batch(&self, config: &ModelConfig, rows: usize) -> (Text, Pixels, Vec<i64>) {
         let side = config.vision.image_size;
         let data = (0..rows * 3 * side * side).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
@@ -123,11 +141,16 @@ impl GpuCheck {
         let mut command = Command::new(program);
         command.args(["gpu-measure", "--device", &self.device.to_string(), "--what", what.name()]);
         command.args(["--rows", &self.rows.to_string(), "--tokens", &self.tokens.to_string()]);
+        // What this process holds itself does not count.
+        let held = self.memory_mib().unwrap_or_default();
         let output = command.arg("--config").arg(&shape).output()?;
         let said = String::from_utf8_lossy(&output.stderr);
-        let last = said.lines().last().unwrap_or("it said nothing");
-        anyhow::ensure!(output.status.success(), "{}", last.trim_start_matches("error: "));
-        Ok(serde_json::from_slice(&output.stdout)?)
+        eprint!("{said}");
+        let why = said.rfind("error: ").map_or_else(|| output.status.to_string(), |at| said[at + 7..].to_string());
+        anyhow::ensure!(output.status.success(), "{why}");
+        let mut found: Found = serde_json::from_slice(&output.stdout).context("gpu-measure printed no measurement")?;
+        found.memory_mib = found.memory_mib.map(|memory| memory - held);
+        Ok(found)
     }
 
     /// Time and memory of one thing.
@@ -159,12 +182,22 @@ impl GpuCheck {
         }
         let mut last = seconds.split_off(2);
         last.sort_by(f64::total_cmp);
-        Ok(Found { seconds: last[1], memory_mib: memory_mib() })
+        Ok(Found { seconds: last[1], memory_mib: self.memory_mib() })
     }
 
     /// Rows of the table.
-    fn rows(&self, config: &ModelConfig, measure: Measure, what: &str, ours: &Found, torch: Option<Found>) -> String {
-        let mut rows = String::new();
+    fn rows(
+        &self,
+        config: &ModelConfig,
+        measure: Measure,
+        what: &str,
+        ours: &Found,
+        torch: anyhow::Result<Option<Found>>,
+    ) -> String {
+        let (torch, mut rows) = match torch {
+            Ok(torch) => (torch, String::new()),
+            Err(error) => (None, format!("| {} | {what} | | {} | |\n", config.name, failure(&error))),
+        };
         let mut row = |what: String, ours: f64, theirs: Option<f64>, more_is_better: bool| {
             let ratio = theirs.map(|theirs| if more_is_better { ours / theirs } else { theirs / ours });
             let theirs = theirs.map_or(String::new(), |x| format!("{x:.1}"));
@@ -204,29 +237,39 @@ impl GpuCheck {
             + 6.0 * size("resampler") * seen
     }
 
-    /// What one of benches/compare's programs finds, with PyTorch. Where it fails it says why on stderr.
-    fn torch(&self, config: &ModelConfig, program: &str, args: &[&str]) -> Option<serde_json::Value> {
-        let python = self.python.as_ref()?;
-        let work = tempfile::tempdir().ok()?;
-        let shape = work.path().join("model.toml");
-        std::fs::write(&shape, config.to_toml()).ok()?;
-        let mut command = Command::new(python);
-        command.arg(Path::new("benches/compare").join(program)).arg("--shape").arg(shape);
-        command.args(["--device", "cuda", "--dtype", "bf16", "--images", "1", "--runs", "3"]);
-        command.args(["--tokens", &self.tokens.to_string()]).args(args).stderr(Stdio::inherit());
-        serde_json::from_slice(&command.output().ok()?.stdout).ok()
-    }
-
-    /// The same in PyTorch.
-    fn torch_found(&self, config: &ModelConfig, what: Measure) -> Option<Found> {
-        let rows = self.rows.to_string();
+    /// The same in PyTorch, by one of benches/compare's programs; nothing where no Python is given.
+    fn torch(&self, config: &ModelConfig, what: Measure) -> anyhow::Result<Option<Found>> {
+        let Some(python) = &self.python else { return Ok(None) };
+        let (rows, tokens) = (self.rows.to_string(), self.tokens.to_string());
         let (program, args, time) = match what {
             Measure::Training => ("torch_train.py", vec!["--rows", &rows], "step_ms"),
             Measure::CheckpointedTraining => ("torch_train.py", vec!["--rows", &rows, "--checkpointing"], "step_ms"),
             Measure::Decode => ("torch_bench.py", vec!["--decode", "32"], "decode_ms_per_token"),
         };
-        let found = self.torch(config, program, &args)?;
-        Some(Found { seconds: found[time].as_f64()? / 1e3, memory_mib: found["peak_device_mib"].as_f64() })
+        let work = tempfile::tempdir()?;
+        let shape = work.path().join("model.toml");
+        std::fs::write(&shape, config.to_toml())?;
+        let mut command = Command::new(python);
+        command.arg(Path::new("benches/compare").join(program)).arg("--shape").arg(shape);
+        command.args([
+            "--device",
+            &format!("cuda:{}", self.index()),
+            "--dtype",
+            "bf16",
+            "--images",
+            "1",
+            "--runs",
+            "3",
+        ]);
+        command.args(["--tokens", &tokens]).args(args);
+        let output = command.output().with_context(|| format!("cannot run {python}"))?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        eprint!("{said}");
+        anyhow::ensure!(output.status.success(), "{}", said.lines().last().unwrap_or("it said nothing"));
+        let found: serde_json::Value =
+            serde_json::from_slice(&output.stdout).with_context(|| format!("{program} printed no JSON"))?;
+        let milliseconds = found[time].as_f64().with_context(|| format!("{program} printed no {time}"))?;
+        Ok(Some(Found { seconds: milliseconds / 1e3, memory_mib: found["peak_device_mib"].as_f64() }))
     }
 
     /// Seconds a token after a prompt.
@@ -235,7 +278,7 @@ impl GpuCheck {
         let (text, pixels, _) = self.batch(config, 1);
         engine.time(&text, &pixels, 4)?;
         let timings = engine.time(&text, &pixels, 32)?;
-        Ok(Found { seconds: timings.decode.as_secs_f64(), memory_mib: memory_mib() })
+        Ok(Found { seconds: timings.decode.as_secs_f64(), memory_mib: self.memory_mib() })
     }
 }
 
@@ -269,19 +312,10 @@ pub struct Found {
     pub memory_mib: Option<f64>,
 }
 
-/// What the driver says, of the first GPU.
-fn nvidia_smi(query: &str) -> Option<String> {
-    let output = Command::new("nvidia-smi").args([query, "--format=csv,noheader,nounits"]).output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).lines().next()?.trim().to_string())
-}
-
-fn hardware() -> String {
-    nvidia_smi("--query-gpu=name,memory.total,driver_version").unwrap_or_else(|| "no NVIDIA driver".into())
-}
-
-/// Memory in use on the device. Burn keeps what it once allocated, so this is the most that was.
-fn memory_mib() -> Option<f64> {
-    nvidia_smi("--query-gpu=memory.used")?.parse().ok()
+/// A cell of the table that says why something is not there.
+fn failure(error: &anyhow::Error) -> String {
+    let line = format!("could not be run: {error:#}").replace('|', "/");
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The recordings of some folders: each that is one, or their sub-folders that are.

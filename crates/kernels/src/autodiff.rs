@@ -154,6 +154,9 @@ impl<B: Gradients> Backward<B, 1> for CrossEntropy {
 
 impl<B: Gradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (left, right) = (lhs.primitive.shape(), rhs.primitive.shape());
+        let leading = left.num_dims().saturating_sub(2);
+        assert_eq!(left[..leading], right[..leading], "factors have the same leading dimensions");
         let state = [rhs.is_tracked().then(|| lhs.primitive.clone()), lhs.is_tracked().then(|| rhs.primitive.clone())];
         let output = B::product(lhs.primitive, rhs.primitive);
         match Product.prepare::<C>([lhs.node, rhs.node]).compute_bound().stateful() {

@@ -8,28 +8,29 @@ use cubek::matmul::launch::{Strategy, launch_ref};
 use cubek::std::InputBinding;
 
 #[cfg(feature = "cuda")]
-impl crate::Kernels for burn_cuda::Cuda {
-    fn product(lhs: Float, rhs: Float) -> Float {
-        if lhs.dtype == DType::F32 { exact_product(lhs, rhs) } else { Self::float_matmul(lhs, rhs) }
-    }
+mod backend {
+    use burn::tensor::DType;
+    use burn::tensor::ops::{FloatTensor, FloatTensorOps};
+    use burn_cuda::Cuda;
 
-    fn attend(attention: crate::Attention<Self>) -> Float {
-        if attention.q.dtype == DType::F32 {
-            crate::generic::attend_by_products::<Self>(attention)
-        } else {
-            crate::generic::attend::<Self>(attention)
+    use crate::{Attention, Gradients, Kernels, generic};
+
+    impl Kernels for Cuda {
+        fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
+            if lhs.dtype == DType::F32 { super::exact_product(lhs, rhs) } else { Self::float_matmul(lhs, rhs) }
+        }
+
+        /// Burn's fused attention rounds f32 as its products do.
+        fn attend(attention: Attention<Self>) -> FloatTensor<Self> {
+            match attention.q.dtype {
+                DType::F32 => generic::attend_by_products::<Self>(attention),
+                _ => generic::attend::<Self>(attention),
+            }
         }
     }
+
+    impl Gradients for Cuda {}
 }
-
-#[cfg(feature = "cuda")]
-impl crate::Gradients for burn_cuda::Cuda {}
-
-#[cfg(feature = "cuda")]
-type Float = burn::tensor::ops::FloatTensor<burn_cuda::Cuda>;
-
-#[cfg(feature = "cuda")]
-use burn::tensor::{DType, ops::FloatTensorOps};
 
 /// A product by multiplications and additions of f32. Burn's own takes the tensor cores, which round the factors of f32
 /// to TF32, ten bits: an error of 1e-3.
@@ -42,8 +43,8 @@ fn exact_product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> Cube
         let elements = MatmulGlobalElems { lhs: dtype.into(), rhs: dtype.into(), out: dtype.into() };
         launch_ref(&strategy, &client, lhs, rhs, out.clone().binding(), &mut MatmulElems::from_globals(&elements))
     };
-    if launch(Strategy::SimpleUnit(Default::default())).is_err() {
-        launch(Strategy::Naive).expect("the naive kernel takes products of any shape");
+    if let Err(first) = launch(Strategy::SimpleUnit(Default::default())) {
+        launch(Strategy::Naive).unwrap_or_else(|second| panic!("no kernel takes this product: {first:?}, {second:?}"));
     }
     out
 }
@@ -79,5 +80,19 @@ mod tests {
                 }
             }
         }
+        // As attention has them: heads between tokens and their values, and one mask for all.
+        let [q, k] = [random([5, 3, 8]), random([7, 3, 8])].map(|x| x.swap_dims(0, 1).unsqueeze_dim::<4>(0));
+        let one = random([1, 1, 35]).reshape([1, 1, 5, 7]);
+        let scores = exact(q.clone(), k.clone().transpose());
+        let weighted = exact(one.clone().expand([1, 3, 5, 7]), k.clone());
+        for (found, expected) in [(scores, q.matmul(k.clone().transpose())), (weighted, one.repeat_dim(1, 3).matmul(k))]
+        {
+            let furthest: f32 = (found - expected).abs().max().into_scalar();
+            assert!(furthest < 1e-5, "{furthest}");
+        }
+    }
+
+    fn exact(lhs: Tensor<Wgpu, 4>, rhs: Tensor<Wgpu, 4>) -> Tensor<Wgpu, 4> {
+        tensor(exact_product(primitive(lhs), primitive(rhs)))
     }
 }

@@ -1,7 +1,7 @@
 //! Operations that a backend may compute better than Burn composes them, with hand-written gradients.
 //!
 //! [`Kernels`] has a default for every operation, in Burn's own; wgpu and ndarray use those, and CUDA but for products of
-//! f32, which Burn would round to TF32. On the CPU through
+//! f32 and attention over it, which Burn would round to TF32. On the CPU through
 //! burn-flex, GELU, softmax and everything around them are vectorised loops ([`flex`]). Under `Autodiff` each is one
 //! node with the gradient written here, which also puts right Burn's gradient of the exact GELU (that of its tanh
 //! approximation) and keeps attention scores out of memory between forward and backward pass.

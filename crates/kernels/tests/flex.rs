@@ -10,7 +10,8 @@ use burn_flex::{Flex, FlexDevice};
 use flamingo_config::{Activation, Pairing};
 use flamingo_kernels::flex::math;
 use flamingo_kernels::{
-    AdamWStep, Attention, Gradients, Kernels, activate, attend, columns, cross_entropy, layer_norm, linear, rotate,
+    AdamWStep, Attention, Gradients, Kernels, activate, attend, columns, cross_entropy, layer_norm, linear, product,
+    rotate,
 };
 
 type T<const D: usize> = Tensor<Flex, D>;
@@ -304,6 +305,7 @@ fn nodes_have_burns_gradients() {
         |[x, weight]| linear(flat(x), flat(weight), None),
         |[x, weight]| module::linear(flat(x), flat(weight).transpose(), None),
     );
+    differentiated_alike([x.clone(), random([2, 4, 6, 7], 1.0)], |[a, b]| product(a, b), |[a, b]| a.matmul(b));
     let normal = |x: Tensor<A, 4>| {
         let centred = x.clone() - x.mean_dim(3);
         centred.clone() / ((centred.clone() * centred).mean_dim(3) + 1e-5).sqrt()

@@ -21,7 +21,7 @@ pub struct Muon {
 const ITERATIONS: usize = 5;
 const COEFFICIENTS: [f64; 3] = [3.4445, -4.7750, 2.0315];
 
-/// Parameters that are worked on together, at most: it takes a few copies of them.
+/// Numbers of matrices that are worked on together, unless one has more: it takes a few copies of them.
 const AT_ONCE: usize = 1 << 20;
 
 impl Muon {
@@ -38,7 +38,7 @@ impl Muon {
     }
 
     /// The momentum after a gradient, and what is to be made orthogonal: it looks one step ahead (Nesterov).
-    pub(crate) fn momentum<B: Backend>(
+    pub(crate) fn advance<B: Backend>(
         &self,
         gradient: Tensor<B, 1>,
         momentum: Option<Tensor<B, 1>>,
@@ -72,33 +72,36 @@ pub(crate) fn directions<B: Backend>(parameters: Vec<(Tensor<B, 1>, [usize; 3])>
     for (i, (_, [_, rows, columns])) in parameters.iter().enumerate() {
         groups.entry([*rows.min(columns), *rows.max(columns)]).or_default().push(i);
     }
-    let mut directions: Vec<Option<Tensor<B, 1>>> = vec![None; parameters.len()];
-    for ([short, long], members) in groups {
-        for some in members.chunks((AT_ONCE / (short * long)).max(1)) {
-            let wide = |&i: &usize| {
-                let (values, shape) = &parameters[i];
-                let matrices = values.clone().reshape(*shape);
-                if shape[1] > shape[2] { matrices.swap_dims(1, 2) } else { matrices }
+    let shapes: Vec<[usize; 3]> = parameters.iter().map(|(_, shape)| *shape).collect();
+    let mut flat: Vec<Tensor<B, 1>> = parameters.into_iter().map(|(values, _)| values).collect();
+    for members in groups.into_values() {
+        let mut rest = members.as_slice();
+        while !rest.is_empty() {
+            let mut numbers = 0;
+            let fits = |&&i: &&usize| {
+                numbers += shapes[i].iter().product::<usize>();
+                numbers <= AT_ONCE
             };
-            let mut all = orthogonal(Tensor::cat(some.iter().map(wide).collect(), 0));
-            for &i in some {
-                let [count, rows, columns] = parameters[i].1;
-                let left = all.dims()[0] - count;
-                let mut found = all.clone().narrow(0, 0, count);
-                if left > 0 {
-                    all = all.narrow(0, count, left);
-                }
-                if rows > columns {
-                    found = found.swap_dims(1, 2) * (rows as f64 / columns as f64).sqrt();
-                }
-                directions[i] = Some(found.reshape([count * rows * columns]));
+            let (some, left) = rest.split_at(rest.iter().take_while(fits).count().max(1));
+            rest = left;
+            let wide = |&i: &usize| {
+                let matrices = flat[i].clone().reshape(shapes[i]);
+                if shapes[i][1] > shapes[i][2] { matrices.swap_dims(1, 2) } else { matrices }
+            };
+            let found = orthogonal(Tensor::cat(some.iter().map(wide).collect(), 0));
+            let counts = some.iter().map(|&i| shapes[i][0]).collect();
+            for (&i, found) in some.iter().zip(found.split_with_sizes(counts, 0)) {
+                let [count, rows, columns] = shapes[i];
+                let stretch = (rows as f64 / columns as f64).sqrt();
+                let found = if rows > columns { found.swap_dims(1, 2) * stretch } else { found };
+                flat[i] = found.reshape([count * rows * columns]);
             }
         }
     }
-    directions.into_iter().flatten().collect()
+    flat
 }
 
-/// Roughly the nearest matrices whose singular values are all one, of wide ones.
+/// Roughly the nearest matrices whose singular values are all one, of wide ones. TF32, which CUDA takes here, is enough.
 fn orthogonal<B: Backend>(x: Tensor<B, 3>) -> Tensor<B, 3> {
     let norm = (x.clone() * x.clone()).sum_dim(2).sum_dim(1).sqrt() + 1e-7;
     let mut x = x / norm;

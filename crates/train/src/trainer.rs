@@ -133,7 +133,7 @@ impl<B: Differentiable> Trainer<B> {
 
     /// Updates the weights and forgets the gradients. Parameters that got none stay as they are.
     pub fn update(&mut self, model: &mut impl Module<B>, learning_rate: f64) {
-        let directions = self.directions();
+        let directions = self.take_directions();
         *model = model.clone().map(&mut Update {
             slots: &mut self.slots,
             directions,
@@ -144,15 +144,15 @@ impl<B: Differentiable> Trainer<B> {
         });
     }
 
-    /// Where Muon moves the parameters that it updates, by path.
-    fn directions(&mut self) -> BTreeMap<String, Tensor<B::InnerBackend, 1>> {
+    /// Where Muon moves the parameters that it updates, by path. Their gradients are used up.
+    fn take_directions(&mut self) -> BTreeMap<String, Tensor<B::InnerBackend, 1>> {
         let Some(muon) = self.optimizer.muon else { return BTreeMap::new() };
         let (mut paths, mut parameters) = (Vec::new(), Vec::new());
         for (path, slot) in &mut self.slots {
             let (matrices @ 1.., &[rows, columns]) = (slot.matrices, slot.shape.as_slice()) else { continue };
             let Some(gradient) = slot.gradient.take() else { continue };
             let (before, steps) = slot.moments.take().map_or((None, 0), |m| (Some(m.first), m.steps));
-            let [first, ahead] = muon.momentum(gradient, before);
+            let [first, ahead] = muon.advance(gradient, before);
             slot.moments = Some(Moments { first, second: None, steps: steps + 1 });
             paths.push(path.clone());
             parameters.push((ahead, [matrices, rows / matrices, columns]));

@@ -188,7 +188,7 @@ impl Gradients for Flex {
 
     fn linear_bias_gradient(grad: FloatTensor<Self>) -> FloatTensor<Self> {
         if grad.dtype() != DType::F32 {
-            return Self::linear_bias_backward(grad);
+            return generic::linear_bias_gradient::<Self>(grad);
         }
         linear::bias_gradient(grad)
     }
