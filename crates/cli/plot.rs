@@ -54,10 +54,10 @@ fn panel(key: &str, runs: &[Run], x: &str, label: &str, args: &PlotArgs) -> Pane
     for (colour, run) in runs.iter().enumerate() {
         let mut points = run.points(x, key);
         if args.smooth > 0.0 && key != "lr" {
-            curves.push(Curve { name: None, colour, faint: true, points: points.clone() });
+            curves.push(Curve { name: None, colour, faint: true, points: points.clone(), intervals: Vec::new() });
             points = smoothed(&points, args.smooth);
         }
-        curves.push(Curve { name: Some(run.name.clone()), colour, faint: false, points });
+        curves.push(Curve { name: Some(run.name.clone()), colour, faint: false, points, intervals: Vec::new() });
     }
     // What is faint goes behind everything else.
     curves.sort_by_key(|curve| !curve.faint);

@@ -144,6 +144,7 @@ fn panels(summary: &Summary) -> Vec<Panel> {
         colour,
         faint: false,
         points: summary.thresholds.iter().map(|kept| (kept.threshold, part(kept))).collect(),
+        intervals: Vec::new(),
     };
     let curves = vec![
         curve("documents", 0, &|kept| share(kept.documents, summary.samples.documents)),

@@ -4,7 +4,7 @@ use plotters::coord::Shift;
 use plotters::coord::types::RangedCoordf64;
 use plotters::prelude::*;
 
-use crate::panel::{Content, Panel};
+use crate::panel::{Content, LARGEST, Panel};
 use crate::{Curve, PlotError};
 
 /// Width and height of a panel, in pixels.
@@ -52,14 +52,27 @@ fn failed(error: impl std::fmt::Display) -> PlotError {
 
 fn draw_curves(area: &Area<'_>, panel: &Panel, curves: &[Curve], log: bool) -> Result<(), PlotError> {
     let pieces: Vec<_> = curves.iter().map(|curve| (curve, curve.pieces(log))).collect();
-    let points = || pieces.iter().flat_map(|(_, pieces)| pieces.iter().flatten());
+    let height = |y: f64| if log { y.log10() } else { y };
+    let ends = |curve: &Curve| -> Vec<[(f64, f64); 2]> {
+        let ends = curve.intervals.iter().map(|&(x, ends)| ends.map(|y| (x, height(y))));
+        ends.filter(|ends| ends.iter().all(|(x, y)| x.abs() <= LARGEST && y.abs() <= LARGEST)).collect()
+    };
+    let intervals: Vec<_> = curves.iter().map(ends).collect();
+    let points =
+        || pieces.iter().flat_map(|(_, pieces)| pieces.iter().flatten()).chain(intervals.iter().flatten().flatten());
     let none = || PlotError::NoNumbers(panel.title.clone());
     let x = range(points().map(|point| point.0), 0.0).ok_or_else(none)?;
     let y = range(points().map(|point| point.1), 0.06).ok_or_else(none)?;
     let mut chart = axes(area, panel, x, y, log)?;
-    for (curve, pieces) in &pieces {
+    for ((curve, pieces), intervals) in pieces.iter().zip(&intervals) {
         let colour = COLOURS[curve.colour % COLOURS.len()];
         let line = colour.mix(if curve.faint { 0.3 } else { 1.0 }).stroke_width(if curve.faint { 1 } else { 2 });
+        let spread = colour.mix(0.45).stroke_width(1);
+        chart.draw_series(intervals.iter().map(|ends| PathElement::new(ends.to_vec(), spread))).map_err(failed)?;
+        if !intervals.is_empty() {
+            let marks = pieces.iter().filter(|piece| piece.len() > 1).flatten();
+            chart.draw_series(marks.map(|&point| Circle::new(point, 3, line.filled()))).map_err(failed)?;
+        }
         let mut name = curve.name.as_ref();
         for piece in pieces {
             let drawn = if let [point] = piece[..] {

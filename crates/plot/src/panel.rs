@@ -1,7 +1,7 @@
 //! What a figure shows.
 
 /// Numbers beyond are drawn as gaps: differences of larger ones would overflow.
-const LARGEST: f64 = 1e100;
+pub(crate) const LARGEST: f64 = 1e100;
 
 /// Points of a curve that are drawn, at least; more would not be seen, and would make large files.
 const VISIBLE: usize = 2000;
@@ -51,6 +51,9 @@ pub struct Curve {
     pub faint: bool,
     /// Its points, from left to right. One that is no number is a gap.
     pub points: Vec<(f64, f64)>,
+    /// Where a point's number lies with some confidence: its place, and the ends. Points of a curve with such are
+    /// marked.
+    pub intervals: Vec<(f64, [f64; 2])>,
 }
 
 impl Curve {

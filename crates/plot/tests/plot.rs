@@ -6,7 +6,7 @@ use flamingo_plot::{Content, Curve, Panel, PlotError, Run, draw, smoothed};
 use roxmltree::{Document, Node};
 
 fn curve(name: &str, points: Vec<(f64, f64)>) -> Curve {
-    Curve { name: Some(name.into()), colour: 0, faint: false, points }
+    Curve { name: Some(name.into()), colour: 0, faint: false, points, intervals: Vec::new() }
 }
 
 fn curves(curves: Vec<Curve>, log: bool) -> Panel {

@@ -156,6 +156,18 @@ impl Picture {
         self.height
     }
 
+    /// The middle square of the picture with so many pixels a side, what a model sees of it, as a JPEG.
+    ///
+    /// # Errors
+    /// [`DataError::Image`] if it cannot be written: more than 65,500 pixels a side, or none.
+    pub fn thumbnail(&self, side: u32) -> Result<Vec<u8>, DataError> {
+        if side == 0 {
+            return Err(DataError::Image("a thumbnail without pixels".into()));
+        }
+        crate::prepare::jpeg(&resize::square(self, side))
+            .map_err(|_| DataError::Image(format!("a thumbnail of {side} pixels a side")))
+    }
+
     /// Red, green and blue of each pixel, `[height, width, 3]`: Pillow's `convert("RGB")`, which forgets
     /// transparency and cuts 16-bit grey off at 255.
     pub fn rgb(&self) -> Vec<u8> {

@@ -14,7 +14,7 @@ pub use error::PrepareError;
 pub(crate) use error::{Unusable, extension};
 pub(crate) use lines::{open, read_lines, size};
 pub use pack::{PackOptions, PackReport, pack};
-pub(crate) use picture::decode;
+pub(crate) use picture::{decode, jpeg};
 
 /// Samples that are worked on at the same time, and so are in memory.
 pub(crate) const BATCH: usize = 32;

@@ -68,6 +68,11 @@ pub(super) fn as_jpeg(picture: &Picture, quality: f32) -> Result<Vec<u8>, Unusab
     encode(&picture.rgb(), picture.width(), picture.height(), quality)
 }
 
+/// A small picture as a JPEG that is good enough for a page.
+pub(crate) fn jpeg(picture: &Picture) -> Result<Vec<u8>, Unusable> {
+    as_jpeg(picture, PILLOW_QUALITY)
+}
+
 fn encode(rgb: &[u8], width: u32, height: u32, quality: f32) -> Result<Vec<u8>, Unusable> {
     if width.max(height) > MAX_SIDE {
         return Err(Unusable::TooLarge);
