@@ -53,6 +53,14 @@ pub trait Engine: Send {
         trace: bool,
     ) -> Result<Forward, EngineError>;
 
+    /// What the model keeps of each picture, `[rows, images, num_latents, width]`: [`Engine::start_seen`] takes it in
+    /// place of pixels, as often as the picture is shown.
+    ///
+    /// # Errors
+    /// As [`Engine::image_features`]; [`EngineError::Input`] for a model whose latents depend on a picture's place in
+    /// its row.
+    fn latents(&self, pixels: &Pixels) -> Result<Array, EngineError>;
+
     /// Reads a prompt and gets ready to continue it. Returns the session and the logits that follow the
     /// last token of each row, `rows * vocab_size`.
     ///
@@ -62,6 +70,17 @@ pub trait Engine: Send {
         &self,
         prompt: &Text,
         pixels: Option<&Pixels>,
+        options: SessionOptions,
+    ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError>;
+
+    /// [`Engine::start`] with pictures as [`Engine::latents`] gives them, `[rows, images, num_latents, width]`.
+    ///
+    /// # Errors
+    /// As [`Engine::start`].
+    fn start_seen(
+        &self,
+        prompt: &Text,
+        latents: Option<&Array>,
         options: SessionOptions,
     ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError>;
 
@@ -176,6 +195,40 @@ impl<B: Kernels> BurnEngine<B> {
     /// the row or have several frames.
     pub(crate) fn pictures_may_repeat(&self, pixels: &Pixels) -> bool {
         pixels.frames == 1 && self.model.resampler.media_time_embeddings.is_none()
+    }
+
+    /// [`BurnEngine::media`] of pictures whose latents are known.
+    pub(crate) fn media_of_latents(
+        &self,
+        latents: Option<&Array>,
+        rows: usize,
+    ) -> Result<Option<Media<B>>, EngineError> {
+        let Some(latents) = latents else { return Ok(None) };
+        let expected = [self.config.resampler.num_latents, self.config.vision.width];
+        match latents.shape[..] {
+            [r, images, n, width]
+                if r == rows && [n, width] == expected && r * images * n * width == latents.data.len() =>
+            {
+                let data = TensorData::new(latents.data.clone(), [r, images, n, width]);
+                let latents = Tensor::<B, 4>::from_data(data, (&self.device, burn_dtype(self.precision)));
+                Ok(Some(self.model.media(latents)))
+            }
+            _ => Err(EngineError::Input(format!(
+                "latents of {:?} where [{rows}, images, {}, {}] belong",
+                latents.shape, expected[0], expected[1]
+            ))),
+        }
+    }
+
+    fn session(
+        &self,
+        prompt: &Text,
+        media: Option<Media<B>>,
+        options: SessionOptions,
+    ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError> {
+        let mut session = BurnSession::new(self, prompt.rows, media, options);
+        let logits = session.read(prompt)?;
+        Ok((Box::new(session), logits))
     }
 
     /// [`BurnEngine::media`] of a batch in training, where many pictures are the same: blank ones fill up rows.
@@ -384,11 +437,29 @@ impl<B: Kernels> Engine for BurnEngine<B> {
         guard(|| {
             self.check_text(prompt, 0)?;
             self.check_rows(prompt, pixels)?;
-            let media = self.media(pixels)?;
-            let mut session = BurnSession::new(self, prompt.rows, media, options);
-            let logits = session.read(prompt)?;
-            let session: Box<dyn Session + '_> = Box::new(session);
-            Ok((session, logits))
+            self.session(prompt, self.media(pixels)?, options)
+        })
+    }
+
+    fn latents(&self, pixels: &Pixels) -> Result<Array, EngineError> {
+        guard(|| {
+            if !self.pictures_may_repeat(pixels) {
+                return Err(EngineError::Input("latents of this model depend on a picture's place in its row".into()));
+            }
+            self.check_media(pixels)?;
+            Array::from_tensor(&self.model.resampler.forward(self.see(self.pixels(pixels)?)))
+        })
+    }
+
+    fn start_seen(
+        &self,
+        prompt: &Text,
+        latents: Option<&Array>,
+        options: SessionOptions,
+    ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError> {
+        guard(|| {
+            self.check_text(prompt, 0)?;
+            self.session(prompt, self.media_of_latents(latents, prompt.rows)?, options)
         })
     }
 

@@ -30,8 +30,21 @@ pub trait Session: Decoder<Error = EngineError> {
     /// # Errors
     /// [`EngineError::Input`] for ids outside the vocabulary, [`EngineError::Device`] if the device fails.
     fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError>;
+
+    /// Shows further pictures, `[rows, images, num_latents, width]`: what marks in the text to come stand for.
+    ///
+    /// # Errors
+    /// [`EngineError::Input`] for latents of another shape, or where a row has other pictures than marks so far.
+    fn show(&mut self, latents: &Array) -> Result<(), EngineError>;
+
+    /// A second session that goes on from here; what is cached is shared until one of them writes.
+    fn fork(&self) -> Box<dyn Session + '_>;
+
+    /// Lets what comes see the padding before it, as upstream's cached classification does by passing no mask.
+    fn reveal_padding(&mut self);
 }
 
+#[derive(Clone)]
 pub(crate) struct BurnSession<'a, B: Kernels> {
     engine: &'a BurnEngine<B>,
     cache: Cache<B>,
@@ -140,5 +153,28 @@ impl<B: Kernels> Session for BurnSession<'_, B> {
             }
             Array::from_tensor(&model.decoder.logits(hidden))
         })
+    }
+
+    fn show(&mut self, latents: &Array) -> Result<(), EngineError> {
+        guard(|| {
+            let shown = self.media.as_ref().map_or(0, Media::images);
+            if self.marks.iter().any(|&marks| marks != shown) {
+                return Err(EngineError::Input("a row has other pictures than marks: no more can be shown".into()));
+            }
+            let more = self.engine.media_of_latents(Some(latents), self.cache.rows())?;
+            self.media = match (self.media.take(), more) {
+                (Some(media), Some(more)) => Some(media.followed_by(more)),
+                (media, more) => media.or(more),
+            };
+            Ok(())
+        })
+    }
+
+    fn fork(&self) -> Box<dyn Session + '_> {
+        Box::new(self.clone())
+    }
+
+    fn reveal_padding(&mut self) {
+        self.cache.reveal_padding();
     }
 }

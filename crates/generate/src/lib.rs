@@ -20,6 +20,7 @@ pub use config::{EarlyStopping, GenerationConfig, Strategy};
 pub use error::{ConfigError, GenerateError, InputError};
 pub use sample::sampling_distribution;
 pub use score::{SequenceScore, sequence_log_prob};
+pub use select::log_softmax;
 
 /// A batch of sequences that a model is continuing. Its caches live behind it.
 pub trait Decoder {

@@ -27,8 +27,8 @@ pub(crate) fn log_sum_exp(logits: &[f32]) -> (f32, f32) {
     (max, sum.ln() as f32)
 }
 
-/// `log softmax`, in place.
-pub(crate) fn log_softmax(logits: &mut [f32]) {
+/// `log softmax` of one row of logits, in place.
+pub fn log_softmax(logits: &mut [f32]) {
     let (max, log_sum) = log_sum_exp(logits);
     for x in logits {
         *x = (*x - max) - log_sum;

@@ -46,6 +46,13 @@ impl<B: Backend> Cache<B> {
         &self.keep
     }
 
+    /// Counts padding as text from now on.
+    pub fn reveal_padding(&mut self) {
+        for row in &mut self.keep {
+            row.fill(true);
+        }
+    }
+
     /// Notes the tokens that the layers are about to append.
     pub(crate) fn announce(&mut self, keep: &[bool], width: usize) {
         for (row, kept) in self.keep.iter_mut().zip(keep.chunks(width)) {

@@ -25,6 +25,23 @@ impl<B: Backend> Media<B> {
         self.images
     }
 
+    /// The same with further images behind them.
+    ///
+    /// # Panics
+    /// If `more` has other rows or is of another model.
+    pub fn followed_by(self, more: Self) -> Self {
+        let join = |(own, more): (Option<[Tensor<B, 4>; 2]>, Option<[Tensor<B, 4>; 2]>)| {
+            let ([k, v], [more_k, more_v]) = own.zip(more)?;
+            Some([Tensor::cat(vec![k, more_k], 2), Tensor::cat(vec![v, more_v], 2)])
+        };
+        assert_eq!(self.layers.len(), more.layers.len(), "images of one model");
+        Self {
+            layers: self.layers.into_iter().zip(more.layers).map(join).collect(),
+            images: self.images + more.images,
+            num_latents: self.num_latents,
+        }
+    }
+
     /// Row `i` becomes a copy of what was row `rows[i]`; the number of rows may change.
     pub fn select(&mut self, rows: &[usize]) {
         for layer in self.layers.iter_mut() {

@@ -5,9 +5,11 @@
 
 mod folders;
 mod memory;
+mod seen;
 
 pub use folders::{Entry, find, list};
 pub use memory::{Part, parts};
+pub use seen::{Latents, Prefix};
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -15,8 +17,8 @@ use std::sync::Arc;
 
 use flamingo_config::ModelConfig;
 use flamingo_data::{ImageTransform, Interleaved, PaddingSide, Picture, TextStream, Tokenizer, pad_batch};
-use flamingo_engine::{Device, Engine, EngineError, Pixels, Precision, SessionOptions, Text};
-use flamingo_generate::{GenerateError, GenerationConfig, SequenceScore, generate, sequence_log_prob};
+use flamingo_engine::{Device, Engine, EngineError, Pixels, Precision, Session, SessionOptions, Text};
+use flamingo_generate::{GenerateError, GenerationConfig, SequenceScore, generate};
 use flamingo_weights::{ModelFolder, WeightsError};
 
 /// Why a model cannot be opened or asked.
@@ -125,10 +127,22 @@ impl Model {
         let (text, pixels) = self.batch(prompts)?;
         let options = SessionOptions { reserve: text.width.saturating_add(settings.max_new_tokens), upstream_compat };
         let (mut session, logits) = self.engine.start(&text, pixels.as_ref(), options)?;
+        self.continue_prompts(&mut *session, &text, logits, settings, on_text)
+    }
+
+    /// The continuations of a batch that a session has read.
+    fn continue_prompts(
+        &self,
+        session: &mut dyn Session,
+        text: &Text,
+        logits: Vec<f32>,
+        settings: &GenerationConfig,
+        on_text: &mut dyn FnMut(usize, &str) -> ControlFlow<()>,
+    ) -> Result<Vec<Vec<Output>>, ZooError> {
         let ids: Vec<Vec<u32>> = text.ids.chunks(text.width).map(<[u32]>::to_vec).collect();
         let each = settings.num_return_sequences.max(1);
-        let mut streams: Vec<TextStream> = (0..prompts.len() * each).map(|_| self.tokenizer.stream()).collect();
-        let out = generate(&mut *session, &ids, logits, settings, &mut |row, token| match streams
+        let mut streams: Vec<TextStream> = (0..text.rows * each).map(|_| self.tokenizer.stream()).collect();
+        let out = generate(session, &ids, logits, settings, &mut |row, token| match streams
             .get_mut(row)
             .and_then(|stream| stream.push(token))
         {
@@ -148,7 +162,7 @@ impl Model {
             score: g.score,
             finished: g.finished,
         });
-        Ok(prompts.iter().map(|_| outputs.by_ref().take(each).collect()).collect())
+        Ok((0..text.rows).map(|_| outputs.by_ref().take(each).collect()).collect())
     }
 
     /// Log-likelihood of each candidate after a prompt. The prompt is read once and the candidates together.
@@ -158,33 +172,39 @@ impl Model {
     pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<Vec<SequenceScore>, ZooError> {
         let ids: Vec<Vec<u32>> =
             candidates.iter().map(|text| self.tokenizer.encode_plain(text)).collect::<Result<_, _>>()?;
-        if let Some(i) = ids.iter().position(Vec::is_empty) {
-            return Err(ZooError::Prompt(format!("candidate {} is empty: there is nothing to score", i + 1)));
-        }
-        if ids.is_empty() {
-            return Ok(Vec::new());
-        }
+        seen::check_candidates(&ids)?;
         let (text, pixels) = self.batch(std::slice::from_ref(prompt))?;
-        let batch = pad_batch(&ids, self.config().tokens.pad, PaddingSide::Right);
-        let options = SessionOptions { reserve: text.width + batch.width, upstream_compat: false };
-        let (mut session, first) = self.engine.start(&text, pixels.as_ref(), options)?;
-        session.reorder(&vec![0; ids.len()])?;
-        let logits = session.feed(batch.ids, batch.mask)?;
-        let vocab = self.config().tokens.vocab_size;
-        let row_size = batch.width * vocab;
-        let scores = ids.iter().zip(logits.data.chunks(row_size)).map(|(ids, row)| {
-            // The prompt's last logits predict the first token, each token's logits the next.
-            let mut steps = first.clone();
-            steps.extend_from_slice(&row[..(ids.len() - 1) * vocab]);
-            SequenceScore::new(&sequence_log_prob(&steps, vocab, ids))
-        });
-        Ok(scores.collect())
+        let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
+        let options = SessionOptions { reserve: text.width + longest, ..SessionOptions::default() };
+        let (session, first) = self.engine.start(&text, pixels.as_ref(), options)?;
+        Ok(self.scores(&*session, first, 1, text.width, &ids)?.swap_remove(0))
     }
 
     /// Token ids (left-padded) and pixels of a batch of prompts. Rows with fewer pictures than others are
     /// filled with blank ones, which no text looks at.
     fn batch(&self, prompts: &[Prompt]) -> Result<(Text, Option<Pixels>), ZooError> {
+        let text = self.text(prompts)?;
+        let images = prompts.iter().map(|p| p.images.len()).max().unwrap_or(0);
+        if images == 0 {
+            return Ok((text, None));
+        }
+        let side = self.transform.size;
+        let mut data = Vec::with_capacity(prompts.len() * images * 3 * side * side);
+        for prompt in prompts {
+            for picture in &prompt.images {
+                data.extend(self.transform.tensor(picture));
+            }
+            data.resize(data.len() + (images - prompt.images.len()) * 3 * side * side, 0.0);
+        }
+        Ok((text, Some(Pixels { rows: prompts.len(), images, frames: 1, side, data })))
+    }
+
+    /// Token ids of a batch of prompts, left-padded.
+    fn text<I>(&self, prompts: &[Interleaved<I>]) -> Result<Text, ZooError> {
         let image = self.config().tokens.image;
+        if prompts.is_empty() {
+            return Err(ZooError::Prompt("there is no prompt: give at least one".into()));
+        }
         let mut ids = Vec::with_capacity(prompts.len());
         for prompt in prompts {
             let row = self.tokenizer.encode(&prompt.text)?;
@@ -199,20 +219,6 @@ impl Model {
             ids.push(row);
         }
         let batch = pad_batch(&ids, self.config().tokens.pad, PaddingSide::Left);
-        let text = Text::new(ids.len(), batch.ids, batch.mask);
-
-        let images = prompts.iter().map(|p| p.images.len()).max().unwrap_or(0);
-        if images == 0 {
-            return Ok((text, None));
-        }
-        let side = self.transform.size;
-        let mut data = Vec::with_capacity(prompts.len() * images * 3 * side * side);
-        for prompt in prompts {
-            for picture in &prompt.images {
-                data.extend(self.transform.tensor(picture));
-            }
-            data.resize(data.len() + (images - prompt.images.len()) * 3 * side * side, 0.0);
-        }
-        Ok((text, Some(Pixels { rows: prompts.len(), images, frames: 1, side, data })))
+        Ok(Text::new(ids.len(), batch.ids, batch.mask))
     }
 }

@@ -1,0 +1,302 @@
+//! Prompts of pictures that the model has seen before: what it keeps of a picture is computed once, however often the
+//! picture is shown.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use flamingo_config::DecoderConfig;
+use flamingo_data::{Interleaved, PaddingSide, Picture, pad_batch};
+use flamingo_engine::{Array, Pixels, Session, SessionOptions, Text};
+use flamingo_generate::{GenerationConfig, SequenceScore, log_softmax, sequence_log_prob};
+
+use crate::{Model, Output, ZooError};
+
+/// Candidates that are scored together, as far as memory allows: each holds a copy of its prompt's keys and values.
+const ROWS_AT_ONCE: usize = 64;
+
+/// Memory for those copies.
+const MEMORY: usize = 1 << 30;
+
+/// What a model keeps of a picture, `[num_latents, width]`: what its text looks at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Latents(Arc<[f32]>);
+
+impl Latents {
+    /// Memory that they take.
+    pub fn bytes(&self) -> usize {
+        self.0.len() * size_of::<f32>()
+    }
+}
+
+/// The beginning that several prompts share, read once.
+pub struct Prefix<'a> {
+    session: Box<dyn Session + 'a>,
+    ids: Vec<u32>,
+    images: usize,
+}
+
+impl Model {
+    /// Looks at pictures.
+    ///
+    /// # Errors
+    /// [`ZooError::Engine`] if the device fails, or for a model that tells pictures apart by their place in a prompt.
+    pub fn latents(&self, pictures: &[&Picture]) -> Result<Vec<Latents>, ZooError> {
+        if pictures.is_empty() {
+            return Ok(Vec::new());
+        }
+        let latents = self.engine.latents(&self.pixels(pictures))?;
+        let each = latents.data.len() / pictures.len();
+        Ok(latents.data.chunks(each).map(|latents| Latents(latents.into())).collect())
+    }
+
+    /// CLIP's features of pictures, of length 1: what retrieval compares.
+    ///
+    /// # Errors
+    /// [`ZooError::Engine`] if the device fails.
+    pub fn features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>, ZooError> {
+        if pictures.is_empty() {
+            return Ok(Vec::new());
+        }
+        let features = self.engine.image_features(&self.pixels(pictures))?;
+        let each = features.data.len() / pictures.len();
+        let normalised = |features: &[f32]| {
+            let length = features.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            features.iter().map(|&x| (f64::from(x) / length) as f32).collect()
+        };
+        Ok(features.data.chunks(each).map(normalised).collect())
+    }
+
+    /// [`Model::generate`] for pictures that have been seen, with no text on the way.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn generate_seen(
+        &self,
+        prompts: &[Interleaved<Latents>],
+        settings: &GenerationConfig,
+        upstream_compat: bool,
+    ) -> Result<Vec<Vec<Output>>, ZooError> {
+        let text = self.text(prompts)?;
+        let options = SessionOptions { reserve: text.width.saturating_add(settings.max_new_tokens), upstream_compat };
+        let (mut session, logits) = self.engine.start_seen(&text, self.media(prompts).as_ref(), options)?;
+        self.continue_prompts(&mut *session, &text, logits, settings, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// Reads what prompts begin with.
+    ///
+    /// # Errors
+    /// As [`Model::generate`].
+    pub fn prefix(&self, shared: &Interleaved<Latents>) -> Result<Prefix<'_>, ZooError> {
+        let shared = std::slice::from_ref(shared);
+        let text = self.text(shared)?;
+        let options = SessionOptions { reserve: text.width, ..SessionOptions::default() };
+        let (session, _) = self.engine.start_seen(&text, self.media(shared).as_ref(), options)?;
+        Ok(Prefix { session, ids: text.ids, images: shared[0].images.len() })
+    }
+
+    /// [`Model::generate_seen`] for prompts that begin with `prefix`; all must have as many tokens.
+    ///
+    /// # Errors
+    /// As [`Model::generate`]; [`ZooError::Prompt`] for prompts of different lengths or that begin otherwise.
+    pub fn generate_after(
+        &self,
+        prefix: &Prefix,
+        prompts: &[Interleaved<Latents>],
+        settings: &GenerationConfig,
+    ) -> Result<Vec<Vec<Output>>, ZooError> {
+        let (mut session, text, logits) = self.read_after(prefix, prompts)?;
+        self.continue_prompts(&mut *session, &text, logits, settings, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// [`Model::score_seen`] for prompts that begin with `prefix`; all must have as many tokens.
+    ///
+    /// # Errors
+    /// As [`Model::generate_after`].
+    pub fn score_after(
+        &self,
+        prefix: &Prefix,
+        prompts: &[Interleaved<Latents>],
+        candidates: &[Vec<u32>],
+    ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
+        check_candidates(candidates)?;
+        let (session, text, first) = self.read_after(prefix, prompts)?;
+        self.scores(&*session, first, prompts.len(), text.width, candidates)
+    }
+
+    /// A session that has read the prompts, their tokens, and the logits of the last ones.
+    fn read_after<'p>(
+        &self,
+        prefix: &'p Prefix,
+        prompts: &[Interleaved<Latents>],
+    ) -> Result<(Box<dyn Session + 'p>, Text, Vec<f32>), ZooError> {
+        let text = self.text(prompts)?;
+        let rows = prompts.len();
+        let begins = |row: &[u32]| row.len() > prefix.ids.len() && row.starts_with(&prefix.ids);
+        if !text.keep.iter().all(|&keep| keep) || !text.ids.chunks(text.width).all(begins) {
+            return Err(ZooError::Prompt("prompts that do not continue their prefix with as many tokens".into()));
+        }
+        let rest: Vec<Interleaved<Latents>> = prompts
+            .iter()
+            .map(|prompt| Interleaved {
+                text: String::new(),
+                images: prompt.images.get(prefix.images..).unwrap_or_default().to_vec(),
+            })
+            .collect();
+        let mut session = prefix.session.fork();
+        session.reorder(&vec![0; rows])?;
+        if let Some(media) = self.media(&rest) {
+            session.show(&media)?;
+        }
+        let ids: Vec<u32> = text.ids.chunks(text.width).flat_map(|row| &row[prefix.ids.len()..]).copied().collect();
+        let keep = vec![true; ids.len()];
+        let logits = session.feed(ids, keep)?;
+        let vocab = self.config().tokens.vocab_size;
+        let last = logits.data.chunks(logits.data.len() / rows).flat_map(|row| &row[row.len() - vocab..]);
+        let last = last.copied().collect();
+        Ok((session, text, last))
+    }
+
+    /// Log-likelihood of each candidate (ids of at least one token) after each prompt. A prompt is read once.
+    ///
+    /// # Errors
+    /// As [`Model::score`].
+    pub fn score_seen(
+        &self,
+        prompts: &[Interleaved<Latents>],
+        candidates: &[Vec<u32>],
+    ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
+        check_candidates(candidates)?;
+        let text = self.text(prompts)?;
+        let longest = candidates.iter().map(Vec::len).max().unwrap_or(0);
+        let options = SessionOptions { reserve: text.width + longest, ..SessionOptions::default() };
+        let (session, first) = self.engine.start_seen(&text, self.media(prompts).as_ref(), options)?;
+        self.scores(&*session, first, prompts.len(), text.width, candidates)
+    }
+
+    /// [`Model::score_seen`] as upstream's cached classification computes it: candidates see the padding before
+    /// prompts, and, where the model's cache is a list that upstream changes in place (MPT-1B), all candidates before
+    /// them.
+    ///
+    /// # Errors
+    /// As [`Model::score`].
+    pub fn score_seen_as_upstream(
+        &self,
+        prompts: &[Interleaved<Latents>],
+        candidates: &[Vec<u32>],
+    ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
+        check_candidates(candidates)?;
+        let text = self.text(prompts)?.with_upstream_padding();
+        let options = SessionOptions { reserve: text.width, ..SessionOptions::default() };
+        let (mut session, first) = self.engine.start_seen(&text, self.media(prompts).as_ref(), options)?;
+        session.reveal_padding();
+        let vocab = self.config().tokens.vocab_size;
+        let mut scores = vec![Vec::with_capacity(candidates.len()); prompts.len()];
+        for candidate in candidates {
+            let ids = candidate.repeat(prompts.len());
+            let keep = vec![true; ids.len()];
+            let logits = if matches!(self.config().decoder, DecoderConfig::MosaicGpt(_)) {
+                session.feed(ids, keep)?
+            } else {
+                session.fork().feed(ids, keep)?
+            };
+            for (row, after) in logits.data.chunks(candidate.len() * vocab).enumerate() {
+                scores[row].push(score(&first[row * vocab..][..vocab], after, vocab, candidate));
+            }
+        }
+        Ok(scores)
+    }
+
+    /// Log-likelihood of each candidate after each of the `prompts` that a session has read; `first` are their last
+    /// logits, `tokens` how many a prompt has.
+    pub(crate) fn scores(
+        &self,
+        session: &dyn Session,
+        mut first: Vec<f32>,
+        prompts: usize,
+        tokens: usize,
+        candidates: &[Vec<u32>],
+    ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
+        let vocab = self.config().tokens.vocab_size;
+        // Every candidate's first token is looked up in these.
+        first.chunks_mut(vocab).for_each(log_softmax);
+        let begins = |row: usize, candidate: &[u32]| first[row * vocab + candidate[0] as usize];
+        let mut scores = vec![vec![SequenceScore::new(&[]); candidates.len()]; prompts];
+
+        // The prompt's last logits say all about a candidate of one token; of a longer one all but its last is read.
+        let mut order: Vec<usize> = (0..candidates.len()).collect();
+        order.sort_by_key(|&i| candidates[i].len());
+        let (short, long) = order.split_at(order.partition_point(|&i| candidates[i].len() <= 1));
+        for &i in short {
+            for (row, scores) in scores.iter_mut().enumerate() {
+                scores[i] = SequenceScore::new(&[begins(row, &candidates[i])]);
+            }
+        }
+        let at_once = (MEMORY / (self.bytes_a_row(tokens) * prompts).max(1)).clamp(1, ROWS_AT_ONCE);
+        for together in long.chunks(at_once) {
+            let read: Vec<Vec<u32>> =
+                together.iter().map(|&i| candidates[i][..candidates[i].len() - 1].to_vec()).collect();
+            let batch = pad_batch(&read, self.config().tokens.pad, PaddingSide::Right);
+            let rows: Vec<usize> = (0..prompts).flat_map(|row| vec![row; together.len()]).collect();
+            let mut fork = session.fork();
+            fork.reorder(&rows)?;
+            let logits = fork.feed(batch.ids.repeat(prompts), batch.mask.repeat(prompts))?;
+            for (place, after) in logits.data.chunks(batch.width * vocab).enumerate() {
+                let (row, i) = (place / together.len(), together[place % together.len()]);
+                let mut log_probs = vec![begins(row, &candidates[i])];
+                log_probs.extend(sequence_log_prob(after, vocab, &candidates[i][1..]));
+                scores[row][i] = SequenceScore::new(&log_probs);
+            }
+        }
+        Ok(scores)
+    }
+
+    /// About what a row of a session holds: keys and values of its text and its pictures, in f32.
+    fn bytes_a_row(&self, tokens: usize) -> usize {
+        let config = self.config();
+        let architecture = config.decoder.architecture();
+        let cross = &config.cross_attention;
+        let blocks = (0..architecture.n_layers).filter(|&layer| cross.has_block(layer)).count();
+        // A picture has a mark at least, and seldom fewer than eight tokens behind it.
+        let latents = tokens.div_ceil(8) * config.resampler.num_latents;
+        let text = architecture.n_layers * tokens * architecture.d_model;
+        2 * size_of::<f32>() * (text + blocks * latents * cross.heads * cross.dim_head)
+    }
+
+    fn pixels(&self, pictures: &[&Picture]) -> Pixels {
+        let data = pictures.iter().flat_map(|picture| self.transform.tensor(picture)).collect();
+        Pixels { rows: pictures.len(), images: 1, frames: 1, side: self.transform.size, data }
+    }
+
+    /// The pictures of a batch; rows with fewer than others are filled with blank ones, which no text looks at.
+    fn media(&self, prompts: &[Interleaved<Latents>]) -> Option<Array> {
+        let images = prompts.iter().map(|prompt| prompt.images.len()).max().unwrap_or(0);
+        if images == 0 {
+            return None;
+        }
+        let config = self.config();
+        let shape = vec![prompts.len(), images, config.resampler.num_latents, config.vision.width];
+        let row = shape[1..].iter().product::<usize>();
+        let mut data = Vec::with_capacity(prompts.len() * row);
+        for (i, prompt) in prompts.iter().enumerate() {
+            for latents in &prompt.images {
+                data.extend_from_slice(&latents.0);
+            }
+            data.resize((i + 1) * row, 0.0);
+        }
+        Some(Array { shape, data })
+    }
+}
+
+pub(crate) fn check_candidates(candidates: &[Vec<u32>]) -> Result<(), ZooError> {
+    match candidates.iter().position(Vec::is_empty) {
+        Some(i) => Err(ZooError::Prompt(format!("candidate {} is empty: there is nothing to score", i + 1))),
+        None => Ok(()),
+    }
+}
+
+/// The prompt's last logits predict a candidate's first token, each of its tokens the next.
+fn score(first: &[f32], after: &[f32], vocab: usize, candidate: &[u32]) -> SequenceScore {
+    let mut steps = first.to_vec();
+    steps.extend_from_slice(&after[..(candidate.len() - 1) * vocab]);
+    SequenceScore::new(&sequence_log_prob(&steps, vocab, candidate))
+}
