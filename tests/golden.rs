@@ -58,7 +58,7 @@ fn cases(name: &str, folder: &Path) -> Vec<(String, PathBuf)> {
     for entry in std::fs::read_dir(folder).expect("a folder of recordings").flatten() {
         let path = entry.path();
         let name = format!("{name}::{}", entry.file_name().display());
-        if ["case.json", "clip.json", "preprocess.json", "train_labels.json"]
+        if ["case.json", "clip.json", "preprocess.json", "train_labels.json", "prompts.json"]
             .iter()
             .any(|file| path.join(file).is_file())
         {

@@ -3,6 +3,7 @@
 mod arrows;
 mod cli;
 mod data;
+mod eval;
 mod gpu_check;
 mod hub;
 mod layout;

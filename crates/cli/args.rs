@@ -1,5 +1,6 @@
 //! What can be typed.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -27,6 +28,11 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Compare candidate answers by their log-likelihood.
     Score(ScoreArgs),
+    /// Score a model on few-shot tasks, as upstream's evaluation does.
+    #[command(after_help = EVAL_HELP)]
+    Eval(EvalArgs),
+    /// Make one page of evaluations, to compare them.
+    Report(ReportArgs),
     /// Train a model as a recipe says, or go on with a run that was begun.
     #[command(after_help = TRAIN_HELP)]
     Train(TrainArgs),
@@ -189,6 +195,94 @@ pub struct ScoreArgs {
     /// One JSON object on stdout instead of a table.
     #[arg(long)]
     pub json: bool,
+}
+
+const EVAL_HELP: &str =
+    "Tasks: coco, flickr30, vqav2, vqav2_testdev, ok_vqa, vizwiz, vizwiz_test, textvqa, hateful_memes, imagenet, or one's own
+TOML file.
+A shipped task's data are in DIR/NAME, as the comment at the top of its file says (crates/eval/tasks).
+
+Examples:
+  flamingo eval --model openflamingo-3b --task coco,vqav2 --data benchmarks --shots 0,4,8,16,32
+  flamingo eval --task mine.toml --shots 0,4 --demonstrations random,rices --out runs/mine";
+
+#[derive(Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Names of tasks, or their TOML files.
+    #[arg(long, required = true, value_delimiter = ',', value_name = "TASK,…")]
+    pub task: Vec<String>,
+    /// The folder of the tasks' data. Without it: data/benchmarks, or the folder of a task's own file.
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+    /// Numbers of demonstrations. 0 stands for two without their pictures.
+    #[arg(long, value_delimiter = ',', default_values_t = [0, 4, 8, 16, 32])]
+    pub shots: Vec<usize>,
+    /// A trial for each seed.
+    #[arg(long, value_delimiter = ',', default_values_t = [42])]
+    pub trial_seeds: Vec<u32>,
+    /// Trials, of the first seeds. Without it: one for each seed.
+    #[arg(long)]
+    pub num_trials: Option<NonZeroUsize>,
+    /// Questions of a trial, at most. Without it: all.
+    #[arg(long)]
+    pub num_samples: Option<NonZeroUsize>,
+    /// Samples that random demonstrations are drawn from, at most.
+    #[arg(long, default_value_t = 2048)]
+    pub query_set_size: usize,
+    /// How demonstrations are chosen: at random for each question (as upstream does), at random but the same for
+    /// all questions of a trial (fast: they are read once), or by the likeness of their pictures.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "random")]
+    pub demonstrations: Vec<Demonstrations>,
+    /// Prompts that are read together.
+    #[arg(long, default_value = "8")]
+    pub batch_size: NonZeroUsize,
+    /// Memory for what the model keeps of pictures, in MiB.
+    #[arg(long, default_value_t = 2048)]
+    pub cache_mib: usize,
+    /// Ask each question of a classification with up to six orders of its demonstrations.
+    #[arg(long)]
+    pub classification_prompt_ensembling: bool,
+    /// Compute what upstream computes, its defects included: classification sees padding and other classes, and a
+    /// model that writes <image> makes its batch forget pictures.
+    #[arg(long)]
+    pub upstream_compat: bool,
+    /// The folder for answers, results and the page. Without it: runs/eval-MODEL. An evaluation that was
+    /// broken off goes on there.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The results as JSON on stdout instead of a table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// How demonstrations are chosen.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub enum Demonstrations {
+    Random,
+    Fixed,
+    Rices,
+}
+
+impl From<Demonstrations> for flamingo_eval::Choice {
+    fn from(choice: Demonstrations) -> Self {
+        match choice {
+            Demonstrations::Random => Self::Random,
+            Demonstrations::Fixed => Self::Fixed,
+            Demonstrations::Rices => Self::Rices,
+        }
+    }
+}
+
+#[derive(Args)]
+pub struct ReportArgs {
+    /// Folders of evaluations.
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// The file to write; stdout without it.
+    #[arg(long, value_name = "FILE.html")]
+    pub output: Option<PathBuf>,
 }
 
 const TRAIN_HELP: &str = "Examples:

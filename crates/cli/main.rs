@@ -3,6 +3,7 @@
 mod args;
 mod caption;
 mod data;
+mod eval;
 mod generate;
 mod init;
 mod inspect;
@@ -32,6 +33,8 @@ fn main() -> ExitCode {
         Command::Caption(args) => caption::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Score(args) => score::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Report(args) => eval::compare(args),
         Command::Train(args) => train::run(args),
         Command::Init(args) => init::run(args),
         Command::Models(args) => models::run(args),
@@ -53,7 +56,7 @@ fn main() -> ExitCode {
 fn start_logging(verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
     let own = format!(
-        "error,flamingo={level},flamingo_engine={level},flamingo_weights={level},flamingo_run={level},flamingo_data={level}"
+        "error,flamingo={level},flamingo_engine={level},flamingo_weights={level},flamingo_run={level},flamingo_data={level},flamingo_eval={level}"
     );
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| own.into()))

@@ -91,12 +91,12 @@ pub(super) fn check(folder: &Path, values: &Values, relative: f64) -> anyhow::Re
     let recording = Recording::open(folder)?;
     let mut summary = Summary::default();
     for (name, expected) in series(folder)? {
-        if let Some(value) = values.0.get(&name) {
+        if let Some(value) = values.arrays.get(&name) {
             summary.rows.push(row(name, value, &expected, None, relative));
         }
     }
     for (name, expected) in norms(folder)? {
-        if let Some(Value::Floats(array)) = values.0.get(&name) {
+        if let Some(Value::Floats(array)) = values.arrays.get(&name) {
             let norm = array.data.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
             let tolerance = TRAINING * expected.max(SMALL);
             let diff = (norm - expected).abs();
@@ -106,7 +106,7 @@ pub(super) fn check(folder: &Path, values: &Values, relative: f64) -> anyhow::Re
         }
     }
     for name in recording.names()? {
-        match (kind(&name), values.0.get(&name)) {
+        match (kind(&name), values.arrays.get(&name)) {
             (Kind::Input, _) => {}
             (_, Some(Value::Floats(array))) if name.starts_with("grad.") || name.starts_with("train.") => {
                 let expected = recording.need(&name)?;

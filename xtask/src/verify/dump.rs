@@ -23,28 +23,38 @@ pub enum Value {
 
 /// Computed quantities under the recording's names.
 #[derive(Clone, Debug, Default)]
-pub struct Values(pub BTreeMap<String, Value>);
+pub struct Values {
+    /// Arrays by their names in the recording.
+    pub arrays: BTreeMap<String, Value>,
+    /// Parts of recordings that are JSON files, by the names of the files.
+    pub files: serde_json::Map<String, serde_json::Value>,
+}
 
 impl Values {
     /// Adds an array of floats.
     pub fn floats(&mut self, name: impl Into<String>, array: Array) {
-        self.0.insert(name.into(), Value::Floats(array));
+        self.arrays.insert(name.into(), Value::Floats(array));
     }
 
     /// Adds rows of integers, all of one length.
     pub fn rows(&mut self, name: impl Into<String>, rows: &[Vec<u32>]) {
         let width = rows.first().map_or(0, Vec::len);
         let data = rows.iter().flatten().map(|&id| id as i32).collect();
-        self.0.insert(name.into(), Value::Integers { shape: vec![rows.len(), width], data });
+        self.arrays.insert(name.into(), Value::Integers { shape: vec![rows.len(), width], data });
     }
 
-    /// Writes all values as a safetensors file, completely or not at all.
+    /// Writes all values as a safetensors file, or as JSON where the recording is, completely or not at all.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
+        if !self.files.is_empty() {
+            let text = serde_json::to_string_pretty(&self.files)? + "\n";
+            return flamingo_data::write_whole(path, text.as_bytes())
+                .with_context(|| format!("cannot write {}", path.display()));
+        }
         let bytes: Vec<(String, Dtype, Vec<usize>, Vec<u8>)> = self
-            .0
+            .arrays
             .iter()
             .map(|(name, value)| match value {
                 Value::Floats(array) => {

@@ -53,7 +53,7 @@ pub(super) fn compute(folder: &Path) -> anyhow::Result<Values> {
         for (i, ids) in rows(&labels["input_ids"])?.iter().enumerate() {
             let ids: Vec<u32> = ids.iter().map(|&id| id as u32).collect();
             let data = stream.labels(&ids, &tokens).into_iter().map(|label| label as i32).collect();
-            values.0.insert(format!("labels.{name}.{i}"), dump::Value::Integers { shape: vec![ids.len()], data });
+            values.arrays.insert(format!("labels.{name}.{i}"), dump::Value::Integers { shape: vec![ids.len()], data });
         }
     }
 
@@ -123,7 +123,9 @@ fn document(
                 Rejected::Empty => 3,
                 Rejected::Form(_) | Rejected::Data(_) | Rejected::Missing(_) => -1,
             };
-            values.0.insert(format!("{name}.rejected"), dump::Value::Integers { shape: vec![1], data: vec![reason] });
+            values
+                .arrays
+                .insert(format!("{name}.rejected"), dump::Value::Integers { shape: vec![1], data: vec![reason] });
             return Ok(());
         }
     };
@@ -180,7 +182,7 @@ fn place<'a>(json: &'a Value, name: &str) -> Option<&'a Value> {
 pub(super) fn check(folder: &Path, values: &Values) -> anyhow::Result<Summary> {
     let recorded = read_json(&folder.join("train_labels.json"))?;
     let mut summary = Summary::default();
-    for (name, value) in &values.0 {
+    for (name, value) in &values.arrays {
         if let Some(document) = name.strip_suffix(".rejected") {
             let reason = place(&recorded, document).and_then(|document| document["error"].as_str());
             let number = reason.and_then(|reason| UPSTREAM.iter().position(|known| reason.starts_with(known)));

@@ -7,6 +7,7 @@ mod case;
 mod clip;
 mod compare;
 mod dump;
+mod eval;
 mod labels;
 mod preprocess;
 mod recording;
@@ -21,7 +22,7 @@ use anyhow::{Context, bail};
 use flamingo_engine::Device;
 
 /// Runs everything recorded in a folder. `case.json` makes it a model, `clip.json` a vision tower,
-/// `preprocess.json` a set of pictures, `train_labels.json` the text of training.
+/// `preprocess.json` a set of pictures, `train_labels.json` the text of training, `vqa.json` with `prompts.json` evaluation.
 ///
 /// # Errors
 /// If the folder is none of these, or the case cannot be converted or run.
@@ -37,10 +38,12 @@ pub fn compute(folder: &Path, device: Device) -> anyhow::Result<Values> {
         preprocess::compute(folder)
     } else if folder.join("train_labels.json").is_file() {
         labels::compute(folder)
+    } else if eval::is_here(folder) {
+        eval::compute(folder, device)
     } else {
         bail!(
-            "{} holds no recording that this version verifies: it has no case.json, clip.json, preprocess.json or \
-             train_labels.json",
+            "{} holds no recording that this version verifies: it has no case.json, clip.json, preprocess.json, \
+             train_labels.json or vqa.json",
             folder.display()
         )
     }
@@ -55,6 +58,8 @@ pub fn check(folder: &Path, values: &Values, device: Device) -> anyhow::Result<S
         preprocess::check(folder, values)
     } else if folder.join("train_labels.json").is_file() {
         labels::check(folder, values)
+    } else if eval::is_here(folder) {
+        eval::check(folder, values)
     } else {
         compare::check(folder, values, compare::relative_tolerance(device))
     };

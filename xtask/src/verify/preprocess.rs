@@ -36,7 +36,7 @@ pub(super) fn compute(folder: &Path) -> anyhow::Result<Values> {
 }
 
 fn pixels(values: &mut Values, name: String, shape: Vec<usize>, pixels: &[u8]) {
-    values.0.insert(name, Value::Integers { shape, data: pixels.iter().map(|&p| i32::from(p)).collect() });
+    values.arrays.insert(name, Value::Integers { shape, data: pixels.iter().map(|&p| i32::from(p)).collect() });
 }
 
 /// Pixels may differ by one level of 255, which is what JPEG decoders leave to each other; the normalised
@@ -46,7 +46,7 @@ pub(super) fn check(folder: &Path, values: &Values) -> anyhow::Result<Summary> {
     let mut summary = Summary::default();
     for name in recording.names()? {
         let expected = recording.need(&name)?;
-        let Some(Value::Integers { shape, data }) = values.0.get(&name) else {
+        let Some(Value::Integers { shape, data }) = values.arrays.get(&name) else {
             bail!("`{name}` is recorded and we computed no such value");
         };
         let same = *shape == expected.shape;

@@ -1,0 +1,196 @@
+//! Retrieval of in-context examples (RICES): demonstrations whose pictures resemble the one asked about.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::time::UNIX_EPOCH;
+
+use flamingo_zoo::Model;
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use sha2::{Digest, Sha256};
+
+use crate::EvalError;
+use crate::dataset::Sample;
+use crate::gallery::{self, AT_ONCE};
+
+/// Features that are written to disk at a time, at least.
+const SAVED: usize = 4096;
+
+/// Features of length 1, and which of them is each sample's: several questions may be about one picture.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Features {
+    /// One a picture.
+    pub distinct: Vec<Vec<f32>>,
+    /// For each sample the index of its picture's.
+    pub of: Vec<usize>,
+}
+
+impl Features {
+    /// The indices of the `count` samples most similar to `query`, most similar last; of equals the first counts as
+    /// more similar. The sample `without` is left out.
+    pub fn most_similar(&self, query: &[f32], count: usize, without: Option<usize>) -> Vec<usize> {
+        let similarity = |features: &Vec<f32>| features.iter().zip(query).map(|(a, b)| a * b).sum::<f32>();
+        let of_picture: Vec<f32> = self.distinct.iter().map(similarity).collect();
+        let better = |a: &(f32, usize), b: &(f32, usize)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        let samples = self.of.iter().enumerate().filter(|(i, _)| Some(*i) != without);
+        let mut ranked: Vec<(f32, usize)> = samples.map(|(i, &picture)| (of_picture[picture], i)).collect();
+        let count = count.min(ranked.len());
+        if count > 0 && count < ranked.len() {
+            ranked.select_nth_unstable_by(count - 1, better);
+        }
+        ranked.truncate(count);
+        ranked.sort_by(better);
+        ranked.into_iter().rev().map(|(_, i)| i).collect()
+    }
+}
+
+/// Features of pictures that were looked at before, in one file.
+pub struct FeatureCache<'a> {
+    model: &'a Model,
+    path: PathBuf,
+    /// Read from the file when they are first wanted.
+    known: Option<HashMap<Key, Vec<f32>>>,
+    /// How many of them are in the file.
+    saved: usize,
+}
+
+/// A picture by its path, size and time.
+type Key = [u8; 16];
+
+impl<'a> FeatureCache<'a> {
+    /// The cache of a model in a folder; `fingerprint` tells the model from others.
+    pub fn open(model: &'a Model, fingerprint: &str, folder: &Path) -> Self {
+        let path = folder.join(format!("features-{}.safetensors", &fingerprint[..fingerprint.len().min(16)]));
+        Self { model, path, known: None, saved: 0 }
+    }
+
+    /// CLIP's features of the pictures of samples.
+    ///
+    /// # Errors
+    /// [`EvalError`] if a picture is not there or cannot be read, the device fails, or the file cannot be written.
+    pub fn features(
+        &mut self,
+        samples: &[&Sample],
+        on_progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Features, EvalError> {
+        let mut places: HashMap<&Path, usize> = HashMap::new();
+        let (mut paths, mut of) = (Vec::new(), Vec::with_capacity(samples.len()));
+        for sample in samples {
+            let place = *places.entry(&sample.image).or_insert_with(|| {
+                paths.push(*sample);
+                paths.len() - 1
+            });
+            of.push(place);
+        }
+        let keys = paths.iter().map(|sample| key(sample)).collect::<Result<Vec<Key>, _>>()?;
+        if self.known.is_none() {
+            let known = read(&self.path).unwrap_or_default();
+            self.saved = known.len();
+            self.known = Some(known);
+        }
+        let known = self.known.get_or_insert_default();
+        let missing: Vec<(Key, &Path)> = keys
+            .iter()
+            .zip(&paths)
+            .filter(|(key, _)| !known.contains_key(*key))
+            .map(|(key, sample)| (*key, sample.image.as_path()))
+            .collect();
+        for (i, chunk) in missing.chunks(AT_ONCE).enumerate() {
+            let pictures: Vec<&Path> = chunk.iter().map(|(_, path)| *path).collect();
+            let features = gallery::features(self.model, &pictures)?;
+            known.extend(chunk.iter().map(|(key, _)| *key).zip(features));
+            // Ever more at a time, so that what is there is not written again and again.
+            if known.len() - self.saved >= SAVED.max(self.saved / 2) {
+                write(&self.path, known)?;
+                self.saved = known.len();
+            }
+            on_progress((i * AT_ONCE + chunk.len()).min(missing.len()), missing.len());
+        }
+        if known.len() > self.saved {
+            write(&self.path, known)?;
+            self.saved = known.len();
+        }
+        Ok(Features { distinct: keys.iter().map(|key| known[key].clone()).collect(), of })
+    }
+}
+
+fn write(path: &Path, known: &HashMap<Key, Vec<f32>>) -> Result<(), EvalError> {
+    let mut sorted: Vec<(&Key, &Vec<f32>)> = known.iter().collect();
+    sorted.sort_by_key(|(key, _)| **key);
+    let keys: Vec<u8> = sorted.iter().flat_map(|(key, _)| **key).collect();
+    let numbers: Vec<u8> = sorted.iter().flat_map(|(_, features)| *features).flat_map(|x| x.to_le_bytes()).collect();
+    let width = sorted.first().map_or(0, |(_, features)| features.len());
+    let error = |e| EvalError::content(path, e);
+    let content = safetensors::serialize(
+        [
+            ("keys", TensorView::new(Dtype::U8, vec![sorted.len(), size_of::<Key>()], &keys).map_err(error)?),
+            ("features", TensorView::new(Dtype::F32, vec![sorted.len(), width], &numbers).map_err(error)?),
+        ],
+        None,
+    );
+    flamingo_data::write_whole(path, &content.map_err(error)?).map_err(EvalError::file(path))
+}
+
+fn key(sample: &Sample) -> Result<Key, EvalError> {
+    let data = std::fs::metadata(&sample.image).map_err(|_| sample.without_picture())?;
+    let time = data.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    let nanoseconds = time.map_or(0, |time| time.as_nanos());
+    let hash = Sha256::digest(format!("{}\n{} {nanoseconds}", sample.image.display(), data.len()));
+    let mut key = Key::default();
+    key.copy_from_slice(&hash[..size_of::<Key>()]);
+    Ok(key)
+}
+
+/// `None` for a file that is not there or is not what the cache wrote: features are then computed again.
+fn read(path: &Path) -> Option<HashMap<Key, Vec<f32>>> {
+    let bytes = std::fs::read(path).ok()?;
+    let tensors = SafeTensors::deserialize(&bytes).ok()?;
+    let (keys, features) = (tensors.tensor("keys").ok()?, tensors.tensor("features").ok()?);
+    let (&[rows, 16], &[same, width]) = (keys.shape(), features.shape()) else { return None };
+    if (keys.dtype(), features.dtype()) != (Dtype::U8, Dtype::F32) || rows != same || width == 0 {
+        return None;
+    }
+    let keys = keys.data().chunks_exact(16).filter_map(|key| Key::try_from(key).ok());
+    let numbers = features
+        .data()
+        .chunks_exact(4 * width)
+        .map(|row| row.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect::<Vec<f32>>());
+    Some(keys.zip(numbers).collect())
+}
+
+/// Tells models apart by what the folder's files hold; of weights beyond a gigabyte by their size, their time and
+/// parts of them, because reading them would take longer than many an evaluation.
+///
+/// # Errors
+/// [`EvalError::File`] if a file cannot be read.
+pub fn fingerprint(folder: &Path) -> Result<String, EvalError> {
+    use std::io::{Read, Seek, SeekFrom};
+    const WHOLE: u64 = 1 << 30;
+    const PART: u64 = 1 << 16;
+    let entries = std::fs::read_dir(folder).map_err(EvalError::file(folder))?;
+    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    let read = |name: &str| name == "model.toml" || name == "tokenizer.json" || name.ends_with(".safetensors");
+    files.retain(|path| path.file_name().is_some_and(|name| read(&name.to_string_lossy())));
+    files.sort();
+    let mut hash = Sha256::new();
+    for path in files {
+        let error = || EvalError::file(path.clone());
+        let mut file = std::fs::File::open(&path).map_err(error())?;
+        let data = file.metadata().map_err(error())?;
+        hash.update(format!("{} {}\n", path.file_name().unwrap_or_default().to_string_lossy(), data.len()));
+        let step = if data.len() <= WHOLE { PART } else { (data.len() / 1024).max(PART) };
+        if step > PART {
+            let time = data.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+            hash.update(format!("{}\n", time.map_or(0, |time| time.as_nanos())));
+        }
+        let mut part = Vec::with_capacity(PART as usize);
+        let mut at = 0;
+        while at < data.len() {
+            file.seek(SeekFrom::Start(at)).map_err(error())?;
+            part.clear();
+            file.by_ref().take(PART).read_to_end(&mut part).map_err(error())?;
+            hash.update(&part);
+            at += step;
+        }
+    }
+    Ok(format!("{:x}", hash.finalize()))
+}
