@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::CorpusError;
 use crate::concepts::Concept;
 use crate::drawing::Drawing;
-use crate::easy_vqa::Shape;
+use crate::easy_vqa::{Shape, Shapes};
 use crate::random::Random;
 use crate::sequences::{NAMING, Property, SHOWN, asked};
 use crate::shards;
@@ -16,6 +16,9 @@ use crate::words;
 
 /// Questions of a task that is only shown.
 const SHOWN_ITEMS: usize = 300;
+
+/// Pictures of shapes that demonstrations of `flamingo eval` come from.
+const SHOWN_SHAPES: usize = 200;
 
 /// Numbers of demonstrations.
 const SHOTS: [usize; 6] = [0, 1, 2, 4, 8, 16];
@@ -49,11 +52,12 @@ pub(crate) fn write(
     test: &[Drawing],
     concepts: &[Concept],
     named: &[usize],
-    shapes: &[Shape],
+    shapes: &Shapes,
     seed: u64,
 ) -> Result<BTreeMap<String, usize>, CorpusError> {
     let pictures: Vec<Vec<u8>> = test.iter().map(Drawing::plain).collect();
     write_pictures(folder, &pictures, "emoji-")?;
+    write_tasks(folder, test, concepts, named)?;
     let mut items = Vec::new();
     for property in [Property::Colour, Property::Category, Property::Kind] {
         let prompt = asked(property.questions()[0]);
@@ -131,10 +135,10 @@ pub(crate) fn write(
     let lines: Vec<Value> = lines.collect();
     write_items(folder, "questions.jsonl", lines.into_iter())?;
 
-    let pngs: Vec<Vec<u8>> = shapes.iter().map(|shape| shape.png.clone()).collect();
-    write_pictures(folder, &pngs, "shape-")?;
-    let lines = shapes.iter().enumerate().flat_map(|(i, shape)| {
-        shape.questions.iter().map(move |(question, answer)| {
+    let pngs = |shapes: &[Shape]| shapes.iter().map(|shape| shape.png.clone()).collect::<Vec<_>>();
+    write_pictures(folder, &pngs(&shapes.test), "shape-")?;
+    let asked_of = |shape: &Shape, i: usize| {
+        let question = |(question, answer): &(String, String)| {
             json!({
                 "task": "easy_vqa",
                 "form": "question",
@@ -145,10 +149,43 @@ pub(crate) fn write(
                 "answers": 13,
                 "heldout": false,
             })
-        })
-    });
+        };
+        shape.questions.iter().map(question).collect::<Vec<_>>()
+    };
+    let lines = shapes.test.iter().enumerate().flat_map(|(i, shape)| asked_of(shape, i));
     counts.insert("easy_vqa question 0".into(), write_items(folder, "easy_vqa.jsonl", lines)?);
+
+    // `flamingo eval` draws demonstrations from the part that training knows: questions of the test tell of each other.
+    let shown = &shapes.train[..shapes.train.len().min(SHOWN_SHAPES)];
+    write_pictures(folder, &pngs(shown), "shape-train-")?;
+    for (file, shapes, prefix) in
+        [("easy_vqa_train.jsonl", shown, "shape-train-"), ("easy_vqa_test.jsonl", &shapes.test, "shape-")]
+    {
+        let lines = shapes.iter().enumerate().flat_map(|(i, shape)| {
+            shape.questions.iter().map(move |(question, answer)| {
+                json!({"image": format!("../pictures/{prefix}{i:04}.png"), "question": question, "answer": answer})
+            })
+        });
+        write_items(folder, &format!("tasks/{file}"), lines)?;
+    }
     Ok(counts)
+}
+
+/// What `flamingo eval` asks about drawings: a picture and its answer a line.
+fn write_tasks(folder: &Path, test: &[Drawing], concepts: &[Concept], named: &[usize]) -> Result<(), CorpusError> {
+    for property in [Property::Name, Property::Colour, Property::Category, Property::Kind] {
+        let lines = test.iter().enumerate().filter_map(|(i, drawing)| {
+            let answer = property.of(drawing, concepts, named)?;
+            let answer = match property {
+                // Behind `A picture of`.
+                Property::Name => format!(" {}", words::with_article(&answer)),
+                _ => answer,
+            };
+            Some(json!({"id": i, "image": format!("../pictures/emoji-{i:04}.png"), "answer": answer}))
+        });
+        write_items(folder, &format!("tasks/{}.jsonl", property.task()), lines)?;
+    }
+    Ok(())
 }
 
 /// Other pictures, of other concepts than the query's and each other's.

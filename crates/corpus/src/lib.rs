@@ -229,7 +229,7 @@ pub fn make(
     on_progress("tokenizer");
     words::tokenizer(&texts, &out.join("tokenizer"))?;
     on_progress("evaluation");
-    let items = evaluation::write(&out.join("eval"), &test, &concepts, &named, &shapes.test, seed)?;
+    let items = evaluation::write(&out.join("eval"), &test, &concepts, &named, &shapes, seed)?;
 
     let styles = |all: &[Drawing]| {
         let mut counts = std::collections::BTreeMap::<&str, usize>::new();

@@ -5,7 +5,7 @@ use flamingo_data::{DocumentRules, Tokenizer};
 use crate::Split;
 use crate::concepts::{Concept, TEST_STYLE};
 use crate::drawing::{Drawing, PICTURE};
-use crate::easy_vqa::Shape;
+use crate::easy_vqa::{Shape, Shapes};
 use crate::pages::Page;
 use crate::random::Random;
 use crate::sequences::{Pool, Sequence};
@@ -140,7 +140,13 @@ fn questions_of_the_test_are_spelled_as_in_training() {
     let test = drawings(&[TEST_STYLE], &concepts);
     let named: Vec<usize> = (0..22).collect();
     let folder = tempfile::tempdir().expect("a folder");
-    let counts = evaluation::write(folder.path(), &test, &concepts, &named, &[], 1).expect("questions");
+    let shape = |answer: &str| Shape {
+        png: test[0].plain(),
+        questions: vec![("what shape is it?".into(), answer.into()), ("is it red?".into(), "yes".into())],
+    };
+    let shapes = Shapes { train: vec![shape("circle")], test: vec![shape("circle"), shape("triangle")] };
+    let counts = evaluation::write(folder.path(), &test, &concepts, &named, &shapes, 1).expect("questions");
+    assert_eq!(counts["easy_vqa question 0"], 4);
     assert_eq!(counts["name name 0"], 22);
     let questions = std::fs::read_to_string(folder.path().join("questions.jsonl")).expect("questions");
     for line in questions.lines() {
@@ -154,6 +160,22 @@ fn questions_of_the_test_are_spelled_as_in_training() {
             assert!(folder.path().join(image.as_str().expect("a path")).is_file());
         }
     }
+    // The same for `flamingo eval`: a picture and its answer a line.
+    let lines = |file: &str| {
+        let path = folder.path().join("tasks").join(file);
+        let text = std::fs::read_to_string(&path).expect("a task");
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        for line in &lines {
+            assert!(path.with_file_name(line["image"].as_str().expect("a path")).is_file());
+        }
+        lines
+    };
+    assert!(lines("name.jsonl").iter().all(|line| line["answer"] != "" && line["answer"].as_str() < Some("!")));
+    assert_eq!(lines("category.jsonl").len(), test.len());
+    assert_eq!((lines("easy_vqa_train.jsonl").len(), lines("easy_vqa_test.jsonl").len()), (2, 4));
+    assert_eq!(lines("easy_vqa_test.jsonl")[2]["answer"], "triangle");
+
     // More shots are the same ones and more before them.
     let shown = |shots: u64| {
         let line = questions.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).expect("JSON"));
