@@ -124,7 +124,7 @@ fn benchmarks() -> TempDir {
 
 const MODEL: [&str; 5] = ["eval", "--model", "golden-tiny", "--device", "flex"];
 
-fn text_of(path: &Path) -> String {
+pub fn text_of(path: &Path) -> String {
     path.display().to_string()
 }
 
@@ -232,7 +232,7 @@ fn every_shipped_task_runs_on_files_in_its_published_form() {
 }
 
 /// A task of one's own: colours of plain squares.
-fn own() -> TempDir {
+pub fn own() -> TempDir {
     let folder = tempfile::tempdir().expect("a folder");
     let mut lines = String::new();
     for i in 0..8u64 {
@@ -269,9 +269,15 @@ fn a_task_of_ones_own_is_one_file_beside_its_data() {
         assert!((entry["mean"].as_f64().expect("a mean") - mean).abs() < 1e-12);
         assert!((entry["stddev"].as_f64().expect("a deviation") - (trials[0] - mean).abs()).abs() < 1e-12);
     }
-    // Similar pictures demonstrate, the most similar last: another copy of the same photograph.
+    // Similar pictures demonstrate, the most similar last (without an ensemble, which shuffles them): another copy of
+    // the same photograph.
+    let plain = fs::read_to_string(&task).expect("a task").replace("prompt_ensembling = true\n", "");
+    let task = text_of(&folder.path().join("plain.toml"));
+    fs::write(&task, plain.replace("\"mine\"", "\"plain\"")).expect("a task");
+    let similar = ["--task", &task, "--shots", "3", "--demonstrations", "rices", "--trial-seeds", "1"];
+    assert!(flamingo(&[&MODEL[..], &similar, &["--out", &text_of(&out)]].concat()).status.success());
     let photo = |path: &Value| fs::read(path.as_str().expect("a path")).expect("a photograph");
-    for answer in lines(&out.join("predictions/mine-rices-3-1.jsonl")) {
+    for answer in lines(&out.join("predictions/plain-rices-3-1.jsonl")) {
         let shown = answer["demonstration_images"].as_array().expect("a list");
         assert_eq!(shown.len(), 3);
         let copies = (0..8).map(|i| json!(folder.path().join(format!("{}.jpg", "x".repeat(i + 1)))));
@@ -291,7 +297,7 @@ fn a_task_of_ones_own_is_one_file_beside_its_data() {
     let more = ["--task", &task, "--shots", "2", "--demonstrations", "rices", "--trial-seeds", "1"];
     assert!(flamingo(&[&MODEL[..], &more, &["--out", &text_of(&out)]].concat()).status.success());
     assert_eq!(features(), before);
-    assert_eq!(lines(&out.join("predictions/mine-rices-2-1.jsonl")).len(), 8);
+    assert_eq!(lines(&out.join("predictions/plain-rices-2-1.jsonl")).len(), 8);
 }
 
 #[test]

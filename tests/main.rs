@@ -4,6 +4,7 @@ mod arrows;
 mod cli;
 mod data;
 mod eval;
+mod experiment;
 mod gpu_check;
 mod hub;
 mod layout;

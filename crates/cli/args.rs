@@ -33,6 +33,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Make one page of evaluations, to compare them.
     Report(ReportArgs),
+    /// Train and evaluate models that differ in one thing, and report what it changes.
+    Experiment(ExperimentArgs),
     /// Train a model as a recipe says, or go on with a run that was begun.
     #[command(after_help = TRAIN_HELP)]
     Train(TrainArgs),
@@ -283,6 +285,22 @@ pub struct ReportArgs {
     /// The file to write; stdout without it.
     #[arg(long, value_name = "FILE.html")]
     pub output: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub struct ExperimentArgs {
+    /// What is compared: a TOML file.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    #[arg(long, default_value = "auto", help = "auto, flex, ndarray or cuda[:N]")]
+    pub device: Device,
+    /// The folder for models and answers. Without it: runs/experiment-NAME. An experiment that was broken off goes on
+    /// there.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// The report; its figure goes beside it. Without it: beside the experiment's own file.
+    #[arg(long, value_name = "FILE.md")]
+    pub report: Option<PathBuf>,
 }
 
 const TRAIN_HELP: &str = "Examples:

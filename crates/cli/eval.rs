@@ -4,7 +4,7 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use flamingo_data::printable;
 use flamingo_eval::{
     Answer, Benchmark, Evaluator, Gallery, Plan, Progress, Results, Settings, Stage, Subject, Task, evaluate, open,
@@ -15,6 +15,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{EvalArgs, ReportArgs};
 use crate::generate;
+use crate::plot::write_whole;
 
 /// Name of the page in an evaluation's folder.
 const PAGE: &str = "report.html";
@@ -60,7 +61,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     })?;
     bar.finish_and_clear();
     let page = out.join(PAGE);
-    write(&page, &report(&[open(&out)?])?)?;
+    write_whole(&page, &report(&[open(&out)?])?)?;
     let mut stdout = std::io::stdout().lock();
     if args.json {
         writeln!(stdout, "{}", serde_json::to_string(&results)?)?;
@@ -75,7 +76,7 @@ pub fn compare(args: &ReportArgs) -> anyhow::Result<()> {
     let evaluations = args.runs.iter().map(|run| open(run)).collect::<Result<Vec<_>, _>>()?;
     let page = report(&evaluations)?;
     match &args.output {
-        Some(file) => write(file, &page),
+        Some(file) => write_whole(file, &page),
         None => Ok(writeln!(std::io::stdout().lock(), "{page}")?),
     }
 }
@@ -131,8 +132,4 @@ fn table(stdout: &mut impl Write, results: &Results, benchmarks: &[Benchmark]) -
         }
     }
     Ok(())
-}
-
-fn write(path: &Path, content: &str) -> anyhow::Result<()> {
-    flamingo_data::write_whole(path, content.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

@@ -4,6 +4,7 @@ mod args;
 mod caption;
 mod data;
 mod eval;
+mod experiment;
 mod generate;
 mod init;
 mod inspect;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         Command::Score(args) => score::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Report(args) => eval::compare(args),
+        Command::Experiment(args) => experiment::run(args),
         Command::Train(args) => train::run(args),
         Command::Init(args) => init::run(args),
         Command::Models(args) => models::run(args),
