@@ -221,6 +221,10 @@ pub struct EvalArgs {
     /// Numbers of demonstrations. 0 stands for two without their pictures.
     #[arg(long, value_delimiter = ',', default_values_t = [0, 4, 8, 16, 32])]
     pub shots: Vec<usize>,
+    /// Let 0 shots be a prompt without any demonstration: for tasks that the prompt does not name, even the texts
+    /// of demonstrations give away what is asked.
+    #[arg(long)]
+    pub bare_zero_shot: bool,
     /// A trial for each seed.
     #[arg(long, value_delimiter = ',', default_values_t = [42])]
     pub trial_seeds: Vec<u32>,

@@ -41,6 +41,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let settings = Settings {
         num_samples: args.num_samples.map(NonZeroUsize::get),
         query_set_size: args.query_set_size,
+        bare_zero_shot: args.bare_zero_shot,
         batch_size: args.batch_size.get(),
         upstream_compat: args.upstream_compat,
     };

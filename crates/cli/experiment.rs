@@ -167,6 +167,7 @@ impl Experiment {
         let settings = Settings {
             num_samples: Some(self.num_samples),
             query_set_size: 2048,
+            bare_zero_shot: true,
             batch_size: 16,
             upstream_compat: false,
         };

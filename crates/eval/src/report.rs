@@ -69,8 +69,11 @@ pub fn report(evaluations: &[Evaluation]) -> Result<String, EvalError> {
             body {
                 h1 { "Evaluation of " (names) }
                 p {
-                    "Scores against the number of demonstrations in the prompt. \"0\" means two demonstrations without "
-                    "their pictures. Bars and brackets: 95 % intervals by the bootstrap over questions."
+                    "Scores against the number of demonstrations in the prompt. "
+                    @if evaluations.iter().any(|evaluation| !evaluation.header.settings.bare_zero_shot) {
+                        "\"0\" means two demonstrations without their pictures. "
+                    }
+                    "Bars and brackets: 95 % intervals by the bootstrap over questions."
                 }
                 @for (name, task) in &tasks { (section(name, task, evaluations)) }
             }

@@ -24,8 +24,10 @@ pub struct Selection {
     pub num_samples: Option<usize>,
     /// Samples that random demonstrations are drawn from, at most.
     pub query_set_size: usize,
-    /// Demonstrations of each question, as they are counted; see [`effective_shots`].
+    /// Demonstrations of each question, as they are counted.
     pub shots: usize,
+    /// Whether 0 shots are a prompt without any demonstration; see [`effective_shots`].
+    pub bare_zero_shot: bool,
     /// Decides every random choice.
     pub seed: u32,
     /// Questions that are asked together: orders of an ensemble are drawn batch by batch.
@@ -55,6 +57,11 @@ impl Selection {
         self.samples_with(&mut Numpy::new(self.seed))
     }
 
+    /// Demonstrations that a prompt has.
+    pub(crate) fn demonstrations_each(&self) -> usize {
+        if self.bare_zero_shot { self.shots } else { effective_shots(self.shots) }
+    }
+
     fn samples_with(&self, numpy: &mut Numpy) -> Vec<usize> {
         numpy.choice(self.test, self.num_samples.unwrap_or(self.test))
     }
@@ -64,7 +71,7 @@ impl Selection {
     /// # Errors
     /// [`EvalError::Settings`] if there are too few demonstrations.
     pub fn select(&self, choose: &Choose) -> Result<Vec<Query>, EvalError> {
-        let shots = effective_shots(self.shots);
+        let shots = self.demonstrations_each();
         // Where demonstrations are other samples of the test, the sample itself is none of them.
         let itself = usize::from(self.demonstrations.is_none());
         let pool = self.demonstrations.unwrap_or(self.test);

@@ -18,7 +18,7 @@ use crate::dataset::{self, Sample};
 use crate::gallery::Gallery;
 use crate::rices::FeatureCache;
 use crate::run::Choice;
-use crate::select::{Choose, Query, Selection, effective_shots};
+use crate::select::{Choose, Query, Selection};
 use crate::task::{Answer, Generate, Postprocess, Task};
 
 /// A task with its samples.
@@ -91,6 +91,8 @@ pub struct Settings {
     pub num_samples: Option<usize>,
     /// Samples that random demonstrations are drawn from, at most.
     pub query_set_size: usize,
+    /// Whether 0 shots are a prompt without any demonstration, rather than upstream's two without pictures.
+    pub bare_zero_shot: bool,
     /// Prompts that are read together.
     pub batch_size: usize,
     /// Whether classification and a model that writes `<image>` compute what upstream's do, defects included, and
@@ -215,6 +217,7 @@ impl<'a> Evaluator<'a> {
             num_samples: self.settings.num_samples,
             query_set_size: self.settings.query_set_size,
             shots: setup.shots,
+            bare_zero_shot: self.settings.bare_zero_shot,
             seed: setup.seed,
             batch_size: self.settings.batch_size,
             ensemble,
@@ -234,7 +237,7 @@ impl<'a> Evaluator<'a> {
         // A prompt that begins with its mark is cut into tokens alike behind any demonstrations.
         let shared = setup.choice == Choice::Fixed && !ensemble && !self.settings.upstream_compat;
         let prefix = match queries.first().and_then(|query| query.orders.first()) {
-            Some(order) if shared && task.prompt.starts_with(flamingo_data::IMAGE) => {
+            Some(order) if shared && !order.is_empty() && task.prompt.starts_with(flamingo_data::IMAGE) => {
                 Some(self.prefix(benchmark, order, setup.shots)?)
             }
             _ => None,
@@ -291,7 +294,8 @@ impl<'a> Evaluator<'a> {
             let mut prompts = Vec::with_capacity(query.orders.len());
             for order in &query.orders {
                 let (text, mut images) = demonstrations(benchmark, order, shots)?;
-                images.push(if misled { &pool[order[0]].image } else { &sample.image });
+                let first = order.first().filter(|_| misled);
+                images.push(first.map_or(&sample.image, |&first| &pool[first].image));
                 prompts.push(Interleaved { text: text + &task.query(sample)?, images });
             }
             let Some(Interleaved { text, images }) = prompts.first() else {
@@ -492,7 +496,7 @@ fn select_similar(
     let samples = selection.samples();
     let asked: Vec<&Sample> = samples.iter().map(|&i| &benchmark.test[i]).collect();
     let own = cache.features(&asked, &mut looking)?;
-    let shots = effective_shots(selection.shots);
+    let shots = selection.demonstrations_each();
     let itself = |sample: usize| selection.demonstrations.is_none().then_some(sample);
     let found: HashMap<usize, Vec<usize>> = samples
         .par_iter()

@@ -59,6 +59,7 @@ fn seeds_pick_what_upstream_picks() {
             query_set_size: number(&run["query_set_size"]),
             shots: positions[0].len(),
             seed: number(&run["seed"]) as u32,
+            bare_zero_shot: false,
             batch_size: 3,
             ensemble: false,
         };
@@ -82,6 +83,7 @@ fn selection() -> Selection {
         num_samples: None,
         query_set_size: 2048,
         shots: 4,
+        bare_zero_shot: false,
         seed: 7,
         batch_size: 8,
         ensemble: false,
@@ -103,6 +105,15 @@ fn no_sample_demonstrates_itself() {
     assert_eq!(too_few.to_string(), "4 shots want 4 demonstrations, and there are 3 to choose from");
     let too_few = Selection { test: 0, ..selection() }.select(&Choose::Random).expect_err("nothing");
     assert!(too_few.to_string().contains("there are 0"), "{too_few}");
+}
+
+#[test]
+fn zero_shots_are_two_demonstrations_unless_they_are_to_be_none() {
+    for (bare_zero_shot, expected) in [(false, 2), (true, 0)] {
+        let selection = Selection { bare_zero_shot, shots: 0, ..selection() };
+        let queries = selection.select(&Choose::Random).expect("a selection");
+        assert!(queries.iter().all(|query| query.orders.len() == 1 && query.orders[0].len() == expected));
+    }
 }
 
 #[test]
