@@ -16,9 +16,9 @@ use crate::task::Task;
 use crate::trial::Prediction;
 
 /// Answers of each kind that a gallery shows.
-const SHOWN: usize = 6;
+const SHOWN: usize = 4;
 /// Demonstrations that are shown of a prompt.
-const DEMONSTRATIONS: usize = 8;
+const DEMONSTRATIONS: usize = 4;
 /// Pixels of a picture's side.
 const SIDE: u32 = 96;
 
@@ -26,7 +26,7 @@ const STYLE: &str = "
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #1a1a1a; }
 table { border-collapse: collapse; margin: 1rem 0; } th, td { padding: .25rem .7rem; border-bottom: 1px solid #ddd; }
 th { text-align: left; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-small { color: #555; } svg { max-width: 100%; height: auto; } img { border-radius: 4px; }
+small { color: #555; } svg { max-width: 100%; height: auto; }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)); gap: 1rem; }
 .answer { border: 1px solid #ddd; border-left: 5px solid #ddd; border-radius: 4px; padding: .7rem; }
 .answer.right { border-left-color: #009e73; } .answer.wrong { border-left-color: #d55e00; } pre { white-space: pre-wrap; font-size: 12px; }
@@ -57,6 +57,9 @@ pub fn report(evaluations: &[Evaluation]) -> Result<String, EvalError> {
     let mut names: Vec<&str> = evaluations.iter().map(|evaluation| evaluation.header.model.as_str()).collect();
     names.dedup();
     let names = names.join(", ");
+    let mut pictures = Pictures::default();
+    let sections: Vec<Markup> =
+        tasks.iter().map(|(name, task)| section(name, task, evaluations, &mut pictures)).collect();
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -75,7 +78,8 @@ pub fn report(evaluations: &[Evaluation]) -> Result<String, EvalError> {
                     }
                     "Bars and brackets: 95 % intervals by the bootstrap over questions."
                 }
-                @for (name, task) in &tasks { (section(name, task, evaluations)) }
+                @for section in &sections { (section) }
+                (pictures.definitions())
             }
         }
     };
@@ -116,7 +120,7 @@ fn series<'a>(task: &str, evaluations: &'a [Evaluation]) -> Vec<Series<'a>> {
     all
 }
 
-fn section(name: &str, task: &Task, evaluations: &[Evaluation]) -> Markup {
+fn section(name: &str, task: &Task, evaluations: &[Evaluation], pictures: &mut Pictures) -> Markup {
     let series = series(name, evaluations);
     let mut shots: Vec<usize> = series.iter().flat_map(|series| &series.entries).map(|entry| entry.shots).collect();
     shots.sort_unstable();
@@ -139,7 +143,7 @@ fn section(name: &str, task: &Task, evaluations: &[Evaluation]) -> Markup {
                 }
             }
         }
-        @for series in &series { (gallery(name, series)) }
+        @for series in &series { (gallery(name, series, pictures)) }
     }
 }
 
@@ -180,7 +184,7 @@ fn curves(task: &Task, series: &[Series]) -> Option<String> {
 }
 
 /// Some right and some wrong answers, of the trial with the most demonstrations.
-fn gallery(task: &str, series: &Series) -> Markup {
+fn gallery(task: &str, series: &Series, pictures: &mut Pictures) -> Markup {
     let trials =
         series.evaluation.trials.iter().filter(|trial| trial.task == task && trial.setup.choice == series.choice);
     let Some(trial) = trials.max_by_key(|trial| (trial.setup.shots, std::cmp::Reverse(trial.setup.seed))) else {
@@ -193,7 +197,7 @@ fn gallery(task: &str, series: &Series) -> Markup {
             @if !right.is_empty() || !wrong.is_empty() {
                 div.gallery {
                     @for (prediction, score) in spread(&right).into_iter().chain(spread(&wrong)) {
-                        (answer(prediction, score, right.iter().any(|(p, _)| std::ptr::eq(*p, prediction))))
+                        (answer(prediction, score, right.iter().any(|(p, _)| std::ptr::eq(*p, prediction)), pictures))
                     }
                 }
             }
@@ -225,7 +229,7 @@ fn spread<'a>(all: &[Scored<'a>]) -> Vec<Scored<'a>> {
     (0..count).map(|i| all[i * all.len() / count]).collect()
 }
 
-fn answer(prediction: &Prediction, score: Option<f64>, right: bool) -> Markup {
+fn answer(prediction: &Prediction, score: Option<f64>, right: bool, pictures: &mut Pictures) -> Markup {
     let text = |reference: &Value| match reference {
         Value::String(text) => text.clone(),
         other => other.get("answer").and_then(Value::as_str).unwrap_or_default().to_string(),
@@ -236,9 +240,7 @@ fn answer(prediction: &Prediction, score: Option<f64>, right: bool) -> Markup {
     let shown = &demonstrations[demonstrations.len().saturating_sub(DEMONSTRATIONS)..];
     html! {
         div.answer.right[right].wrong[!right && !references.is_empty()] {
-            @if let Some(data) = thumbnail(&prediction.image) {
-                img src=(data) width=(SIDE) height=(SIDE) alt="the picture that is asked about";
-            }
+            (pictures.show(&prediction.image, SIDE, "the picture that is asked about"))
             p {
                 "answer: " b { (prediction.answer) } br;
                 "expected: " (references.join(" · "))
@@ -247,9 +249,41 @@ fn answer(prediction: &Prediction, score: Option<f64>, right: bool) -> Markup {
             details {
                 summary { "prompt" }
                 pre { (prediction.prompt) }
-                @for path in shown {
-                    @if let Some(data) = thumbnail(path) {
-                        img src=(data) width=(SIDE / 2) height=(SIDE / 2) alt="a demonstration's picture";
+                @for path in shown { (pictures.show(path, SIDE / 2, "a demonstration's picture")) " " }
+            }
+        }
+    }
+}
+
+/// Small copies of pictures, each once however often it is shown.
+#[derive(Default)]
+struct Pictures {
+    /// Their numbers, and their files as part of the page, where they can be read.
+    known: BTreeMap<String, (usize, Option<String>)>,
+}
+
+impl Pictures {
+    fn show(&mut self, path: &str, side: u32, label: &str) -> Markup {
+        let next = self.known.len();
+        let (number, data) = self.known.entry(path.to_string()).or_insert_with(|| (next, thumbnail(path)));
+        let (number, there) = (*number, data.is_some());
+        html! {
+            @if there {
+                svg width=(side) height=(side) viewBox=(format!("0 0 {SIDE} {SIDE}")) role="img" aria-label=(label) {
+                    use href=(format!("#picture-{number}")) {}
+                }
+            }
+        }
+    }
+
+    fn definitions(&self) -> Markup {
+        html! {
+            svg width="0" height="0" aria-hidden="true" {
+                defs {
+                    @for (number, data) in self.known.values() {
+                        @if let Some(data) = data {
+                            image id=(format!("picture-{number}")) width=(SIDE) height=(SIDE) href=(data) {}
+                        }
                     }
                 }
             }
@@ -257,7 +291,7 @@ fn answer(prediction: &Prediction, score: Option<f64>, right: bool) -> Markup {
     }
 }
 
-/// A small copy of a picture, as part of the page.
+/// A small copy of a picture as a data URL.
 fn thumbnail(path: &str) -> Option<String> {
     let jpeg = Picture::open(Path::new(path)).and_then(|picture| picture.thumbnail(SIDE)).ok()?;
     Some(format!("data:image/jpeg;base64,{}", STANDARD.encode(jpeg)))

@@ -87,7 +87,11 @@ fn draw_curves(area: &Area<'_>, panel: &Panel, curves: &[Curve], log: bool) -> R
     }
     if curves.iter().any(|curve| curve.name.is_some()) {
         let mut legend = chart.configure_series_labels();
-        legend.position(SeriesLabelPosition::UpperRight).background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2));
+        // Where the curves do not end.
+        let ends: Vec<f64> = pieces.iter().filter_map(|(_, pieces)| Some(pieces.last()?.last()?.1)).collect();
+        let high = ends.iter().filter(|&&end| end > (y.0 + y.1) / 2.0).count() * 2 > ends.len();
+        let corner = if high { SeriesLabelPosition::LowerRight } else { SeriesLabelPosition::UpperRight };
+        legend.position(corner).background_style(WHITE.mix(0.8)).border_style(BLACK.mix(0.2));
         legend.label_font(("sans-serif", 13)).draw().map_err(failed)?;
     }
     Ok(())
