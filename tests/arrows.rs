@@ -8,7 +8,17 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("crates/config", &[]),
     ("crates/corpus", &["flamingo-data"]),
     ("crates/data", &[]),
-    ("crates/eval", &["flamingo-data", "flamingo-generate", "flamingo-metrics", "flamingo-plot", "flamingo-zoo"]),
+    (
+        "crates/eval",
+        &[
+            "flamingo-config",
+            "flamingo-data",
+            "flamingo-generate",
+            "flamingo-metrics",
+            "flamingo-plot",
+            "flamingo-zoo",
+        ],
+    ),
     ("crates/generate", &[]),
     ("crates/kernels", &["flamingo-config"]),
     ("crates/metrics", &[]),

@@ -7,12 +7,15 @@ use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
 
 use crate::cache::select_rows;
 
+/// Keys and values, `[rows, heads, images * num_latents, dim_head]` each.
+type KeysValues<B> = [Tensor<B, 4>; 2];
+
 /// Keys and values of a batch's images, for each cross-attention block. They do not change while text
 /// grows, so they are computed once (upstream recomputes them at each token).
 #[derive(Clone, Debug)]
 pub struct Media<B: Backend> {
-    /// For each decoder layer with a block: keys and values, `[rows, heads, images * num_latents, dim_head]`.
-    pub(crate) layers: Vec<Option<[Tensor<B, 4>; 2]>>,
+    /// For each decoder layer, where it has a block.
+    pub(crate) layers: Vec<Option<KeysValues<B>>>,
     /// Images in each row.
     pub(crate) images: usize,
     /// Latents an image.
@@ -30,7 +33,7 @@ impl<B: Backend> Media<B> {
     /// # Panics
     /// If `more` has other rows or is of another model.
     pub fn followed_by(self, more: Self) -> Self {
-        let join = |(own, more): (Option<[Tensor<B, 4>; 2]>, Option<[Tensor<B, 4>; 2]>)| {
+        let join = |(own, more): (Option<KeysValues<B>>, Option<KeysValues<B>>)| {
             let ([k, v], [more_k, more_v]) = own.zip(more)?;
             Some([Tensor::cat(vec![k, more_k], 2), Tensor::cat(vec![v, more_v], 2)])
         };

@@ -35,6 +35,14 @@ pub struct Prefix<'a> {
     images: usize,
 }
 
+/// Prompts that were read.
+struct Read<'a> {
+    session: Box<dyn Session + 'a>,
+    text: Text,
+    /// What follows their last tokens.
+    logits: Vec<f32>,
+}
+
 impl Model {
     /// Looks at pictures.
     ///
@@ -104,7 +112,7 @@ impl Model {
         prompts: &[Interleaved<Latents>],
         settings: &GenerationConfig,
     ) -> Result<Vec<Vec<Output>>, ZooError> {
-        let (mut session, text, logits) = self.read_after(prefix, prompts)?;
+        let Read { mut session, text, logits } = self.read_after(prefix, prompts)?;
         self.continue_prompts(&mut *session, &text, logits, settings, &mut |_, _| ControlFlow::Continue(()))
     }
 
@@ -119,16 +127,12 @@ impl Model {
         candidates: &[Vec<u32>],
     ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
         check_candidates(candidates)?;
-        let (session, text, first) = self.read_after(prefix, prompts)?;
-        self.scores(&*session, first, prompts.len(), text.width, candidates)
+        let Read { session, text, logits } = self.read_after(prefix, prompts)?;
+        self.scores(&*session, logits, prompts.len(), text.width, candidates)
     }
 
-    /// A session that has read the prompts, their tokens, and the logits of the last ones.
-    fn read_after<'p>(
-        &self,
-        prefix: &'p Prefix,
-        prompts: &[Interleaved<Latents>],
-    ) -> Result<(Box<dyn Session + 'p>, Text, Vec<f32>), ZooError> {
+    /// Reads prompts behind their prefix.
+    fn read_after<'p>(&self, prefix: &'p Prefix, prompts: &[Interleaved<Latents>]) -> Result<Read<'p>, ZooError> {
         let text = self.text(prompts)?;
         let rows = prompts.len();
         let begins = |row: &[u32]| row.len() > prefix.ids.len() && row.starts_with(&prefix.ids);
@@ -152,8 +156,8 @@ impl Model {
         let logits = session.feed(ids, keep)?;
         let vocab = self.config().tokens.vocab_size;
         let last = logits.data.chunks(logits.data.len() / rows).flat_map(|row| &row[row.len() - vocab..]);
-        let last = last.copied().collect();
-        Ok((session, text, last))
+        let logits = last.copied().collect();
+        Ok(Read { session, text, logits })
     }
 
     /// Log-likelihood of each candidate (ids of at least one token) after each prompt. A prompt is read once.
