@@ -10,14 +10,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("crates/data", &[]),
     (
         "crates/eval",
-        &[
-            "flamingo-config",
-            "flamingo-data",
-            "flamingo-generate",
-            "flamingo-metrics",
-            "flamingo-plot",
-            "flamingo-zoo",
-        ],
+        &["flamingo-config", "flamingo-data", "flamingo-generate", "flamingo-metrics", "flamingo-plot", "flamingo-zoo"],
     ),
     ("crates/generate", &[]),
     ("crates/kernels", &["flamingo-config"]),

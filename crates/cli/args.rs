@@ -251,7 +251,7 @@ pub struct EvalArgs {
     #[arg(long)]
     pub classification_prompt_ensembling: bool,
     /// Compute what upstream computes, its defects included: classification sees padding and other classes, and a
-    /// model that writes <image> makes its batch forget pictures.
+    /// model that writes `<image>` makes its batch forget pictures.
     #[arg(long)]
     pub upstream_compat: bool,
     /// The folder for answers, results and the page. Without it: runs/eval-MODEL. An evaluation that was
