@@ -26,6 +26,9 @@ struct Experiment {
     title: String,
     /// What it asks, in a sentence or two.
     question: String,
+    /// What its results show, once they are known: the end of the report.
+    #[serde(default)]
+    reading: String,
     /// What all models are made of: a model.toml.
     config: PathBuf,
     /// Folder with the tokenizer, without upstream's tokens.
@@ -213,7 +216,7 @@ impl Experiment {
         let seeds = self.seeds.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
         writeln!(
             page,
-            "Each variant was trained once for each of the seeds {seeds} (random weights and order of the data), then \
+            "Each variant was trained once for each seed of {seeds} (random weights and order of the data), then \
              asked {} questions of each task. Numbers are means over the seeds; behind each stands the interval that \
              holds it with 95 % confidence, by the bootstrap over questions (means over the seeds), and, of several \
              seeds, the standard deviation between them.\n",
@@ -242,6 +245,9 @@ impl Experiment {
         }
         let name = figure.file_name().unwrap_or_default().to_string_lossy();
         writeln!(page, "\n![Scores over demonstrations]({name})")?;
+        if !self.reading.trim().is_empty() {
+            writeln!(page, "\n## What it shows\n\n{}", self.reading.trim())?;
+        }
         Ok(page)
     }
 }
