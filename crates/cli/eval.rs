@@ -1,5 +1,6 @@
 //! `flamingo eval` and `flamingo report`: a model's scores, and a page about them.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
         upstream_compat: args.upstream_compat,
     };
     let plan = Plan {
-        shots: args.shots.clone(),
+        shots: args.shots.iter().copied().collect::<BTreeSet<_>>().into_iter().collect(),
         seeds: args.trial_seeds[..trials].to_vec(),
         choices: args.demonstrations.iter().map(|&choice| choice.into()).collect(),
     };

@@ -86,16 +86,16 @@ pub fn run(args: &ExperimentArgs) -> anyhow::Result<()> {
         experiment.config(variant)?;
         experiment.recipe(variant, &out, 0)?;
     }
-    experiment.benchmarks()?;
+    let benchmarks = experiment.benchmarks()?;
     let mut outcomes = Vec::new();
     for variant in &experiment.variants {
-        outcomes.push(experiment.outcome(variant, &out, args)?);
+        outcomes.push(experiment.outcome(variant, &benchmarks, &out, args)?);
     }
     let page = args.report.clone().unwrap_or_else(|| args.file.with_extension("md"));
     let figure = page.with_extension("svg");
-    write_whole(&figure, &experiment.figure(&outcomes)?)?;
+    write_whole(&figure, &experiment.figure(&outcomes, &benchmarks)?)?;
     let command = format!("flamingo experiment {}", args.file.display());
-    write_whole(&page, &experiment.report(&outcomes, &figure, &command)?)?;
+    write_whole(&page, &experiment.report(&outcomes, &benchmarks, &figure, &command)?)?;
     eprintln!("the report is {}", page.display());
     Ok(())
 }
@@ -139,7 +139,13 @@ impl Experiment {
     }
 
     /// Trains and evaluates a variant, as far as its folder does not hold that already.
-    fn outcome<'a>(&self, variant: &'a Variant, out: &Path, args: &ExperimentArgs) -> anyhow::Result<Outcome<'a>> {
+    fn outcome<'a>(
+        &self,
+        variant: &'a Variant,
+        benchmarks: &[Benchmark],
+        out: &Path,
+        args: &ExperimentArgs,
+    ) -> anyhow::Result<Outcome<'a>> {
         let config = self.config(variant)?;
         let (mut losses, mut results) = (Vec::new(), Vec::new());
         let mut parameters = 0;
@@ -156,14 +162,21 @@ impl Experiment {
             let model = run.export(Dtype::F32)?;
             losses.push(last_loss(&folder.join("run"))?);
             drop(run);
-            let (asked, count) = self.ask(&model, &folder.join("eval"), &what, args)?;
+            let (asked, count) = self.ask(&model, benchmarks, &folder.join("eval"), &what, args)?;
             results.push(asked);
             parameters = count;
         }
         Ok(Outcome { variant, parameters, losses, results })
     }
 
-    fn ask(&self, folder: &Path, out: &Path, what: &str, args: &ExperimentArgs) -> anyhow::Result<(Results, usize)> {
+    fn ask(
+        &self,
+        folder: &Path,
+        benchmarks: &[Benchmark],
+        out: &Path,
+        what: &str,
+        args: &ExperimentArgs,
+    ) -> anyhow::Result<(Results, usize)> {
         let precision = flamingo_engine::Precision::F32;
         let model = Model::open(folder, args.device, precision)?;
         let parameters = flamingo_zoo::parts(model.config()).iter().map(|part| part.parameters as usize).sum();
@@ -178,7 +191,7 @@ impl Experiment {
         let mut evaluator = Evaluator { model: &model, settings, gallery: Gallery::new(1 << 31) };
         let subject = Subject { folder, precision: precision.to_string() };
         let bar = bar(what)?;
-        let results = evaluate(&mut evaluator, &subject, &self.benchmarks()?, &plan, out, &mut |progress| {
+        let results = evaluate(&mut evaluator, &subject, benchmarks, &plan, out, &mut |progress| {
             bar.set_length(progress.total as u64);
             bar.set_position(progress.done as u64);
         })?;
@@ -187,9 +200,9 @@ impl Experiment {
     }
 
     /// A panel for each task: score over shots, a curve for each variant.
-    fn figure(&self, outcomes: &[Outcome]) -> anyhow::Result<String> {
+    fn figure(&self, outcomes: &[Outcome], benchmarks: &[Benchmark]) -> anyhow::Result<String> {
         let mut panels = Vec::new();
-        for benchmark in self.benchmarks()? {
+        for benchmark in benchmarks {
             let curve = |(colour, outcome): (usize, &Outcome)| {
                 let cells: Vec<(usize, Cell)> =
                     self.shots.iter().filter_map(|&n| Some((n, outcome.cell(&benchmark.task.name, n)?))).collect();
@@ -211,7 +224,13 @@ impl Experiment {
         Ok(draw(&panels)?)
     }
 
-    fn report(&self, outcomes: &[Outcome], figure: &Path, command: &str) -> anyhow::Result<String> {
+    fn report(
+        &self,
+        outcomes: &[Outcome],
+        benchmarks: &[Benchmark],
+        figure: &Path,
+        command: &str,
+    ) -> anyhow::Result<String> {
         let mut page = format!("# {}\n\n{}\n\n```sh\n{command}\n```\n\n", self.title, self.question.trim());
         let seeds = self.seeds.iter().map(u32::to_string).collect::<Vec<_>>().join(", ");
         writeln!(
@@ -227,7 +246,7 @@ impl Experiment {
             let millions = outcome.parameters as f64 / 1e6;
             writeln!(page, "| {} | {millions:.2} M | {:.4} |", outcome.variant.name, mean(&outcome.losses))?;
         }
-        for benchmark in self.benchmarks()? {
+        for benchmark in benchmarks {
             let task = &benchmark.task;
             writeln!(page, "\n## {} ({})\n", task.title, task.metric.title())?;
             let shots: String = self.shots.iter().map(|shots| format!(" {shots} shots |")).collect();

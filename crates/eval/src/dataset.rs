@@ -65,7 +65,7 @@ fn text_of(path: &Path) -> Result<String, EvalError> {
     std::fs::read_to_string(path).map_err(EvalError::file(path))
 }
 
-fn json_of<T: DeserializeOwned>(path: &Path) -> Result<T, EvalError> {
+pub(crate) fn json_of<T: DeserializeOwned>(path: &Path) -> Result<T, EvalError> {
     serde_json::from_str(&text_of(path)?).map_err(|e| EvalError::content(path, e))
 }
 

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
+use crate::dataset::json_of;
 use crate::rices::{FeatureCache, fingerprint};
 use crate::score::{Score, score};
 use crate::submission::submission;
@@ -161,7 +161,7 @@ pub fn evaluate(
     let named = format!("{}{}", header.precision, header.fingerprint);
     let mut cache = FeatureCache::open(evaluator.model, &named, out);
     let path = out.join("results.json");
-    let mut all: Results = if path.is_file() { read_json(&path)? } else { Results::new() };
+    let mut all: Results = if path.is_file() { json_of(&path)? } else { Results::new() };
     let mut results = Results::new();
     for benchmark in benchmarks {
         let task = &benchmark.task;
@@ -203,8 +203,8 @@ pub fn evaluate(
 /// # Errors
 /// [`EvalError::File`] or [`EvalError::Content`] if the folder holds none, or not all of it.
 pub fn open(out: &Path) -> Result<Evaluation, EvalError> {
-    let header: Header = read_json(&out.join("run.json"))?;
-    let results: Results = read_json(&out.join("results.json"))?;
+    let header: Header = json_of(&out.join("run.json"))?;
+    let results: Results = json_of(&out.join("results.json"))?;
     let mut trials = Vec::new();
     for (name, entries) in &results {
         let task = header.tasks.get(name);
@@ -242,7 +242,7 @@ fn begin(evaluator: &Evaluator, subject: &Subject, benchmarks: &[Benchmark], out
     }
     let path = out.join("run.json");
     if path.is_file() {
-        let before: Header = read_json(&path)?;
+        let before: Header = json_of(&path)?;
         if let Some(what) = header.differs_from(&before) {
             return Err(EvalError::Settings(format!(
                 "{} holds an evaluation with {what}: give another --out, or remove it",
@@ -305,11 +305,6 @@ fn entry(shots: usize, choice: Choice, seeds: &[u32], samples: usize, scores: &[
         by_question_type: means(&|score| score.by_question_type.clone()),
         by_answer_type: means(&|score| score.by_answer_type.clone()),
     }
-}
-
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, EvalError> {
-    let text = std::fs::read_to_string(path).map_err(EvalError::file(path))?;
-    serde_json::from_str(&text).map_err(|e| EvalError::content(path, e))
 }
 
 fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), EvalError> {

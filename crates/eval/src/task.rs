@@ -258,6 +258,11 @@ impl Task {
             Answer::Classify(classify) => Some(classify.classes.names()),
             Answer::Generate(_) => None,
         };
+        if let Answer::Generate(generate) = &self.answer
+            && (generate.max_new_tokens == 0 || generate.num_beams == 0)
+        {
+            return Err("max_new_tokens and num_beams are at least 1".into());
+        }
         match (self.metric, &classes) {
             (Metric::RocAuc, None) => Err("roc_auc wants classes: give [answer.classify]".into()),
             (Metric::RocAuc, Some(classes)) if classes.len() != 2 => {

@@ -276,6 +276,8 @@ fn tasks_that_make_no_sense_are_refused() {
         ("\"mine\"", "\"../mine\"", "the name `../mine` is not of letters"),
         ("\"accuracy\"", "\"roc_auc\"", "roc_auc wants classes"),
         ("\"accuracy\"", "\"bleu\"", "unknown variant `bleu`"),
+        ("max_new_tokens = 5", "max_new_tokens = 0", "max_new_tokens and num_beams are at least 1"),
+        ("max_new_tokens = 5", "max_new_tokens = 5\nnum_beams = 0", "max_new_tokens and num_beams are at least 1"),
         ("max_new_tokens", "max_tokens", "unknown field `max_tokens`"),
     ] {
         let error = opened(&good.replace(from, to)).expect_err(expected).to_string();
