@@ -393,5 +393,6 @@ fn broken_data_are_one_clear_sentence() {
     fs::write(folder.path().join("mine.jsonl"), "{").expect("a file");
     assert!(run(&["--shots", "2"]).contains("mine.jsonl: line 1: "));
     assert!(fails(&[&MODEL[..], &["--task", "cocoa"]].concat()).contains("give one of coco, flickr30"));
-    assert!(fails(&["report", &text_of(folder.path())]).contains("run.json"));
+    let error = fails(&["report", &text_of(folder.path())]);
+    assert!(error.contains("run.json") && error.matches("No such file").count() == 1, "{error}");
 }

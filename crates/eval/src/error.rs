@@ -6,12 +6,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum EvalError {
     /// A file cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {why}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// Why.
-        source: std::io::Error,
+        /// Why. No `source`: the message says it, and who prints the chain would say it twice.
+        why: std::io::Error,
     },
     /// A file is not what it should be.
     #[error("{}: {what}", path.display())]
@@ -32,7 +32,7 @@ pub enum EvalError {
 impl EvalError {
     pub(crate) fn file(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::File { path, source }
+        move |why| Self::File { path, why }
     }
 
     pub(crate) fn content(path: impl Into<PathBuf>, what: impl std::fmt::Display) -> Self {

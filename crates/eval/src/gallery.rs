@@ -103,7 +103,7 @@ fn filled(pictures: &[Picture]) -> Vec<&Picture> {
 fn open(paths: &[&Path]) -> Result<Vec<Picture>, EvalError> {
     let picture = |path: &&Path| {
         Picture::open(path).map_err(|error| match error {
-            DataError::Io { path, source } => EvalError::File { path, source },
+            DataError::Io { path, source: why } => EvalError::File { path, why },
             other => EvalError::content(*path, other),
         })
     };
