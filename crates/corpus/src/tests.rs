@@ -2,7 +2,6 @@
 
 use flamingo_data::{DocumentRules, Tokenizer};
 
-use crate::Split;
 use crate::concepts::{Concept, TEST_STYLE};
 use crate::drawing::{Drawing, PICTURE};
 use crate::easy_vqa::{Shape, Shapes};
@@ -10,6 +9,7 @@ use crate::pages::Page;
 use crate::random::Random;
 use crate::sequences::{Pool, Sequence};
 use crate::shards::{Member, Shards};
+use crate::{Albums, Placed, Split};
 use crate::{evaluation, scenes, words};
 
 const STYLES: [&str; 4] = ["noto", "fluent", "fluent-flat", "fxemoji"];
@@ -183,4 +183,56 @@ fn questions_of_the_test_are_spelled_as_in_training() {
         line.next().expect("a question")["prompt"].as_str().expect("a prompt").to_string()
     };
     assert!(shown(4).ends_with(&shown(1)) && shown(16).ends_with(&shown(8)));
+}
+
+#[test]
+fn albums_tell_pictures_that_do_not_belong_by_their_similarity() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut shards = Shards::new(folder.path(), "tasks", 1000).expect("a folder");
+    for (_, json, ..) in sequences(400) {
+        shards.add(&[Member { extension: "json", content: json.as_bytes() }]).expect("a sequence");
+    }
+    shards.finish().expect("shards");
+    let shard = folder.path().join("tasks-0000.tar").display().to_string();
+    let albums = Albums::read(&[shard]).expect("albums");
+    // What a picture shows, as a tower would know it: the mean colour.
+    let features: Vec<Vec<f32>> = albums
+        .pictures()
+        .iter()
+        .map(|png| {
+            let picture = image::load_from_memory(png).expect("a picture").to_rgb8();
+            let sum = |c: usize| picture.pixels().map(|pixel| f32::from(pixel.0[c])).sum::<f32>();
+            vec![sum(0), sum(1), sum(2)]
+        })
+        .collect();
+    let write = |misplaced: f32| {
+        let placed = albums.write(folder.path(), &features, misplaced, 1).expect("albums");
+        let tar = std::fs::File::open(folder.path().join("albums-0000.tar")).expect("a shard");
+        let mut documents = Vec::new();
+        flamingo_data::read_samples(tar, &mut |sample| {
+            documents.push(serde_json::from_slice::<serde_json::Value>(&sample.parts["json"]).expect("JSON"));
+            std::ops::ControlFlow::Continue(())
+        });
+        (placed, documents)
+    };
+    let (as_they_were, documents) = write(0.0);
+    assert!(documents.len() > 50 && as_they_were.iter().all(|picture| !picture.misplaced));
+    let (exchanged, others) = write(0.5);
+    assert_eq!(exchanged.len(), as_they_were.len());
+    let (apart, together): (Vec<Placed>, Vec<Placed>) = exchanged.iter().partition(|picture| picture.misplaced);
+    let share = apart.len() as f64 / exchanged.len() as f64;
+    assert!((0.4..0.6).contains(&share), "{share}");
+    let mean = |of: &[Placed]| of.iter().map(|picture| picture.similarity).sum::<f64>() / of.len() as f64;
+    assert!(mean(&together) > mean(&apart) + 0.2, "{} {}", mean(&together), mean(&apart));
+    // The matrices say the same.
+    let own = |document: &serde_json::Value| {
+        let rows = document["similarity_matrix"].as_array().expect("rows").clone();
+        rows.iter().enumerate().map(|(i, row)| row[i].as_f64().expect("a number")).collect::<Vec<_>>()
+    };
+    for (placed, documents) in [(&as_they_were, &documents), (&exchanged, &others)] {
+        let written: Vec<f64> = documents.iter().flat_map(own).collect();
+        assert_eq!(written, placed.iter().map(|picture| picture.similarity).collect::<Vec<_>>());
+    }
+    assert_eq!(write(0.5), (exchanged, others));
+    assert!(Albums::read(&[]).is_err() && Albums::read(&["nothing.tar".into()]).is_err());
 }
