@@ -202,8 +202,15 @@ fn every_shipped_task_runs_on_files_in_its_published_form() {
     // The page stands alone, and is made again of several runs.
     let page = fs::read_to_string(out.join("report.html")).expect("a page");
     assert!(page.contains("<svg") && page.contains("data:image/jpeg;base64,") && !page.contains("src=\"/"));
+    assert_eq!(page.matches("kind of answer").count(), 4, "of the four tasks whose files tell it");
+    assert!(results["vqav2"][0]["by_answer_type"].as_object().expect("kinds").keys().all(|kind| page.contains(kind)));
     let both = flamingo(&["report", &folder, &folder]);
     assert!(both.status.success() && stdout(&both).matches("<h2>").count() == 10);
+    let shown = out.join("predictions/coco-random-2-42.jsonl");
+    fs::rename(&shown, shown.with_extension("away")).expect("a file");
+    let error = fails(&["report", &folder]);
+    assert!(error.contains("coco-random-2-42.jsonl"), "{error}");
+    fs::rename(shown.with_extension("away"), &shown).expect("a file");
 
     // A trial that was broken off twice, each time in the middle of a line, comes out the same.
     let whole = out.join("predictions/coco-random-2-42.jsonl");

@@ -1,6 +1,6 @@
 //! Evaluations as a page of HTML that needs nothing else: curves, tables, and what was answered.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use base64::Engine as _;
@@ -35,8 +35,8 @@ small { color: #555; } svg { max-width: 100%; height: auto; }
 /// A page about evaluations, to be compared with each other.
 ///
 /// # Errors
-/// [`EvalError::Settings`] without evaluations, or for tasks of one name that ask differently. Pictures that cannot be
-/// read any more are left out.
+/// [`EvalError::Settings`] without evaluations, or for tasks of one name that ask differently; [`EvalError::File`] or
+/// [`EvalError::Content`] if answers cannot be read. Pictures that cannot be read any more are left out.
 pub fn report(evaluations: &[Evaluation]) -> Result<String, EvalError> {
     if evaluations.is_empty() {
         return Err(EvalError::Settings("there is no evaluation to report".into()));
@@ -59,7 +59,7 @@ pub fn report(evaluations: &[Evaluation]) -> Result<String, EvalError> {
     let names = names.join(", ");
     let mut pictures = Pictures::default();
     let sections: Vec<Markup> =
-        tasks.iter().map(|(name, task)| section(name, task, evaluations, &mut pictures)).collect();
+        tasks.values().map(|task| section(task, evaluations, &mut pictures)).collect::<Result<_, _>>()?;
     let page = html! {
         (DOCTYPE)
         html lang="en" {
@@ -120,12 +120,14 @@ fn series<'a>(task: &str, evaluations: &'a [Evaluation]) -> Vec<Series<'a>> {
     all
 }
 
-fn section(name: &str, task: &Task, evaluations: &[Evaluation], pictures: &mut Pictures) -> Markup {
-    let series = series(name, evaluations);
+fn section(task: &Task, evaluations: &[Evaluation], pictures: &mut Pictures) -> Result<Markup, EvalError> {
+    let series = series(&task.name, evaluations);
     let mut shots: Vec<usize> = series.iter().flat_map(|series| &series.entries).map(|entry| entry.shots).collect();
     shots.sort_unstable();
     shots.dedup();
-    html! {
+    let galleries: Vec<Markup> =
+        series.iter().map(|series| gallery(task, series, pictures)).collect::<Result<_, _>>()?;
+    Ok(html! {
         h2 { (task.title) }
         p { "Prompt: " code { (task.prompt) } ". Metric: " (task.metric.title()) "." }
         @if let Some(svg) = curves(task, &series) { (PreEscaped(svg)) }
@@ -143,7 +145,40 @@ fn section(name: &str, task: &Task, evaluations: &[Evaluation], pictures: &mut P
                 }
             }
         }
-        @for series in &series { (gallery(name, series, pictures)) }
+        @for series in &series { (kinds(series, &shots)) }
+        @for gallery in &galleries { (gallery) }
+    })
+}
+
+/// Scores by kinds of answers and of questions, for data that tell them.
+fn kinds(series: &Series, shots: &[usize]) -> Markup {
+    type Kinds = fn(&Entry) -> &BTreeMap<String, f64>;
+    let groups: [(&str, Kinds); 2] =
+        [("kind of answer", |entry| &entry.by_answer_type), ("kind of question", |entry| &entry.by_question_type)];
+    if series.entries.iter().all(|entry| groups.iter().all(|(_, of)| of(entry).is_empty())) {
+        return html! {};
+    }
+    html! {
+        details {
+            summary { "Scores of " (series.name) " by kinds of answers and questions" }
+            @for (title, of) in groups {
+                table {
+                    tr { th { (title) } @for shots in shots { th { (shots) " shots" } } }
+                    @for kind in series.entries.iter().flat_map(|entry| of(entry).keys()).collect::<BTreeSet<_>>() {
+                        tr {
+                            td { (kind) }
+                            @for &shots in shots {
+                                td.number {
+                                    @let entry = series.entries.iter().find(|entry| entry.shots == shots);
+                                    @if let Some(&score) = entry.and_then(|entry| of(entry).get(kind)) { (number(score)) }
+                                    @else { "–" }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -184,14 +219,12 @@ fn curves(task: &Task, series: &[Series]) -> Option<String> {
 }
 
 /// Some right and some wrong answers, of the trial with the most demonstrations.
-fn gallery(task: &str, series: &Series, pictures: &mut Pictures) -> Markup {
-    let trials =
-        series.evaluation.trials.iter().filter(|trial| trial.task == task && trial.setup.choice == series.choice);
-    let Some(trial) = trials.max_by_key(|trial| (trial.setup.shots, std::cmp::Reverse(trial.setup.seed))) else {
-        return html! {};
+fn gallery(task: &Task, series: &Series, pictures: &mut Pictures) -> Result<Markup, EvalError> {
+    let Some(trial) = series.evaluation.trial_with_most_shots(task, series.choice)? else {
+        return Ok(html! {});
     };
-    let (right, wrong) = split(trial);
-    html! {
+    let (right, wrong) = split(&trial);
+    Ok(html! {
         details {
             summary { "What " (series.name) " answered with " (trial.setup.shots) " shots" }
             @if !right.is_empty() || !wrong.is_empty() {
@@ -202,7 +235,7 @@ fn gallery(task: &str, series: &Series, pictures: &mut Pictures) -> Markup {
                 }
             }
         }
-    }
+    })
 }
 
 type Scored<'a> = (&'a Prediction, Option<f64>);

@@ -110,9 +110,7 @@ pub struct Progress<'a> {
 
 /// One trial of an [`Evaluation`].
 pub struct Trial {
-    /// The task's name.
-    pub task: String,
-    /// Which trial of it.
+    /// Which one of its task.
     pub setup: Setup,
     /// Every answer.
     pub predictions: Vec<Prediction>,
@@ -128,8 +126,25 @@ pub struct Evaluation {
     pub header: Header,
     /// The numbers.
     pub results: Results,
-    /// Everything behind them.
-    pub trials: Vec<Trial>,
+}
+
+impl Evaluation {
+    /// What was answered with the most demonstrations, in the first of those trials. It is read when it is wanted:
+    /// answers of all trials of a whole benchmark would fill the memory.
+    ///
+    /// # Errors
+    /// [`EvalError::File`] or [`EvalError::Content`] if the answers are not there, or damaged.
+    pub fn trial_with_most_shots(&self, task: &Task, choice: Choice) -> Result<Option<Trial>, EvalError> {
+        let entries = self.results.get(&task.name).into_iter().flatten();
+        let most = entries.filter(|entry| entry.demonstrations == choice).max_by_key(|entry| entry.shots);
+        let Some((shots, &seed)) = most.and_then(|entry| Some((entry.shots, entry.seeds.first()?))) else {
+            return Ok(None);
+        };
+        let setup = Setup { shots, choice, seed };
+        let predictions = trial::read(&predictions_file(&self.folder, &task.name, setup))?;
+        let score = score(task, &predictions);
+        Ok(Some(Trial { setup, predictions, score }))
+    }
 }
 
 /// The model of an evaluation, as [`evaluate`] tells it from others.
@@ -201,25 +216,14 @@ pub fn evaluate(
 /// Reads an evaluation from its folder.
 ///
 /// # Errors
-/// [`EvalError::File`] or [`EvalError::Content`] if the folder holds none, or not all of it.
+/// [`EvalError::File`] or [`EvalError::Content`] if the folder holds none.
 pub fn open(out: &Path) -> Result<Evaluation, EvalError> {
     let header: Header = json_of(&out.join("run.json"))?;
     let results: Results = json_of(&out.join("results.json"))?;
-    let mut trials = Vec::new();
-    for (name, entries) in &results {
-        let task = header.tasks.get(name);
-        let task =
-            task.ok_or_else(|| EvalError::content(out.join("run.json"), format!("there is no task `{name}`")))?;
-        for entry in entries {
-            for &seed in &entry.seeds {
-                let setup = Setup { shots: entry.shots, choice: entry.demonstrations, seed };
-                let predictions = trial::read(&predictions_file(out, name, setup))?;
-                let score = score(task, &predictions);
-                trials.push(Trial { task: name.clone(), setup, predictions, score });
-            }
-        }
+    if let Some(name) = results.keys().find(|name| !header.tasks.contains_key(*name)) {
+        return Err(EvalError::content(out.join("run.json"), format!("there is no task `{name}`")));
     }
-    Ok(Evaluation { folder: out.to_path_buf(), header, results, trials })
+    Ok(Evaluation { folder: out.to_path_buf(), header, results })
 }
 
 fn predictions_file(out: &Path, task: &str, Setup { shots, choice, seed }: Setup) -> PathBuf {
