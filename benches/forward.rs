@@ -1,13 +1,13 @@
 //! Times vision encoding, resampler, prefill and decode on each backend of this build.
 //!
 //! `cargo bench --bench forward -- [--config NAME|model.toml] [--layers N] [--tokens N] [--images N] [--runs N]
-//! [--decode N] [--device D]… [--torch PYTHON]`. Weights are random. `--torch` also runs upstream's PyTorch on the
+//! [--decode N] [--device D]… [--precision P]… [--torch PYTHON]`. Weights are random. `--torch` also runs upstream's PyTorch on the
 //! same shapes (benches/compare) and prints ratios: above 1, ours is faster.
 
 mod common;
 
 use common::{Options, median, row};
-use flamingo_engine::{Pixels, Precision, Text, Timings};
+use flamingo_engine::{Pixels, Text, Timings};
 
 fn main() {
     let defaults = [("tokens", 256), ("images", 1), ("runs", 5), ("decode", 16)];
@@ -36,8 +36,9 @@ fn main() {
     );
     println!("{:<28} {:>14} {:>14} {:>14} {:>14}", "", "vision", "resampler", "prefill", "decode/token");
     let mut ours = Vec::new();
-    for device in &options.devices {
-        let engine = match flamingo_engine::open(&model.folder, *device, Precision::F32) {
+    let runs_on = options.devices.iter().flat_map(|device| options.precisions.iter().map(move |p| (*device, *p)));
+    for (device, precision) in runs_on {
+        let engine = match flamingo_engine::open(&model.folder, device, precision) {
             Ok(engine) => engine,
             Err(error) => {
                 println!("{device}: skipped: {error}");
@@ -50,8 +51,9 @@ fn main() {
             median(timings.iter().map(|t| stage(t).as_secs_f64()).collect())
         };
         let values = [stage(|t| t.vision), stage(|t| t.resampler), stage(|t| t.prefill), stage(|t| t.decode)];
-        row(engine.device(), &values);
-        ours.push((engine.device().to_string(), values));
+        let name = format!("{}, {precision}", engine.device());
+        row(&name, &values);
+        ours.push((name, values));
     }
     let keys = ["vision_ms", "resampler_ms", "prefill_ms", "decode_ms_per_token"];
     let Some(theirs) = options.torch("torch_bench.py", &model, &["tokens", "images", "runs", "decode"], keys) else {

@@ -68,3 +68,25 @@ fn demonstrations_decide_the_task() {
         }
     }
 }
+
+/// Weights that are stored in 16 bits are the same numbers in memory as in 32, and a CPU computes in 32.
+#[test]
+fn sixteen_bits_in_memory_change_nothing_but_the_order_of_sums() {
+    let drawing = drawings().remove(0);
+    for model in ["flamingo-tiny-neox", "flamingo-tiny-mpt", "flamingo-tiny-opt"] {
+        let scores = |precision: &str| -> Vec<f64> {
+            let args = ["score", "--json", "--device", "flex", "--model", model, "--precision", precision];
+            let question =
+                ["--image", &drawing, "--prompt", "A picture of", "--candidate", " a cat", "--candidate", " an egg"];
+            let answer: serde_json::Value =
+                serde_json::from_str(&said(&[&args[..], &question].concat())).expect("JSON");
+            let scores = answer["candidates"].as_array().expect("candidates");
+            scores.iter().map(|score| score["log_likelihood"].as_f64().expect("a number")).collect()
+        };
+        let (whole, half) = (scores("f32"), scores("f16"));
+        assert_eq!(whole.len(), 2);
+        for (whole, half) in whole.iter().zip(&half) {
+            assert!((whole - half).abs() < 1e-4, "{model}: {whole} and {half}");
+        }
+    }
+}

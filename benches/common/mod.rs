@@ -19,6 +19,8 @@ pub struct Options {
     numbers: BTreeMap<String, usize>,
     /// The devices to run on.
     pub devices: Vec<Device>,
+    /// The formats of the weights.
+    pub precisions: Vec<Dtype>,
     python: Option<String>,
 }
 
@@ -34,7 +36,14 @@ impl Options {
     /// Reads the command line; `numbers` are the options of this bench and their defaults.
     pub fn parse(numbers: &[(&str, usize)], config: &str) -> Self {
         let numbers = numbers.iter().map(|(name, value)| (name.to_string(), *value)).collect();
-        let mut options = Self { config: config.into(), layers: None, numbers, devices: Vec::new(), python: None };
+        let mut options = Self {
+            config: config.into(),
+            layers: None,
+            numbers,
+            devices: Vec::new(),
+            precisions: Vec::new(),
+            python: None,
+        };
         let mut given = std::env::args().skip(1).filter(|arg| arg != "--bench");
         while let Some(name) = given.next() {
             let value = given.next().unwrap_or_else(|| panic!("{name} needs a value"));
@@ -43,6 +52,7 @@ impl Options {
                 "config" => options.config = value,
                 "layers" => options.layers = (value != "all").then(number),
                 "device" => options.devices.push(value.parse().unwrap_or_else(|e| panic!("{e}"))),
+                "precision" => options.precisions.push(value.parse().unwrap_or_else(|e| panic!("{e}"))),
                 "torch" => options.python = Some(value),
                 other => match options.numbers.get_mut(other) {
                     Some(slot) => *slot = number(),
@@ -52,6 +62,9 @@ impl Options {
         }
         if options.devices.is_empty() {
             options.devices = flamingo_engine::compiled().iter().map(|name| name.parse().expect("a device")).collect();
+        }
+        if options.precisions.is_empty() {
+            options.precisions.push(Dtype::F32);
         }
         options
     }

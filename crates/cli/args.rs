@@ -61,7 +61,7 @@ pub struct ModelArgs {
     pub zoo: ZooArgs,
     #[arg(long, default_value = "auto", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
     pub device: Device,
-    /// f32, f16 or bf16: the type of weights and activations on the device.
+    /// f32, f16 or bf16: the type of weights on the device, and of activations but on a CPU, which computes in f32.
     #[arg(long, default_value = "f32")]
     pub precision: Precision,
 }

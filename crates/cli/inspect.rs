@@ -64,8 +64,10 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     }
     writeln!(stdout, "\nmemory; activations come on top")?;
     writeln!(stdout, "{:<34} {:>10} {:>12} {:>12}", "device and --precision", "weights", "one token", "one image")?;
-    for (device, share) in [("any: f32", 1), ("flex, cuda, many GPUs: f16, bf16", 2)] {
-        let sizes = [total * 4 / share, per_token / share, per_image / share].map(bytes);
+    // A CPU keeps weights in 16 bits and computes in 32.
+    let rows = [("any: f32", 1, 1), ("flex: f16, bf16", 2, 1), ("cuda, many GPUs: f16, bf16", 2, 2)];
+    for (device, of_weights, of_cache) in rows {
+        let sizes = [total * 4 / of_weights, per_token / of_cache, per_image / of_cache].map(bytes);
         writeln!(stdout, "{device:<34} {:>10} {:>12} {:>12}", sizes[0], sizes[1], sizes[2])?;
     }
     writeln!(stdout, "largest tensor: {} in f32, which a GPU must take as one buffer", bytes(largest * 4))?;

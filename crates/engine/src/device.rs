@@ -197,10 +197,9 @@ struct Flamingos<'a> {
 
 impl Opens for Flamingos<'_> {
     fn open<B: Gradients>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError> {
-        let engine =
-            ready::<burn_autodiff::Autodiff<B>>(self.weights, device, name, self.options.precision, &|name| {
-                Part::trains(&self.options.parts, name)
-            })?;
+        let precision = self.options.precision;
+        let trains = |name: &str| Part::trains(&self.options.parts, name);
+        let engine = ready::<burn_autodiff::Autodiff<B>>(self.weights, device, name, precision, precision, &trains)?;
         Ok(Box::new(BurnTraining::new(engine, self.options)))
     }
 }
@@ -248,18 +247,21 @@ fn start<B: Kernels>(
     device: B::Device,
     name: String,
     precision: Precision,
+    compute: Precision,
 ) -> Result<Box<dyn Engine>, EngineError> {
     guard(|| {
-        let engine: Box<dyn Engine> = Box::new(ready::<B>(weights, device, name, precision, &|_| false)?);
+        let engine: Box<dyn Engine> = Box::new(ready::<B>(weights, device, name, precision, compute, &|_| false)?);
         Ok(engine)
     })
 }
 
+/// A model with weights of one precision, but for those that stay in f32, that computes in another.
 fn ready<B: Kernels>(
     weights: Weights,
     device: B::Device,
     name: String,
     precision: Precision,
+    compute: Precision,
     stays_f32: &dyn Fn(&str) -> bool,
 ) -> Result<BurnEngine<B>, EngineError> {
     if !B::supports_dtype(&device, burn_dtype(precision)) {
@@ -270,9 +272,9 @@ fn ready<B: Kernels>(
         Weights::Folder(folder) => (load::<B>(folder, &format, &device)?, folder.config()),
         Weights::Random(config) => (random::<B>(config, &format, &device), config),
     };
-    model.compute = Some(burn_dtype(precision));
+    model.compute = Some(burn_dtype(compute));
     tracing::debug!(device = name, ?precision, "model loaded");
-    Ok(BurnEngine { model, config: config.clone(), device, precision, name })
+    Ok(BurnEngine { model, config: config.clone(), device, compute, name })
 }
 
 /// The sentence for a backend that is not in this build.
@@ -285,7 +287,8 @@ fn absent(name: &str) -> EngineError {
 
 #[cfg(feature = "flex")]
 fn open_flex(weights: Weights, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    start::<burn_flex::Flex>(weights, burn_flex::FlexDevice, "CPU (flex)".into(), precision)
+    // 16 bits save memory and its bandwidth; a CPU computes in f32.
+    start::<burn_flex::Flex>(weights, burn_flex::FlexDevice, "CPU (flex)".into(), precision, Precision::F32)
 }
 
 #[cfg(not(feature = "flex"))]
@@ -295,7 +298,13 @@ fn open_flex(_: Weights, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
 
 #[cfg(feature = "ndarray")]
 fn open_ndarray(weights: Weights, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    start::<burn_ndarray::NdArray>(weights, burn_ndarray::NdArrayDevice::Cpu, "CPU (ndarray)".into(), precision)
+    start::<burn_ndarray::NdArray>(
+        weights,
+        burn_ndarray::NdArrayDevice::Cpu,
+        "CPU (ndarray)".into(),
+        precision,
+        precision,
+    )
 }
 
 #[cfg(not(feature = "ndarray"))]
@@ -306,7 +315,7 @@ fn open_ndarray(_: Weights, _: Precision) -> Result<Box<dyn Engine>, EngineError
 #[cfg(feature = "wgpu")]
 fn open_wgpu(weights: Weights, index: Option<usize>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     let adapter = wgpu_adapters::find(index)?;
-    start::<burn_wgpu::Wgpu>(weights, adapter.device, format!("{} (wgpu)", adapter.name), precision)
+    start::<burn_wgpu::Wgpu>(weights, adapter.device, format!("{} (wgpu)", adapter.name), precision, precision)
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -317,7 +326,7 @@ fn open_wgpu(_: Weights, _: Option<usize>, _: Precision) -> Result<Box<dyn Engin
 #[cfg(feature = "cuda")]
 fn open_cuda(weights: Weights, index: Option<usize>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     let index = cuda::find(index)?;
-    start::<burn_cuda::Cuda>(weights, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), precision)
+    start::<burn_cuda::Cuda>(weights, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), precision, precision)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -119,7 +119,8 @@ pub(crate) struct BurnEngine<B: Kernels> {
     pub(crate) model: Flamingo<B>,
     pub(crate) config: ModelConfig,
     pub(crate) device: B::Device,
-    pub(crate) precision: Precision,
+    /// The format that it computes in.
+    pub(crate) compute: Precision,
     pub(crate) name: String,
 }
 
@@ -140,7 +141,7 @@ impl<B: Kernels> BurnEngine<B> {
         pixels.check(self.config.vision.image_size)?;
         let shape = [pixels.rows, pixels.images, pixels.frames, 3, pixels.side, pixels.side];
         let data = TensorData::new(pixels.data.clone(), shape);
-        Ok(Tensor::from_data(data, (&self.device, burn_dtype(self.precision))))
+        Ok(Tensor::from_data(data, (&self.device, burn_dtype(self.compute))))
     }
 
     /// Patch tokens, `[rows, images, frames, patches, width]`.
@@ -177,7 +178,7 @@ impl<B: Kernels> BurnEngine<B> {
     ) -> Tensor<B, 5> {
         let encode = |pictures: &[&[f32]]| {
             let data = TensorData::new(pictures.concat(), [pictures.len(), 3, side, side]);
-            let pictures = Tensor::<B, 4>::from_data(data, (&self.device, burn_dtype(self.precision)));
+            let pictures = Tensor::<B, 4>::from_data(data, (&self.device, burn_dtype(self.compute)));
             self.model.vision.forward(pictures, &mut ignore)
         };
         let tokens = match features {
@@ -210,7 +211,7 @@ impl<B: Kernels> BurnEngine<B> {
                 if r == rows && [n, width] == expected && r * images * n * width == latents.data.len() =>
             {
                 let data = TensorData::new(latents.data.clone(), [r, images, n, width]);
-                let latents = Tensor::<B, 4>::from_data(data, (&self.device, burn_dtype(self.precision)));
+                let latents = Tensor::<B, 4>::from_data(data, (&self.device, burn_dtype(self.compute)));
                 Ok(Some(self.model.media(latents)))
             }
             _ => Err(EngineError::Input(format!(

@@ -174,6 +174,15 @@ pub(crate) fn linear<B: Kernels>(
     }
 }
 
+pub(crate) fn linear_of_stored<B: Kernels>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+) -> FloatTensor<B> {
+    let dtype = x.dtype().into();
+    B::linear_layer(x, B::float_cast(weight, dtype), bias)
+}
+
 pub(crate) fn linear_input_gradient<B: Kernels>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
     B::product(grad, weight)
 }

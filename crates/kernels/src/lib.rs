@@ -96,6 +96,15 @@ pub trait Kernels: Backend {
         generic::linear::<Self>(x, weight, bias)
     }
 
+    /// [`Kernels::linear_layer`] with a weight in another format than the rest; products are of the input's.
+    fn linear_layer_of_stored(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        generic::linear_of_stored::<Self>(x, weight, bias)
+    }
+
     /// Rotary embedding (arXiv 2104.09864): turns the first `dims` coordinates of `[batch, heads, tokens, dim]` by the
     /// angles whose cosines and sines are `[1, 1, tokens, dims]`, laid out for the pairing. Backwards it turns by the
     /// opposite angles.
@@ -239,9 +248,11 @@ pub fn columns<B: Kernels, const D: usize>(x: Tensor<B, D>, first: usize, count:
     tensor(B::columns(primitive(x), first, count))
 }
 
-/// [`Kernels::linear_layer`].
+/// [`Kernels::linear_layer`], in the format of `x`, whatever the weight is stored as.
 pub fn linear<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
-    tensor(B::linear_layer(primitive(x), primitive(weight), bias.map(primitive)))
+    let bias = bias.map(|bias| primitive(bias.cast(x.dtype())));
+    let layer = if x.dtype() == weight.dtype() { B::linear_layer } else { B::linear_layer_of_stored };
+    tensor(layer(primitive(x), primitive(weight), bias))
 }
 
 /// [`Kernels::rotate`].

@@ -4,7 +4,7 @@
 use std::cell::Cell;
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Bool, DType, Int, Tensor, TensorData, TensorPrimitive, activation, module};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData, TensorPrimitive, activation, bf16, f16, module};
 use burn_autodiff::Autodiff;
 use burn_flex::{Flex, FlexDevice};
 use flamingo_config::{Activation, Pairing};
@@ -239,8 +239,18 @@ fn attention_that_looks_back_or_at_one_picture() {
 
 #[test]
 fn linear_layers_and_their_gradients() {
-    // Few rows are left to Burn; products of the others run on one thread or on several.
-    for (rows, d_in, d_out) in [(3, 7, 5), (17, 1, 9), (90, 33, 20), (700, 130, 257)] {
+    // Few rows are dot products; products of the others run on one thread or on several.
+    for (rows, d_in, d_out) in [
+        (1, 900, 300),
+        (2, 64, 31),
+        (3, 7, 5),
+        (4, 1000, 90),
+        (6, 50, 50),
+        (7, 50, 50),
+        (17, 1, 9),
+        (90, 33, 20),
+        (700, 130, 257),
+    ] {
         // Neither the input nor the gradient lies row by row.
         let (x, grad) = (random([d_in, rows], 1.0).swap_dims(0, 1), random([d_out, rows], 1.0).swap_dims(0, 1));
         let (weight, bias) = (random([d_out, d_in], 1.0), random([d_out], 1.0));
@@ -254,6 +264,48 @@ fn linear_layers_and_their_gradients() {
         close(found, Flex::linear_weight_gradient(exact(&x), exact(&grad)), 1e-6);
         close(Flex::linear_bias_gradient(raw(&grad)), Flex::linear_bias_gradient(exact(&grad)), 1e-6);
     }
+}
+
+#[test]
+fn linear_layers_of_weights_in_sixteen_bits() {
+    let mut sizes: Vec<[usize; 3]> = (1..10).map(|rows| [rows, 130 + rows, 37 * rows]).collect();
+    sizes.extend([[1, 700, 2048], [3, 70, 1025], [40, 257, 100], [9, 33, 70_000], [5, 3, 0], [0, 3, 5]]);
+    for dtype in [DType::F16, DType::BF16] {
+        for [rows, d_out, d_in] in sizes.iter().copied() {
+            let x = random([d_in, rows], 1.0).swap_dims(0, 1);
+            let weight = random([d_out + 1, d_in], 1.0).narrow(0, 1, d_out).cast(dtype);
+            let bias = random([d_out], 1.0);
+            let found = Flex::linear_layer_of_stored(raw(&x), raw(&weight), Some(raw(&bias)));
+            let exactly = |bias| Flex::linear_layer(exact(&x), exact(&weight), bias);
+            if d_in > 0 {
+                close(found, exactly(Some(exact(&bias))), 1e-6);
+                close(Flex::linear_layer_of_stored(raw(&x), raw(&weight), None), exactly(None), 1e-6);
+            } else {
+                assert_eq!(numbers(found), numbers(raw(&bias)).repeat(rows));
+            }
+        }
+    }
+}
+
+/// Each number that a format has, by itself.
+#[test]
+fn every_number_of_sixteen_bits_is_read_exactly() {
+    let one = T::<2>::ones([1, 1], &FlexDevice);
+    let read = |weight: T<2>, wanted: Vec<f32>| {
+        let found = Flex::linear_layer_of_stored(raw(&one), raw(&weight), None);
+        let found = numbers(found);
+        for (found, wanted) in found.into_iter().zip(wanted) {
+            let wanted = f64::from(wanted);
+            assert!(found == wanted || (found.is_nan() && wanted.is_nan()), "{found} is not {wanted}");
+        }
+    };
+    let all = || 0..=u16::MAX;
+    let halves: Vec<f16> = all().map(f16::from_bits).collect();
+    let wanted = halves.iter().map(|x| x.to_f32()).collect();
+    read(T::from_data(TensorData::new(halves, [1 << 16, 1]), (&FlexDevice, DType::F16)), wanted);
+    let brains: Vec<bf16> = all().map(bf16::from_bits).collect();
+    let wanted = brains.iter().map(|x| x.to_f32()).collect();
+    read(T::from_data(TensorData::new(brains, [1 << 16, 1]), (&FlexDevice, DType::BF16)), wanted);
 }
 
 type A = Autodiff<Flex>;

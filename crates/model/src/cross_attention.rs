@@ -3,7 +3,7 @@
 //! Source: upstream `src/helpers.py`, `MaskedCrossAttention` and `GatedCrossAttentionBlock`.
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use flamingo_config::CrossAttentionConfig;
 use flamingo_kernels::{Kernels, attend};
 
@@ -85,7 +85,7 @@ impl<B: Kernels> GatedCrossAttention<B> {
 /// `x + tanh(gate) more`.
 fn open<B: Kernels>(x: Tensor<B, 3>, more: Tensor<B, 3>, gate: &Param<Tensor<B, 1>>) -> Tensor<B, 3> {
     let dtype = x.dtype();
-    x + more * gate.val().tanh().cast(dtype).unsqueeze()
+    x + more * gate.val().cast(DType::F32).tanh().cast(dtype).unsqueeze()
 }
 
 impl<B: Kernels> MaskedCrossAttention<B> {

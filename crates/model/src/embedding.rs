@@ -62,10 +62,9 @@ impl<B: Kernels> TokenEmbedding<B> {
     /// `[batch, tokens, vocab_size]`.
     pub fn logits(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, dim] = x.dims();
-        let dtype = x.dtype();
         let x = x.reshape([batch * tokens, dim]);
-        let base = linear(x.clone(), self.base.val().cast(dtype), None);
-        let added = linear(x, self.added.val().cast(dtype), None);
+        let base = linear(x.clone(), self.base.val(), None);
+        let added = linear(x, self.added.val(), None);
         let logits = Tensor::cat(vec![base, added], 1);
         let vocab = logits.dims()[1];
         logits.reshape([batch, tokens, vocab])

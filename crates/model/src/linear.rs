@@ -35,15 +35,11 @@ impl<B: Kernels> Linear<B> {
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         // One matrix product whatever the rank: backends split batched products by their leading
         // dimensions, which is slower than one tall product.
-        let dtype = x.dtype();
         let mut dims = x.dims();
         let d_in = dims[D - 1];
         let rows = dims.iter().product::<usize>() / d_in.max(1);
-        let y = linear(
-            x.reshape([rows, d_in]),
-            self.weight.val().cast(dtype),
-            self.bias.as_ref().map(|bias| bias.val().cast(dtype)),
-        );
+        let bias = self.bias.as_ref().map(Param::val);
+        let y = linear(x.reshape([rows, d_in]), self.weight.val(), bias);
         dims[D - 1] = y.dims()[1];
         y.reshape(dims)
     }

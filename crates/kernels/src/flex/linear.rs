@@ -1,13 +1,14 @@
 //! Linear layers: one product into memory that nobody clears for it, or where the bias is already.
 
-use burn::tensor::{Shape, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorMetadata, bf16, f16};
 use burn_flex::FlexTensor;
 use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::product::{Matrix, product};
-use super::{contiguous, filled, fresh, rows_at_once, values};
+use super::stored::{Stored, few_rows, many_rows};
+use super::{contiguous, elements, filled, fresh, rows_at_once, values};
 
 /// Multiplications that are worth a second thread.
 const WORTH_THREADS: usize = 192 * 192 * 192;
@@ -16,11 +17,11 @@ fn threads([m, n, k]: [usize; 3]) -> Parallelism {
     if m * n * k < WORTH_THREADS { Parallelism::None } else { Parallelism::Rayon(0) }
 }
 
-/// `a b` as a tensor `[m, n]`.
+/// `a b`, `[m, n]`.
 ///
 /// # Safety
 /// `a` must be valid for `[m, k]` and `b` for `[k, n]`.
-unsafe fn product_of(a: Matrix, b: Matrix, size: [usize; 3]) -> FlexTensor {
+unsafe fn product_of(a: Matrix, b: Matrix, size: [usize; 3]) -> Vec<f32> {
     let [m, n, _] = size;
     let mut out: Vec<f32> = Vec::with_capacity(m * n);
     let to = Matrix { start: out.as_mut_ptr(), row: n as isize, column: 1 };
@@ -29,29 +30,60 @@ unsafe fn product_of(a: Matrix, b: Matrix, size: [usize; 3]) -> FlexTensor {
         product(to, false, a, b, size, 1.0, threads(size));
         out.set_len(m * n);
     }
-    fresh(out, Shape::new([m, n]))
+    out
 }
 
-/// `[rows, d_in]` times the transposed `[d_out, d_in]`, and the bias.
+/// Rows of inputs up to which dot products are faster than a product of matrices.
+const FEW: usize = 6;
+
+/// `[rows, d_in]` times the transposed `[d_out, d_in]`, and the bias. The weight may be f32, f16 or bf16, the rest is f32.
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
     let ([rows, d_in], [d_out, d_weight]) = (x.shape().dims(), weight.shape().dims());
     assert_eq!(d_in, d_weight, "the weight is for inputs of another width");
     let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(contiguous));
-    let a = Matrix::read(values(&x), [rows, d_in]);
-    let b = Matrix::read(values(&weight), [d_out, d_in]).transposed();
-    let size = [rows, d_out, d_in];
-    let Some(bias) = &bias else {
+    let bias = bias.as_ref().map(values);
+    assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is for outputs of another width");
+    let (x, size) = (values(&x), [rows, d_out, d_in]);
+    let out = match weight.dtype() {
+        // Nothing to add up.
+        _ if size.contains(&0) => biases(bias, size),
+        DType::F16 => of_stored(x, &weight.storage::<f16>()[elements(&weight)], bias, size),
+        DType::BF16 => of_stored(x, &weight.storage::<bf16>()[elements(&weight)], bias, size),
+        _ if rows <= FEW => few_rows(x, values(&weight), bias, size),
+        _ => of_f32(x, values(&weight), bias, size),
+    };
+    fresh(out, Shape::new([rows, d_out]))
+}
+
+fn of_stored<S: Stored>(x: &[f32], weight: &[S], bias: Option<&[f32]>, size: [usize; 3]) -> Vec<f32> {
+    if size[0] <= FEW {
+        return few_rows(x, weight, bias, size);
+    }
+    let mut out = biases(bias, size);
+    many_rows(x, weight, &mut out, size);
+    out
+}
+
+fn of_f32(x: &[f32], weight: &[f32], bias: Option<&[f32]>, size: [usize; 3]) -> Vec<f32> {
+    let [rows, d_out, d_in] = size;
+    let (a, b) = (Matrix::read(x, [rows, d_in]), Matrix::read(weight, [d_out, d_in]).transposed());
+    if bias.is_none() {
         // SAFETY: both have these sizes.
         return unsafe { product_of(a, b, size) };
-    };
-    let bias = values(bias);
-    assert_eq!(d_out, bias.len(), "the bias is for outputs of another width");
-    let mut out = filled(rows * d_out, rows_at_once(d_out) * d_out, |_, block| {
-        block.chunks_exact_mut(d_out).for_each(|row| row.copy_from_slice(bias));
-    });
+    }
+    let mut out = biases(bias, size);
     // SAFETY: all three have these sizes.
     unsafe { product(Matrix::of(&mut out, d_out), true, a, b, size, 1.0, threads(size)) };
-    fresh(out, Shape::new([rows, d_out]))
+    out
+}
+
+/// The bias in every row, or zeros.
+fn biases(bias: Option<&[f32]>, [rows, d_out, _]: [usize; 3]) -> Vec<f32> {
+    filled(rows * d_out, rows_at_once(d_out) * d_out, |_, block| {
+        if let Some(bias) = bias {
+            block.chunks_exact_mut(d_out).for_each(|row| row.copy_from_slice(bias));
+        }
+    })
 }
 
 /// The gradient of the input: `[rows, d_out]` times `[d_out, d_in]`.
@@ -62,7 +94,8 @@ pub(super) fn input_gradient(weight: FlexTensor, grad: FlexTensor) -> FlexTensor
     let a = Matrix::read(values(&grad), [rows, d_out]);
     let b = Matrix::read(values(&weight), [d_out, d_in]);
     // SAFETY: both have these sizes.
-    unsafe { product_of(a, b, [rows, d_in, d_out]) }
+    let gradient = unsafe { product_of(a, b, [rows, d_in, d_out]) };
+    fresh(gradient, Shape::new([rows, d_in]))
 }
 
 /// The gradient of the weight, `[d_out, d_in]`.
@@ -73,7 +106,8 @@ pub(super) fn weight_gradient(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let a = Matrix::read(values(&grad), [rows, d_out]).transposed();
     let b = Matrix::read(values(&x), [rows, d_in]);
     // SAFETY: both have these sizes.
-    unsafe { product_of(a, b, [d_out, d_in, rows]) }
+    let gradient = unsafe { product_of(a, b, [d_out, d_in, rows]) };
+    fresh(gradient, Shape::new([d_out, d_in]))
 }
 
 /// The gradient of the bias, `[d_out]`: sums of columns.

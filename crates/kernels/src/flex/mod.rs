@@ -5,14 +5,17 @@
 mod adamw;
 mod attention;
 mod elementwise;
+mod lanes;
 mod layout;
 mod linear;
 mod loss;
 pub mod math;
 mod norm;
 mod product;
+mod stored;
 
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use burn::tensor::ops::{FloatTensor, ModuleOps};
 use burn::tensor::{Bytes, DType, Shape};
@@ -72,8 +75,13 @@ fn contiguous(x: FlexTensor) -> FlexTensor {
 
 /// The values of a contiguous f32 tensor.
 fn values(x: &FlexTensor) -> &[f32] {
+    &x.storage()[elements(x)]
+}
+
+/// Where the elements of a contiguous tensor are.
+fn elements(x: &FlexTensor) -> Range<usize> {
     let start = x.layout().start_offset();
-    &x.storage::<f32>()[start..start + x.layout().num_elements()]
+    start..start + x.layout().num_elements()
 }
 
 fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
@@ -121,6 +129,17 @@ impl Kernels for Flex {
     ) -> FloatTensor<Self> {
         if !all_f32([&x, &weight]) {
             return generic::linear::<Self>(x, weight, bias);
+        }
+        linear::forward(x, weight, bias)
+    }
+
+    fn linear_layer_of_stored(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        if x.dtype() != DType::F32 || !matches!(weight.dtype(), DType::F16 | DType::BF16) {
+            return generic::linear_of_stored::<Self>(x, weight, bias);
         }
         linear::forward(x, weight, bias)
     }

@@ -1,0 +1,156 @@
+//! Registers of numbers, where loops that the compiler vectorises by itself are not good enough.
+
+use burn::tensor::{bf16, f16};
+
+/// Numbers that a processor works on together.
+///
+/// # Safety
+/// Methods may only run where the processor has what the implementation says that it needs, and within functions that are
+/// compiled for it; pointers must be valid for [`Lanes::COUNT`] elements.
+pub(super) trait Lanes: Copy {
+    /// How many.
+    const COUNT: usize;
+    unsafe fn zero() -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn load_bf16(from: *const bf16) -> Self;
+    unsafe fn load_f16(from: *const f16) -> Self;
+    /// `self * other + more`.
+    unsafe fn mul_add(self, other: Self, more: Self) -> Self;
+    /// The numbers added up.
+    unsafe fn sum(self) -> f32;
+}
+
+/// What needs nothing.
+#[derive(Clone, Copy)]
+pub(super) struct Portable([f32; 4]);
+
+impl Lanes for Portable {
+    const COUNT: usize = 4;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        Self([0.0; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { from.cast::<[bf16; 4]>().read_unaligned() }.map(bf16::to_f32))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(from: *const f16) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { from.cast::<[f16; 4]>().read_unaligned() }.map(f16::to_f32))
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, other: Self, more: Self) -> Self {
+        // Fused on processors that always can; elsewhere that would be a call.
+        let fused = cfg!(target_arch = "aarch64");
+        let of = |i: usize| {
+            if fused { self.0[i].mul_add(other.0[i], more.0[i]) } else { self.0[i] * other.0[i] + more.0[i] }
+        };
+        Self([of(0), of(1), of(2), of(3)])
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        (self.0[0] + self.0[2]) + (self.0[1] + self.0[3])
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Lanes, bf16, f16};
+
+    /// Needs AVX2, FMA and F16C.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Avx2(__m256);
+
+    impl Lanes for Avx2 {
+        const COUNT: usize = 8;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            // SAFETY: the caller's promise, here and below.
+            Self(unsafe { _mm256_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            Self(unsafe { _mm256_loadu_ps(from) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            let wide = unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast())) };
+            Self(unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self {
+            Self(unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.cast())) })
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, other: Self, more: Self) -> Self {
+            Self(unsafe { _mm256_fmadd_ps(self.0, other.0, more.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            let mut lanes = [0.0f32; 8];
+            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), self.0) };
+            let [a, b, c, d, e, f, g, h] = lanes;
+            ((a + e) + (c + g)) + ((b + f) + (d + h))
+        }
+    }
+
+    /// Needs AVX-512's foundation.
+    #[derive(Clone, Copy)]
+    pub(in super::super) struct Avx512(__m512);
+
+    impl Lanes for Avx512 {
+        const COUNT: usize = 16;
+
+        #[inline(always)]
+        unsafe fn zero() -> Self {
+            Self(unsafe { _mm512_setzero_ps() })
+        }
+
+        #[inline(always)]
+        unsafe fn load(from: *const f32) -> Self {
+            Self(unsafe { _mm512_loadu_ps(from) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_bf16(from: *const bf16) -> Self {
+            let wide = unsafe { _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.cast())) };
+            Self(unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_f16(from: *const f16) -> Self {
+            Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
+        }
+
+        #[inline(always)]
+        unsafe fn mul_add(self, other: Self, more: Self) -> Self {
+            Self(unsafe { _mm512_fmadd_ps(self.0, other.0, more.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn sum(self) -> f32 {
+            unsafe { _mm512_reduce_add_ps(self.0) }
+        }
+    }
+}
