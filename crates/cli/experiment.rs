@@ -1,10 +1,9 @@
 //! `flamingo experiment`: one question, answered by training and evaluating models that differ in one thing.
 
-use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail, ensure};
+use anyhow::{Context, ensure};
 use flamingo_config::ModelConfig;
 use flamingo_eval::{Benchmark, Choice, Entry, Evaluator, Gallery, Plan, Results, Settings, Subject, Task, evaluate};
 use flamingo_plot::{Content, Curve, Panel, draw};
@@ -67,11 +66,15 @@ struct Variant {
     recipe: toml::Table,
 }
 
+/// What training learns from: its loss in the metrics of a run, and in words.
+const STREAMS: [(&str, &str); 2] = [("loss_mmc4", "sequences or documents"), ("loss_laion", "pairs")];
+
 /// What came of a variant, by seed.
 struct Outcome<'a> {
     variant: &'a Variant,
     parameters: usize,
-    losses: Vec<f64>,
+    /// For each of [`STREAMS`], where the recipe has it.
+    losses: Vec<[Option<f64>; 2]>,
     results: Vec<Results>,
 }
 
@@ -160,7 +163,7 @@ impl Experiment {
             let what = format!("{}, seed {seed}", variant.name);
             train(&mut run, &what)?;
             let model = run.export(Dtype::F32)?;
-            losses.push(last_loss(&folder.join("run"))?);
+            losses.push(last_losses(&folder.join("run"))?);
             drop(run);
             let (asked, count) = self.ask(&model, benchmarks, &folder.join("eval"), &what, args)?;
             results.push(asked);
@@ -241,10 +244,18 @@ impl Experiment {
              seeds, the standard deviation between them.\n",
             self.num_samples
         )?;
-        writeln!(page, "| variant | parameters | loss of training |\n|---|---|---|")?;
+        let streams: Vec<usize> = (0..STREAMS.len())
+            .filter(|&stream| outcomes.iter().any(|outcome| outcome.loss(stream).is_some()))
+            .collect();
+        let titles: String = streams.iter().map(|&stream| format!(" loss of {} |", STREAMS[stream].1)).collect();
+        writeln!(page, "| variant | parameters |{titles}\n|---|---|{}", "---|".repeat(streams.len()))?;
         for outcome in outcomes {
             let millions = outcome.parameters as f64 / 1e6;
-            writeln!(page, "| {} | {millions:.2} M | {:.4} |", outcome.variant.name, mean(&outcome.losses))?;
+            let losses = streams.iter().map(|&stream| match outcome.loss(stream) {
+                Some(loss) => format!(" {loss:.4} |"),
+                None => " – |".to_string(),
+            });
+            writeln!(page, "| {} | {millions:.2} M |{}", outcome.variant.name, losses.collect::<String>())?;
         }
         for benchmark in benchmarks {
             let task = &benchmark.task;
@@ -287,6 +298,12 @@ impl std::fmt::Display for Cell {
 }
 
 impl Outcome<'_> {
+    /// The mean over the seeds of the loss of one of [`STREAMS`].
+    fn loss(&self, stream: usize) -> Option<f64> {
+        let losses: Vec<f64> = self.losses.iter().filter_map(|losses| losses[stream]).collect();
+        (!losses.is_empty()).then(|| mean(&losses))
+    }
+
     fn cell(&self, task: &str, shots: usize) -> Option<Cell> {
         let entries: Vec<&Entry> = self.results.iter().filter_map(|results| results.get(task)).flatten().collect();
         let entries = entries.into_iter().filter(|entry| entry.shots == shots);
@@ -307,20 +324,18 @@ fn mean(values: &[f64]) -> f64 {
     values.iter().sum::<f64>() / values.len().max(1) as f64
 }
 
-/// The mean loss of the last tenth of a run.
-fn last_loss(run: &Path) -> anyhow::Result<f64> {
+/// The mean loss of each of [`STREAMS`] in the last tenth of a run.
+fn last_losses(run: &Path) -> anyhow::Result<[Option<f64>; 2]> {
     let run = flamingo_plot::Run::open(run)?;
-    let mut by_step: BTreeMap<u64, f64> = BTreeMap::new();
-    for key in ["loss_laion", "loss_mmc4"] {
-        for (step, loss) in run.points("step", key) {
-            *by_step.entry(step as u64).or_default() += loss;
-        }
-    }
-    let losses: Vec<f64> = by_step.into_values().collect();
-    if losses.is_empty() {
-        bail!("a run has told no loss: set logging_steps of the recipe below its number of steps");
-    }
-    Ok(mean(&losses[losses.len() - losses.len().div_ceil(10)..]))
+    let last = STREAMS.map(|(key, _)| {
+        let losses: Vec<f64> = run.points("step", key).into_iter().map(|(_, loss)| loss).collect();
+        (!losses.is_empty()).then(|| mean(&losses[losses.len() - losses.len().div_ceil(10)..]))
+    });
+    ensure!(
+        last.iter().any(Option::is_some),
+        "a run has told no loss: set logging_steps of the recipe below its number of steps"
+    );
+    Ok(last)
 }
 
 fn train(run: &mut Run, what: &str) -> anyhow::Result<()> {

@@ -16,8 +16,35 @@ pub(super) trait Lanes: Copy {
     unsafe fn load_f16(from: *const f16) -> Self;
     /// `self * other + more`.
     unsafe fn mul_add(self, other: Self, more: Self) -> Self;
+    unsafe fn store(self, to: *mut f32);
     /// The numbers added up.
     unsafe fn sum(self) -> f32;
+}
+
+/// What is done with whatever lanes the processor has.
+pub(super) trait Work {
+    /// Does it.
+    ///
+    /// # Safety
+    /// That of [`Lanes`]. Implementations are inlined into a function that is compiled for `L`.
+    unsafe fn with<L: Lanes>(self);
+}
+
+/// Does a piece of work with the widest lanes that there are.
+pub(super) fn run(work: impl Work) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if x86::has_avx512() {
+            // SAFETY: the processor has it.
+            return unsafe { x86::with_avx512(work) };
+        }
+        if x86::has_avx2() {
+            // SAFETY: the processor has it.
+            return unsafe { x86::with_avx2(work) };
+        }
+    }
+    // SAFETY: it needs nothing.
+    unsafe { work.with::<Portable>() }
 }
 
 /// What needs nothing.
@@ -61,6 +88,12 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         (self.0[0] + self.0[2]) + (self.0[1] + self.0[3])
     }
@@ -70,11 +103,35 @@ impl Lanes for Portable {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Lanes, bf16, f16};
+    use super::{Lanes, Work, bf16, f16};
+
+    pub(in super::super) fn has_avx512() -> bool {
+        is_x86_feature_detected!("avx512f")
+    }
+
+    pub(in super::super) fn has_avx2() -> bool {
+        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
+    }
+
+    /// # Safety
+    /// [`has_avx512`].
+    #[target_feature(enable = "avx512f")]
+    pub(in super::super) unsafe fn with_avx512(work: impl Work) {
+        // SAFETY: the caller's promise.
+        unsafe { work.with::<Avx512>() }
+    }
+
+    /// # Safety
+    /// [`has_avx2`].
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(in super::super) unsafe fn with_avx2(work: impl Work) {
+        // SAFETY: the caller's promise.
+        unsafe { work.with::<Avx2>() }
+    }
 
     /// Needs AVX2, FMA and F16C.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx2(__m256);
+    struct Avx2(__m256);
 
     impl Lanes for Avx2 {
         const COUNT: usize = 8;
@@ -107,6 +164,11 @@ pub(super) mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
         unsafe fn sum(self) -> f32 {
             let mut lanes = [0.0f32; 8];
             unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), self.0) };
@@ -117,7 +179,7 @@ pub(super) mod x86 {
 
     /// Needs AVX-512's foundation.
     #[derive(Clone, Copy)]
-    pub(in super::super) struct Avx512(__m512);
+    struct Avx512(__m512);
 
     impl Lanes for Avx512 {
         const COUNT: usize = 16;
@@ -146,6 +208,11 @@ pub(super) mod x86 {
         #[inline(always)]
         unsafe fn mul_add(self, other: Self, more: Self) -> Self {
             Self(unsafe { _mm512_fmadd_ps(self.0, other.0, more.0) })
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, to: *mut f32) {
+            unsafe { _mm512_storeu_ps(to, self.0) }
         }
 
         #[inline(always)]

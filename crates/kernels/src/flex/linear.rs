@@ -33,8 +33,11 @@ unsafe fn product_of(a: Matrix, b: Matrix, size: [usize; 3]) -> Vec<f32> {
     out
 }
 
-/// Rows of inputs up to which dot products are faster than a product of matrices.
+/// Rows of inputs up to which dot products are taken for faster than a product of matrices.
 const FEW: usize = 6;
+
+/// The same where the weight would have to be unpacked.
+const FEW_OF_STORED: usize = 16;
 
 /// `[rows, d_in]` times the transposed `[d_out, d_in]`, and the bias. The weight may be f32, f16 or bf16, the rest is f32.
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
@@ -56,7 +59,7 @@ pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
 }
 
 fn of_stored<S: Stored>(x: &[f32], weight: &[S], bias: Option<&[f32]>, size: [usize; 3]) -> Vec<f32> {
-    if size[0] <= FEW {
+    if size[0] <= FEW_OF_STORED {
         return few_rows(x, weight, bias, size);
     }
     let mut out = biases(bias, size);

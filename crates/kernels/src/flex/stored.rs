@@ -9,7 +9,7 @@ use gemm::Parallelism;
 use rayon::prelude::*;
 
 use super::filled;
-use super::lanes::{Lanes, Portable};
+use super::lanes::{Lanes, Work, run};
 use super::product::{Matrix, product};
 
 /// Weights that are worth a task.
@@ -78,27 +78,9 @@ struct Columns<'a, S> {
     d_in: usize,
 }
 
-impl<S: Stored> Columns<'_, S> {
-    fn compute(self) {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if x86::has_avx512() {
-                // SAFETY: the processor has it.
-                return unsafe { x86::with_avx512(self) };
-            }
-            if x86::has_avx2() {
-                // SAFETY: the processor has it.
-                return unsafe { x86::with_avx2(self) };
-            }
-        }
-        // SAFETY: it needs nothing.
-        unsafe { self.compute_with::<Portable>() }
-    }
-
-    /// # Safety
-    /// That of [`Lanes`] for `L`.
+impl<S: Stored> Work for Columns<'_, S> {
     #[inline(always)]
-    unsafe fn compute_with<L: Lanes>(self) {
+    unsafe fn with<L: Lanes>(self) {
         let Self { columns, weight, x, bias, rows, d_in } = self;
         for (i, (column, weight)) in columns.chunks_exact_mut(rows).zip(weight.chunks_exact(d_in)).enumerate() {
             column.fill(bias.map_or(0.0, |bias| bias[i]));
@@ -117,33 +99,25 @@ impl<S: Stored> Columns<'_, S> {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use super::super::lanes::x86::{Avx2, Avx512};
-    use super::{Columns, Stored};
+/// Weights as f32; both have one length.
+struct Unpack<'a, S> {
+    weight: &'a [S],
+    unpacked: &'a mut [f32],
+}
 
-    pub(super) fn has_avx512() -> bool {
-        is_x86_feature_detected!("avx512f")
-    }
-
-    pub(super) fn has_avx2() -> bool {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c")
-    }
-
-    /// # Safety
-    /// [`has_avx512`].
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn with_avx512<S: Stored>(columns: Columns<S>) {
-        // SAFETY: the caller's promise.
-        unsafe { columns.compute_with::<Avx512>() }
-    }
-
-    /// # Safety
-    /// [`has_avx2`].
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn with_avx2<S: Stored>(columns: Columns<S>) {
-        // SAFETY: the caller's promise.
-        unsafe { columns.compute_with::<Avx2>() }
+impl<S: Stored> Work for Unpack<'_, S> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        let Self { weight, unpacked } = self;
+        assert_eq!(weight.len(), unpacked.len(), "room for every weight");
+        let whole = weight.len() / L::COUNT * L::COUNT;
+        for at in (0..whole).step_by(L::COUNT) {
+            // SAFETY: the place is before `whole`; the rest is the caller's promise.
+            unsafe { S::load::<L>(weight.as_ptr().add(at)).store(unpacked.as_mut_ptr().add(at)) };
+        }
+        for (to, from) in unpacked[whole..].iter_mut().zip(&weight[whole..]) {
+            *to = from.number();
+        }
     }
 }
 
@@ -196,7 +170,7 @@ pub(super) fn few_rows<S: Stored>(
     let columns = filled(d_out * rows, outputs * rows, |task, columns| {
         let first = task * outputs;
         let (weight, bias) = (&weight[first * d_in..], bias.map(|bias| &bias[first..]));
-        Columns { columns, weight, x, bias, rows, d_in }.compute();
+        run(Columns { columns, weight, x, bias, rows, d_in });
     });
     if rows == 1 {
         return columns;
@@ -210,7 +184,8 @@ pub(super) fn many_rows<S: Stored>(x: &[f32], weight: &[S], out: &mut [f32], [ro
     let outputs = (UNPACKED / d_in / 16 * 16).max(16);
     let to = Shared(out.as_mut_ptr());
     weight.par_chunks(outputs * d_in).enumerate().for_each(|(part, weight)| {
-        let unpacked: Vec<f32> = weight.iter().map(|w| w.number()).collect();
+        let mut unpacked = vec![0.0; weight.len()];
+        run(Unpack { weight, unpacked: &mut unpacked });
         let (first, count) = (part * outputs, weight.len() / d_in);
         let b = Matrix::read(&unpacked, [count, d_in]).transposed();
         // SAFETY: each part has its own columns of `out`, whose length was checked.
@@ -235,12 +210,50 @@ unsafe impl Sync for Shared {}
 
 #[cfg(test)]
 mod tests {
+    use super::super::lanes::Portable;
+    #[cfg(target_arch = "x86_64")]
+    use super::super::lanes::x86;
     use super::*;
 
-    /// Whatever processor the test runs on, all that it has are tried.
-    fn all_ways<S: Stored>(stored: fn(f32) -> S) {
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Way {
+        Portable,
+        #[cfg(target_arch = "x86_64")]
+        Avx2,
+        #[cfg(target_arch = "x86_64")]
+        Avx512,
+    }
+
+    /// The ways that the processor of the test knows.
+    fn ways() -> Vec<Way> {
+        let mut ways = vec![Way::Portable];
+        #[cfg(target_arch = "x86_64")]
+        {
+            ways.extend(x86::has_avx2().then_some(Way::Avx2));
+            ways.extend(x86::has_avx512().then_some(Way::Avx512));
+        }
+        ways
+    }
+
+    fn run_as(way: Way, work: impl Work) {
+        // SAFETY: it needs nothing, or the processor was asked.
+        unsafe {
+            match way {
+                Way::Portable => work.with::<Portable>(),
+                #[cfg(target_arch = "x86_64")]
+                Way::Avx2 => x86::with_avx2(work),
+                #[cfg(target_arch = "x86_64")]
+                Way::Avx512 => x86::with_avx512(work),
+            }
+        }
+    }
+
+    fn number(i: usize) -> f32 {
+        ((i * 7919 % 2003) as f32 - 1001.0) / 500.0
+    }
+
+    fn sums_are_exact<S: Stored>(stored: fn(f32) -> S) {
         for (rows, d_in) in [(1, 1), (1, 63), (1, 200), (2, 64), (3, 31), (4, 100), (5, 77), (9, 129)] {
-            let number = |i: usize| ((i * 7919 % 2003) as f32 - 1001.0) / 500.0;
             let x: Vec<f32> = (0..rows * d_in).map(number).collect();
             let weight: Vec<S> = (0..3 * d_in).map(|i| stored(number(i + 17))).collect();
             let bias = [0.5, -0.25, 2.0];
@@ -249,32 +262,41 @@ mod tests {
                 let products = weight.iter().zip(x).map(|(w, x)| f64::from(w.number()) * f64::from(*x));
                 products.sum::<f64>() + f64::from(bias[column])
             };
-            let check = |compute: &dyn Fn(Columns<S>), way: &str| {
+            for way in ways() {
                 let mut columns = vec![f32::NAN; 3 * rows];
-                compute(Columns { columns: &mut columns, weight: &weight, x: &x, bias: Some(&bias), rows, d_in });
+                run_as(way, Columns { columns: &mut columns, weight: &weight, x: &x, bias: Some(&bias), rows, d_in });
                 for (i, found) in columns.iter().enumerate() {
                     let wanted = dot(i / rows, i % rows);
-                    assert!((f64::from(*found) - wanted).abs() < 2e-4, "{way}, {rows} {d_in}: {found}, not {wanted}");
-                }
-            };
-            // SAFETY: it needs nothing, or the processor was asked.
-            check(&|columns| unsafe { columns.compute_with::<Portable>() }, "portable");
-            #[cfg(target_arch = "x86_64")]
-            {
-                if x86::has_avx2() {
-                    check(&|columns| unsafe { x86::with_avx2(columns) }, "AVX2");
-                }
-                if x86::has_avx512() {
-                    check(&|columns| unsafe { x86::with_avx512(columns) }, "AVX-512");
+                    assert!((f64::from(*found) - wanted).abs() < 2e-4, "{way:?}, {rows} {d_in}: {found}, not {wanted}");
                 }
             }
         }
     }
 
+    fn numbers_are_exact<S: Stored>(all: impl Iterator<Item = S>) {
+        let weight: Vec<S> = all.collect();
+        for way in ways() {
+            let mut unpacked = vec![0.0; weight.len()];
+            run_as(way, Unpack { weight: &weight, unpacked: &mut unpacked });
+            for (found, wanted) in unpacked.iter().zip(&weight) {
+                let wanted = wanted.number();
+                assert!(*found == wanted || (found.is_nan() && wanted.is_nan()), "{way:?}: {found}, not {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_processor_reads_the_same_numbers() {
+        // One less than all, so that some are left over.
+        numbers_are_exact((1..=u16::MAX).map(f16::from_bits));
+        numbers_are_exact((1..=u16::MAX).map(bf16::from_bits));
+        numbers_are_exact((0..1003).map(number));
+    }
+
     #[test]
     fn every_processor_gets_the_same_sums() {
-        all_ways::<f32>(|x| x);
-        all_ways::<f16>(f16::from_f32);
-        all_ways::<bf16>(bf16::from_f32);
+        sums_are_exact::<f32>(|x| x);
+        sums_are_exact::<f16>(f16::from_f32);
+        sums_are_exact::<bf16>(bf16::from_f32);
     }
 }
