@@ -65,7 +65,7 @@ impl<B: Kernels> Contrastive<B> {
 
     /// `[rows, output_dim]`.
     fn text_features(&self, text: &Text) -> Tensor<B, 2> {
-        let mut x = self.text.embed(text);
+        let mut x = self.text.embed(text, None);
         let keep: Vec<Vec<bool>> = text.keep.chunks(text.width).map(<[bool]>::to_vec).collect();
         let context = Context::new(self.text.architecture(), &keep, 0, text.width, false, &x);
         for block in &self.text.blocks {

@@ -95,11 +95,7 @@ impl<B: Kernels> Flamingo<B> {
 
     /// Embeddings of a batch of text, `[rows, width, d_model]`, in the dtype that text is computed in.
     pub fn embed(&self, text: &Text) -> Tensor<B, 3> {
-        let x = self.decoder.embed(text);
-        match self.compute {
-            Some(dtype) => x.cast(dtype),
-            None => x,
-        }
+        self.decoder.embed(text, self.compute)
     }
 
     fn sight(&self, text: &Text, marks: &[usize], images: usize, num_latents: usize, like: &Tensor<B, 3>) -> Sight<B> {

@@ -11,7 +11,7 @@ pub use block::Block;
 pub(crate) use position::Context;
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Int, Tensor, backend::Backend};
+use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use flamingo_config::{Architecture, Position, TokenConfig};
 use flamingo_kernels::Kernels;
 
@@ -69,12 +69,15 @@ impl<B: Kernels> Decoder<B> {
         &self.architecture
     }
 
-    /// Embeddings of a batch, positions added: `[rows, width, d_model]`.
+    /// Embeddings of a batch, positions added: `[rows, width, d_model]`, computed in `compute`, or else in the table's format.
     ///
     /// # Panics
     /// If a learned position is outside its table.
-    pub fn embed(&self, text: &Text) -> Tensor<B, 3> {
+    pub fn embed(&self, text: &Text, compute: Option<DType>) -> Tensor<B, 3> {
         let mut x = self.embedding.forward(text.rows, &text.ids);
+        if let Some(dtype) = compute {
+            x = x.cast(dtype);
+        }
         if let Some(project) = &self.project_in {
             x = project.forward(x);
         }
