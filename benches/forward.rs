@@ -1,8 +1,8 @@
 //! Times vision encoding, resampler, prefill and decode on each backend of this build.
 //!
 //! `cargo bench --bench forward -- [--config NAME|model.toml] [--layers N] [--tokens N] [--images N] [--runs N]
-//! [--decode N] [--device D]… [--precision P]… [--torch PYTHON]`. Weights are random. `--torch` also runs upstream's PyTorch on the
-//! same shapes (benches/compare) and prints ratios: above 1, ours is faster.
+//! [--decode N] [--device D]… [--precision P]… [--torch PYTHON]`. Weights are random. `--torch` also runs upstream's
+//! PyTorch in f32 on the same shapes (benches/compare) and prints ratios: above 1, ours is faster.
 
 mod common;
 

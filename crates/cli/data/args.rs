@@ -89,7 +89,7 @@ pub struct InspectArgs {
     /// Fewest pictures of a document that is kept.
     #[arg(long, alias = "mmc4_min_num_images", value_name = "N", default_value_t = 1)]
     pub min_num_images: usize,
-    /// Smaller pictures of a document count for nothing
+    /// Fewest bytes of a document's picture; smaller ones are left out.
     #[arg(long, alias = "mmc4_min_bytes", value_name = "BYTES", default_value_t = 11_000)]
     pub min_bytes: usize,
     /// Most pictures of a document.

@@ -65,14 +65,14 @@ impl Albums {
     /// Reads those sequences that only show, by `Output:` and an answer, from shards of few-shot sequences.
     ///
     /// # Errors
-    /// [`CorpusError`] if a shard cannot be read, or none has such a sequence.
+    /// [`CorpusError`] if a shard cannot be read or is damaged, or none has such a sequence.
     pub fn read(shards: &[String]) -> Result<Self, CorpusError> {
         let mut albums = Self::default();
         for shard in shards {
             let path = Path::new(shard);
             let file = File::open(path).map_err(CorpusError::io(path))?;
             let mut wrong = None;
-            read_samples(std::io::BufReader::new(file), &mut |sample| {
+            let skipped = read_samples(std::io::BufReader::new(file), &mut |sample| {
                 let Some(json) = sample.parts.get("json") else { return ControlFlow::Continue(()) };
                 match albums.add(json) {
                     Ok(()) => ControlFlow::Continue(()),
@@ -83,6 +83,9 @@ impl Albums {
                 }
             });
             wrong.map_or(Ok(()), Err)?;
+            if skipped.cut > 0 {
+                return Err(CorpusError::content(shard, "it is damaged: make it again with fetch-data"));
+            }
         }
         if albums.albums.is_empty() {
             return Err(CorpusError::content("the shards", "they have no sequence whose texts begin with `Output:`"));

@@ -36,10 +36,9 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 
-pub use albums::{Albums, Placed};
-
 use rayon::prelude::*;
 
+pub use albums::{Albums, Placed};
 use concepts::Concept;
 use drawing::Drawing;
 use random::Random;

@@ -234,5 +234,11 @@ fn albums_tell_pictures_that_do_not_belong_by_their_similarity() {
         assert_eq!(written, placed.iter().map(|picture| picture.similarity).collect::<Vec<_>>());
     }
     assert_eq!(write(0.5), (exchanged, others));
+    // Half a shard is no smaller shard.
+    let whole = std::fs::read(folder.path().join("tasks-0000.tar")).expect("a shard");
+    let half = folder.path().join("half.tar");
+    std::fs::write(&half, &whole[..whole.len() / 2 + 100]).expect("a file");
+    let error = Albums::read(&[half.display().to_string()]).err().expect("half a shard").to_string();
+    assert!(error.contains("half.tar: it is damaged"), "{error}");
     assert!(Albums::read(&[]).is_err() && Albums::read(&["nothing.tar".into()]).is_err());
 }
