@@ -97,6 +97,12 @@ fn documents_become_shards_and_thresholds_are_compared() {
     assert!(svg.contains("What a threshold keeps"));
     assert_eq!(names(work.path()), ["documents.jsonl", "images", "plot.svg", "shards"]);
 
+    // No picture is too small, or each is.
+    let kept_of =
+        |bytes: &str| json(&["data", "inspect", &pattern, "--json", "--min-bytes", bytes])["thresholds"].clone();
+    assert_eq!(kept_of("0"), found["thresholds"]);
+    assert!(kept_of("1000000000").as_array().expect("thresholds").iter().all(|kept| kept["pictures"] == 0));
+
     // The same as tables, of the folder; and of the documents as they were, whose pictures are all taken for there.
     let table = stdout(&flamingo(&["data", "inspect", &text(&shards)]));
     assert!(table.contains("documents 10") && table.contains("0.32               4   40.0"), "{table}");
