@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use flamingo_config::Scheme;
 use flamingo_engine::{Device, Precision};
-use flamingo_weights::{Dtype, ModelFolder, layout, upstream_tensors};
+use flamingo_weights::{Dtype, Format, ModelFolder, TensorSpec, layout, upstream_tensors};
 use flamingo_zoo::{list, parts};
 
 fn zoo() -> std::path::PathBuf {
@@ -47,6 +48,46 @@ fn the_modules_have_exactly_the_tensors_of_the_layout() {
         modules.sort();
         tensors.sort();
         assert_eq!(modules, tensors, "{family}");
+    }
+}
+
+#[test]
+fn the_modules_are_quantised_where_folders_are() {
+    let config = flamingo_config::ModelConfig::from_toml(include_str!("quantised.toml")).expect("a config");
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let parts = work.path().join("parts");
+    xtask::random::write(&config, Dtype::F32, 1, &parts).expect("random weights");
+    let inputs = xtask::random::inputs(&parts);
+    for scheme in [Scheme::Q8, Scheme::Q4] {
+        let out = work.path().join(scheme.to_string());
+        let format = Format { dtype: Dtype::F16, scheme: Some(scheme) };
+        flamingo_weights::convert(&inputs, &config, format, &out, false, &[], &mut |_| {}).expect("a conversion");
+        let folder = Arc::new(ModelFolder::open(&out).expect("a folder"));
+        assert_eq!(folder.precision(), Precision::Quantised(scheme));
+        let size = std::fs::metadata(out.join("model.safetensors")).expect("a file").len();
+        let numbers: u64 = layout(&config).iter().map(|spec| spec.bytes(format)).sum();
+        assert!((numbers..numbers + 20_000).contains(&size), "{size} bytes for {numbers}");
+
+        let engine = flamingo_engine::open(&folder, Device::Flex, None).expect("an engine");
+        let mut modules = engine.parameters();
+        let mut tensors = Vec::new();
+        for TensorSpec { name, shape } in layout(&config) {
+            let Some(quantised) = folder.quantised(&name) else {
+                tensors.push((name, shape));
+                continue;
+            };
+            assert_eq!(quantised.shape, shape[..]);
+            let blocks = shape[1] / 32;
+            tensors.push((format!("{name}.codes"), vec![shape[0], blocks * quantised.scheme.words()]));
+            tensors.push((format!("{name}.scales"), vec![shape[0], blocks]));
+        }
+        modules.sort();
+        tensors.sort();
+        assert_eq!(modules, tensors, "{scheme}");
+        let words = |matrix: &str| folder.quantised(matrix).map(|view| view.scheme);
+        assert_eq!(words("decoder.blocks.0.mlp.up.weight"), Some(scheme));
+        assert_eq!(words("decoder.embedding.base"), Some(Scheme::Q8));
+        assert_eq!(words("vision.patch_embedding.weight"), None);
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use flamingo_engine::{
-    AdamW, ContrastiveOptions, Device, Muon, Optimizer, Part, Pixels, Precision, Text, Training, TrainingOptions,
+    AdamW, ContrastiveOptions, Device, Dtype, Muon, Optimizer, Part, Pixels, Text, Training, TrainingOptions,
     open_contrastive, open_training,
 };
 use flamingo_weights::ModelFolder;
@@ -151,7 +151,7 @@ fn half_precision_gives_nearly_the_same_gradients_and_keeps_weights_whole() {
             let options = TrainingOptions { parts: parts.clone(), precision, ..TrainingOptions::default() };
             open_training(&folder, Device::Flex, &options).expect("a training")
         };
-        let (mut whole, mut half) = (open(Precision::F32), open(Precision::Bf16));
+        let (mut whole, mut half) = (open(Dtype::F32), open(Dtype::Bf16));
         let gradients = |training: &mut dyn Training| {
             let (text, pixels, labels) = batch(0);
             let loss = training.backward(&text, Some(&pixels), &labels, 1.0).expect("a loss");

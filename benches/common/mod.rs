@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use flamingo_config::{DecoderConfig, ModelConfig};
-use flamingo_engine::Device;
+use flamingo_engine::{Device, Precision};
 use flamingo_weights::{Dtype, ModelFolder};
 
 /// What was asked for.
@@ -20,7 +20,7 @@ pub struct Options {
     /// The devices to run on.
     pub devices: Vec<Device>,
     /// The formats of the weights.
-    pub precisions: Vec<Dtype>,
+    pub precisions: Vec<Precision>,
     python: Option<String>,
 }
 
@@ -64,7 +64,7 @@ impl Options {
             options.devices = flamingo_engine::compiled().iter().map(|name| name.parse().expect("a device")).collect();
         }
         if options.precisions.is_empty() {
-            options.precisions.push(Dtype::F32);
+            options.precisions.push(Precision::F32);
         }
         options
     }

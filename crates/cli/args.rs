@@ -4,7 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use flamingo_engine::{Device, Precision};
+use flamingo_engine::{Device, Dtype, Precision};
 
 use crate::data::DataArgs;
 
@@ -61,9 +61,10 @@ pub struct ModelArgs {
     pub zoo: ZooArgs,
     #[arg(long, default_value = "auto", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
     pub device: Device,
-    /// f32, f16 or bf16: the type of weights on the device, and of activations but on a CPU, which computes in f32.
-    #[arg(long, default_value = "f32")]
-    pub precision: Precision,
+    /// f32, f16, bf16, q8 or q4: the type of weights on the device, and of activations but on a CPU, which computes in
+    /// f32. Without it: as the folder stores them on a CPU and where they are quantised, else f32.
+    #[arg(long)]
+    pub precision: Option<Precision>,
 }
 
 /// Where the zoo is.
@@ -323,7 +324,7 @@ pub struct TrainArgs {
     pub device: Device,
     /// f32, f16 or bf16: the type of the weights in the model folder that the run leaves.
     #[arg(long, default_value = "f32")]
-    pub dtype: Precision,
+    pub dtype: Dtype,
     /// A line of JSON on stdout for each line of metrics.
     #[arg(long)]
     pub json: bool,

@@ -57,7 +57,7 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
     let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
     bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {per_sec}  {eta} left")?);
     let mut last = String::new();
-    let subject = Subject { folder: &folder, precision: args.model.precision.to_string() };
+    let subject = Subject { folder: &folder, precision: model.engine().precision().to_string() };
     let results = evaluate(&mut evaluator, &subject, &benchmarks, &plan, &out, &mut |progress| {
         show(&bar, progress, &mut last);
     })?;

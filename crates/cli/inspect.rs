@@ -5,9 +5,9 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use flamingo_config::ModelConfig;
+use flamingo_config::{ModelConfig, Scheme};
 use flamingo_data::printable;
-use flamingo_weights::{ModelFolder, layout};
+use flamingo_weights::{Dtype, Format, ModelFolder, layout};
 use flamingo_zoo::{find, parts};
 use serde_json::json;
 
@@ -64,10 +64,17 @@ pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
     }
     writeln!(stdout, "\nmemory; activations come on top")?;
     writeln!(stdout, "{:<34} {:>10} {:>12} {:>12}", "device and --precision", "weights", "one token", "one image")?;
-    // A CPU keeps weights in 16 bits and computes in 32.
-    let rows = [("any: f32", 1, 1), ("flex: f16, bf16", 2, 1), ("cuda, many GPUs: f16, bf16", 2, 2)];
-    for (device, of_weights, of_cache) in rows {
-        let sizes = [total * 4 / of_weights, per_token / of_cache, per_image / of_cache].map(bytes);
+    // A CPU keeps weights in 16 bits or fewer and computes in 32.
+    let stored = |dtype, scheme| layout(&config).iter().map(|spec| spec.bytes(Format { dtype, scheme })).sum::<u64>();
+    let rows = [
+        ("any: f32", stored(Dtype::F32, None), 1),
+        ("flex: f16, bf16", stored(Dtype::F16, None), 1),
+        ("flex: q8", stored(Dtype::F16, Some(Scheme::Q8)), 1),
+        ("flex: q4", stored(Dtype::F16, Some(Scheme::Q4)), 1),
+        ("cuda, many GPUs: f16, bf16", stored(Dtype::F16, None), 2),
+    ];
+    for (device, weights, of_cache) in rows {
+        let sizes = [weights, per_token / of_cache, per_image / of_cache].map(bytes);
         writeln!(stdout, "{device:<34} {:>10} {:>12} {:>12}", sizes[0], sizes[1], sizes[2])?;
     }
     writeln!(stdout, "largest tensor: {} in f32, which a GPU must take as one buffer", bytes(largest * 4))?;
@@ -92,8 +99,10 @@ fn config_alone(path: &Path, by_name: &Path) -> anyhow::Result<Option<ModelConfi
 fn dtypes(folder: &ModelFolder) -> BTreeMap<String, usize> {
     let mut count = BTreeMap::new();
     for spec in layout(folder.config()) {
-        if let Some(tensor) = folder.tensor(&spec.name) {
-            *count.entry(tensor.dtype.to_string()).or_insert(0) += 1;
+        let quantised = || Some(folder.quantised(&spec.name)?.scheme.to_string());
+        let stored = folder.tensor(&spec.name).map(|tensor| tensor.dtype.to_string()).or_else(quantised);
+        if let Some(stored) = stored {
+            *count.entry(stored).or_insert(0) += 1;
         }
     }
     count

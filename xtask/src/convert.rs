@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use flamingo_config::ModelConfig;
 use flamingo_data::Tokenizer;
-use flamingo_weights::{Dtype, Inputs, Report};
+use flamingo_weights::{Format, Inputs, Report};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::hub::Hub;
@@ -37,12 +37,12 @@ pub fn config(name: &str) -> anyhow::Result<ModelConfig> {
 ///
 /// # Errors
 /// Whatever keeps the files from being converted.
-pub fn run(inputs: &Inputs, config: &ModelConfig, dtype: Dtype, out: &Path, force: bool) -> anyhow::Result<Report> {
+pub fn run(inputs: &Inputs, config: &ModelConfig, format: Format, out: &Path, force: bool) -> anyhow::Result<Report> {
     // Before the hours of work, not after them.
     let tokenizer = tokenizer(&inputs.language_model, config)?;
     let files = [("tokenizer.json", tokenizer.to_json()?), ("special_tokens_map.json", tokenizer.special_tokens_map())];
     let bar = bytes_bar();
-    let report = flamingo_weights::convert(inputs, config, dtype, out, force, &files, &mut |progress| {
+    let report = flamingo_weights::convert(inputs, config, format, out, force, &files, &mut |progress| {
         bar.set_length(progress.total);
         bar.set_position(progress.written);
         bar.set_message(progress.tensor.to_string());

@@ -7,7 +7,9 @@ use std::time::Instant;
 
 use anyhow::Context;
 use flamingo_config::ModelConfig;
-use flamingo_engine::{Device, Pixels, Precision, Text, TrainingOptions, Weights, open_training_weights, open_weights};
+use flamingo_engine::{
+    Device, Dtype, Pixels, Precision, Text, TrainingOptions, Weights, open_training_weights, open_weights,
+};
 use flamingo_weights::layout;
 use flamingo_zoo::parts;
 
@@ -167,8 +169,7 @@ impl GpuCheck {
 
     /// Seconds a step, and memory in use after it.
     fn training(&self, config: &ModelConfig, gradient_checkpointing: bool) -> anyhow::Result<Found> {
-        let options =
-            TrainingOptions { precision: Precision::Bf16, gradient_checkpointing, ..TrainingOptions::default() };
+        let options = TrainingOptions { precision: Dtype::Bf16, gradient_checkpointing, ..TrainingOptions::default() };
         let mut training = open_training_weights(Weights::Random(config), self.device, &options)?;
         let (text, pixels, labels) = self.batch(config, self.rows);
         let mut seconds = Vec::new();
@@ -274,7 +275,7 @@ impl GpuCheck {
 
     /// Seconds a token after a prompt.
     fn decode(&self, config: &ModelConfig) -> anyhow::Result<Found> {
-        let engine = open_weights(Weights::Random(config), self.device, Precision::Bf16)?;
+        let engine = open_weights(Weights::Random(config), self.device, Precision::BF16)?;
         let (text, pixels, _) = self.batch(config, 1);
         engine.time(&text, &pixels, 4)?;
         let timings = engine.time(&text, &pixels, 32)?;

@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail, ensure};
 use clap::{Parser, Subcommand};
+use flamingo_config::Scheme;
 use flamingo_corpus::Albums;
 use flamingo_data::{Picture, find_shards, printable};
 use flamingo_engine::{Device, Precision};
-use flamingo_weights::Dtype;
+use flamingo_weights::{Dtype, Format};
 use flamingo_zoo::Model;
 use xtask::gpu_check::{GpuCheck, Measure, recordings};
 use xtask::verify::{self, Outcome};
@@ -64,6 +65,9 @@ struct ConvertArgs {
     /// f32, f16 or bf16.
     #[arg(long, default_value = "f32")]
     dtype: Dtype,
+    /// q8 or q4: store matrices in 8 or 4 bits a number, with a scale for each 32.
+    #[arg(long, value_name = "SCHEME")]
+    quantize: Option<Scheme>,
     /// Replace a converted model that is there.
     #[arg(long)]
     force: bool,
@@ -229,7 +233,8 @@ fn convert_weights(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         }
         _ => bail!("give --clip, --lm and --checkpoint, or --from-hub"),
     };
-    let report = convert::run(&inputs, &config, args.dtype, &args.out, args.force)?;
+    let report =
+        convert::run(&inputs, &config, Format { dtype: args.dtype, scheme: args.quantize }, &args.out, args.force)?;
     println!(
         "{}: {} tensors in {}, {} source tensors left out on purpose, {} filled in",
         args.out.display(),

@@ -7,11 +7,13 @@
 
 mod decoder;
 pub mod hf;
+mod quantised;
 
 pub use decoder::{
     Activation, Alibi, Architecture, Biases, Blind, DecoderConfig, GptJConfig, GptNeoConfig, GptNeoxConfig,
     LlamaConfig, MptConfig, Norm, NormPlacement, OptConfig, Pairing, Position, Residual,
 };
+pub use quantised::{BLOCK, LEVELS, Scheme};
 
 use serde::{Deserialize, Serialize};
 

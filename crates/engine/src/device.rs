@@ -4,16 +4,16 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use flamingo_config::ModelConfig;
+use flamingo_config::{ModelConfig, Scheme};
 use flamingo_kernels::{Gradients, Kernels};
 use flamingo_train::Part;
 use flamingo_weights::ModelFolder;
 
 use crate::contrastive::{BurnContrastive, ContrastiveOptions};
 use crate::engine::{BurnEngine, Engine, guard};
-use crate::load::{burn_dtype, load, random};
+use crate::load::{Format, burn_dtype, load, random};
 use crate::training::{BurnTraining, Training, TrainingOptions};
-use crate::{EngineError, Precision};
+use crate::{Dtype, EngineError, Precision};
 
 /// A device as a user names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -110,12 +110,22 @@ pub enum Weights<'a> {
     Random(&'a ModelConfig),
 }
 
-/// Loads a model onto a device.
+/// Loads a model onto a device. Without a precision, quantised matrices stay so, and numbers are f32; flex computes in
+/// that whatever they are stored as, so there they stay as they are, too.
 ///
 /// # Errors
 /// [`EngineError::Device`] if the device is not compiled in or not there, [`EngineError::Weights`] if the
 /// weights do not fit the model.
-pub fn open(folder: &Arc<ModelFolder>, device: Device, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
+pub fn open(
+    folder: &Arc<ModelFolder>,
+    device: Device,
+    precision: impl Into<Option<Precision>>,
+) -> Result<Box<dyn Engine>, EngineError> {
+    let device = if device == Device::Auto { best() } else { device };
+    let precision = precision.into().unwrap_or_else(|| match folder.precision() {
+        Precision::Plain(_) if device != Device::Flex => Precision::F32,
+        stored => stored,
+    });
     open_weights(Weights::Folder(folder), device, precision)
 }
 
@@ -197,9 +207,10 @@ struct Flamingos<'a> {
 
 impl Opens for Flamingos<'_> {
     fn open<B: Gradients>(self, device: B::Device, name: String) -> Result<Box<dyn Training>, EngineError> {
-        let precision = self.options.precision;
+        let dtype = self.options.precision;
         let trains = |name: &str| Part::trains(&self.options.parts, name);
-        let engine = ready::<burn_autodiff::Autodiff<B>>(self.weights, device, name, precision, precision, &trains)?;
+        let engine =
+            ready::<burn_autodiff::Autodiff<B>>(self.weights, device, name, Stored::plain(dtype), dtype, &trains)?;
         Ok(Box::new(BurnTraining::new(engine, self.options)))
     }
 }
@@ -241,40 +252,71 @@ fn on_device(device: Device, opens: impl Opens) -> Result<Box<dyn Training>, Eng
     })
 }
 
+/// What weights are on a device.
+#[derive(Clone, Copy)]
+struct Stored {
+    scheme: Option<Scheme>,
+    /// The format of what is numbers.
+    dtype: Dtype,
+    /// The format of scales.
+    scales: Dtype,
+}
+
+impl Stored {
+    fn plain(dtype: Dtype) -> Self {
+        Self { scheme: None, dtype, scales: dtype }
+    }
+
+    /// Beside quantised matrices numbers are `others`.
+    fn new(precision: Precision, others: Dtype, scales: Dtype) -> Self {
+        match precision {
+            Precision::Plain(dtype) => Self::plain(dtype),
+            Precision::Quantised(scheme) => Self { scheme: Some(scheme), dtype: others, scales },
+        }
+    }
+}
+
 #[cfg(any(feature = "flex", feature = "ndarray", feature = "wgpu", feature = "cuda"))]
 fn start<B: Kernels>(
     weights: Weights,
     device: B::Device,
     name: String,
-    precision: Precision,
-    compute: Precision,
+    stored: Stored,
+    compute: Dtype,
 ) -> Result<Box<dyn Engine>, EngineError> {
     guard(|| {
-        let engine: Box<dyn Engine> = Box::new(ready::<B>(weights, device, name, precision, compute, &|_| false)?);
+        let engine: Box<dyn Engine> = Box::new(ready::<B>(weights, device, name, stored, compute, &|_| false)?);
         Ok(engine)
     })
 }
 
-/// A model with weights of one precision, but for those that stay in f32, that computes in another.
+/// A model with weights stored in one way, but for those that stay in f32, that computes in some format.
 fn ready<B: Kernels>(
     weights: Weights,
     device: B::Device,
     name: String,
-    precision: Precision,
-    compute: Precision,
+    stored: Stored,
+    compute: Dtype,
     stays_f32: &dyn Fn(&str) -> bool,
 ) -> Result<BurnEngine<B>, EngineError> {
-    if !B::supports_dtype(&device, burn_dtype(precision)) {
-        return Err(EngineError::Device(format!("{name} does not compute in {precision}: use --precision f32")));
+    let Stored { scheme, dtype, scales } = stored;
+    if !B::supports_dtype(&device, burn_dtype(dtype)) {
+        return Err(EngineError::Device(format!("{name} does not compute in {dtype}: use --precision f32")));
     }
-    let format = |name: &str| if stays_f32(name) { Precision::F32 } else { precision };
+    let dtype = |name: &str| match name {
+        _ if stays_f32(name) => Dtype::F32,
+        _ if scheme.is_some() && name.ends_with(".scales") => scales,
+        _ => dtype,
+    };
+    let format = Format { scheme, dtype: &dtype };
     let (mut model, config) = match weights {
-        Weights::Folder(folder) => (load::<B>(folder, &format, &device)?, folder.config()),
-        Weights::Random(config) => (random::<B>(config, &format, &device), config),
+        Weights::Folder(folder) => (load::<B>(folder, format, &device)?, folder.config()),
+        Weights::Random(config) => (random::<B>(config, format, &device), config),
     };
     model.compute = Some(burn_dtype(compute));
-    tracing::debug!(device = name, ?precision, "model loaded");
-    Ok(BurnEngine { model, config: config.clone(), device, compute, name })
+    let precision = scheme.map_or(Precision::Plain(stored.dtype), Precision::Quantised);
+    tracing::debug!(device = name, %precision, "model loaded");
+    Ok(BurnEngine { model, config: config.clone(), device, precision, compute, name })
 }
 
 /// The sentence for a backend that is not in this build.
@@ -287,8 +329,9 @@ fn absent(name: &str) -> EngineError {
 
 #[cfg(feature = "flex")]
 fn open_flex(weights: Weights, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    // 16 bits save memory and its bandwidth; a CPU computes in f32.
-    start::<burn_flex::Flex>(weights, burn_flex::FlexDevice, "CPU (flex)".into(), precision, Precision::F32)
+    // Fewer bits save memory and its bandwidth; a CPU computes in f32.
+    let stored = Stored::new(precision, Dtype::F16, Dtype::F16);
+    start::<burn_flex::Flex>(weights, burn_flex::FlexDevice, "CPU (flex)".into(), stored, Dtype::F32)
 }
 
 #[cfg(not(feature = "flex"))]
@@ -298,13 +341,9 @@ fn open_flex(_: Weights, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
 
 #[cfg(feature = "ndarray")]
 fn open_ndarray(weights: Weights, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    start::<burn_ndarray::NdArray>(
-        weights,
-        burn_ndarray::NdArrayDevice::Cpu,
-        "CPU (ndarray)".into(),
-        precision,
-        precision,
-    )
+    let (device, name) = (burn_ndarray::NdArrayDevice::Cpu, "CPU (ndarray)".into());
+    let stored = Stored::new(precision, Dtype::F32, Dtype::F32);
+    start::<burn_ndarray::NdArray>(weights, device, name, stored, stored.dtype)
 }
 
 #[cfg(not(feature = "ndarray"))]
@@ -315,7 +354,8 @@ fn open_ndarray(_: Weights, _: Precision) -> Result<Box<dyn Engine>, EngineError
 #[cfg(feature = "wgpu")]
 fn open_wgpu(weights: Weights, index: Option<usize>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     let adapter = wgpu_adapters::find(index)?;
-    start::<burn_wgpu::Wgpu>(weights, adapter.device, format!("{} (wgpu)", adapter.name), precision, precision)
+    let stored = Stored::new(precision, Dtype::F32, Dtype::F32);
+    start::<burn_wgpu::Wgpu>(weights, adapter.device, format!("{} (wgpu)", adapter.name), stored, stored.dtype)
 }
 
 #[cfg(not(feature = "wgpu"))]
@@ -326,7 +366,8 @@ fn open_wgpu(_: Weights, _: Option<usize>, _: Precision) -> Result<Box<dyn Engin
 #[cfg(feature = "cuda")]
 fn open_cuda(weights: Weights, index: Option<usize>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     let index = cuda::find(index)?;
-    start::<burn_cuda::Cuda>(weights, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), precision, precision)
+    let stored = Stored::new(precision, Dtype::Bf16, Dtype::F32);
+    start::<burn_cuda::Cuda>(weights, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), stored, stored.dtype)
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -12,7 +12,7 @@ use crate::array::{Array, Pixels};
 use crate::features::{Features, distinct};
 use crate::load::burn_dtype;
 use crate::session::{BurnSession, Session, SessionOptions};
-use crate::{EngineError, Precision};
+use crate::{Dtype, EngineError, Precision};
 
 /// Images that go through the vision tower together: enough to keep any device busy, few enough that a
 /// 32-shot prompt does not hold the activations of all of them at once.
@@ -25,6 +25,9 @@ pub trait Engine: Send {
 
     /// The device in words.
     fn device(&self) -> &str;
+
+    /// What the weights are on the device.
+    fn precision(&self) -> Precision;
 
     /// Names and shapes of the model's parameters, as the modules declare them.
     fn parameters(&self) -> Vec<(String, Vec<usize>)>;
@@ -120,7 +123,8 @@ pub(crate) struct BurnEngine<B: Kernels> {
     pub(crate) config: ModelConfig,
     pub(crate) device: B::Device,
     /// The format that it computes in.
-    pub(crate) compute: Precision,
+    pub(crate) precision: Precision,
+    pub(crate) compute: Dtype,
     pub(crate) name: String,
 }
 
@@ -341,6 +345,10 @@ impl<B: Kernels> Engine for BurnEngine<B> {
 
     fn device(&self) -> &str {
         &self.name
+    }
+
+    fn precision(&self) -> Precision {
+        self.precision
     }
 
     fn parameters(&self) -> Vec<(String, Vec<usize>)> {

@@ -27,8 +27,8 @@ pub use device::{
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
 pub use flamingo_train::{AdamW, Muon, Optimizer, Part, Schedule};
-/// The format of weights and activations on a device.
-pub use flamingo_weights::Dtype as Precision;
+/// What weights are on a device.
+pub use flamingo_weights::{Dtype, Precision};
 pub use session::{Session, SessionOptions};
 pub use training::{Training, TrainingOptions};
 

@@ -1,15 +1,16 @@
 //! From a model folder to a model on a device.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
-use burn::tensor::{Bytes, DType, Shape, Tensor, TensorData, backend::Backend};
+use burn::tensor::{AllocationProperty, Bytes, DType, Int, Tensor, TensorData, backend::Backend, f16};
 use burn_store::{ModuleSnapshot, TensorSnapshot, TensorSnapshotError};
-use flamingo_config::ModelConfig;
+use flamingo_config::{BLOCK, ModelConfig, Scheme};
 use flamingo_kernels::Kernels;
-use flamingo_model::Flamingo;
-use flamingo_weights::{Dtype, ModelFolder};
+use flamingo_model::{Flamingo, Path};
+use flamingo_weights::{Dtype, ModelFolder, quantise};
 
 use crate::EngineError;
 
@@ -22,20 +23,28 @@ pub(crate) fn burn_dtype(dtype: Dtype) -> DType {
     }
 }
 
-/// Puts a folder's weights on a device, each in the format that `precision` gives for its name.
+/// What a model's weights are to be on a device.
+#[derive(Clone, Copy)]
+pub(crate) struct Format<'a> {
+    /// How matrices are quantised, if they are.
+    pub scheme: Option<Scheme>,
+    /// The format of each parameter that is numbers, by its name.
+    pub dtype: &'a dyn Fn(&str) -> Dtype,
+}
+
+/// Puts a folder's weights on a device.
 ///
-/// Tensors are read from the mapped file one at a time; nothing is initialised at random first.
+/// Tensors are read from the mapped file one at a time, or stay there, where a backend computes in the host's memory;
+/// nothing is initialised at random first.
 pub(crate) fn load<B: Kernels>(
     folder: &Arc<ModelFolder>,
-    precision: &dyn Fn(&str) -> Dtype,
+    format: Format,
     device: &B::Device,
 ) -> Result<Flamingo<B>, EngineError> {
-    let mut model = Flamingo::<B>::new(folder.config(), device);
-    let names = parameters::<B>(&model).into_iter().map(|(name, _)| name);
-    let snapshots = names.filter_map(|name| {
-        let dtype = burn_dtype(precision(&name));
-        snapshot(folder, name, dtype)
-    });
+    let mut model = Flamingo::<B>::new(folder.config(), device, format.scheme);
+    let reader = Rc::new(Reader { folder: folder.clone(), scales: RefCell::default() });
+    let names = parameters::<B>(&model).into_iter();
+    let snapshots = names.filter_map(|(name, shape)| reader.snapshot(name, shape, format));
     let result = model.apply(snapshots.collect(), None, None, true);
     if let Some(error) = result.errors.first() {
         return Err(EngineError::Weights(format!("cannot load the weights: {error}")));
@@ -46,30 +55,26 @@ pub(crate) fn load<B: Kernels>(
     Ok(model)
 }
 
-/// A model with random weights, each in the format that `precision` gives for its name.
-pub(crate) fn random<B: Kernels>(
-    config: &ModelConfig,
-    precision: &dyn Fn(&str) -> Dtype,
-    device: &B::Device,
-) -> Flamingo<B> {
+/// A model with random weights.
+pub(crate) fn random<B: Kernels>(config: &ModelConfig, format: Format, device: &B::Device) -> Flamingo<B> {
     struct Cast<'a> {
-        precision: &'a dyn Fn(&str) -> Dtype,
-        path: Vec<String>,
+        dtype: &'a dyn Fn(&str) -> Dtype,
+        path: Path,
     }
     impl<B: Backend> ModuleMapper<B> for Cast<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_string());
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
+        fn exit_module(&mut self, _: &str, container: &str) {
+            self.path.exit(container);
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-            let dtype = burn_dtype((self.precision)(&self.path.join(".")));
+            let dtype = burn_dtype((self.dtype)(&self.path.name()));
             let id = param.id;
             Param::initialized(id, param.val().detach().cast(dtype))
         }
     }
-    Flamingo::new(config, device).map(&mut Cast { precision, path: Vec::new() })
+    Flamingo::new(config, device, format.scheme).map(&mut Cast { dtype: format.dtype, path: Path::default() })
 }
 
 /// Gives each parameter of a module the numbers that `numbers` has for its path and shape.
@@ -81,65 +86,140 @@ pub(crate) fn fill<B: Backend, M: Module<B> + Clone>(
     struct Fill<'a, B: Backend> {
         numbers: &'a dyn Fn(&str, &[usize]) -> Vec<f32>,
         device: &'a B::Device,
-        path: Vec<String>,
+        path: Path,
     }
     impl<B: Backend> ModuleMapper<B> for Fill<'_, B> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_string());
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
+        fn exit_module(&mut self, _: &str, container: &str) {
+            self.path.exit(container);
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
             let shape: [usize; D] = param.lazy_shape().dims();
-            let numbers = (self.numbers)(&self.path.join("."), &shape);
+            let numbers = (self.numbers)(&self.path.name(), &shape);
             let tensor = Tensor::from_data(TensorData::new(numbers, shape), (self.device, DType::F32));
             Param::initialized(param.id, tensor)
         }
     }
-    *module = module.clone().map(&mut Fill { numbers, device, path: Vec::new() });
+    *module = module.clone().map(&mut Fill { numbers, device, path: Path::default() });
 }
 
-/// A tensor of the folder, read and cast when it is needed.
-fn snapshot(folder: &Arc<ModelFolder>, name: String, dtype: DType) -> Option<TensorSnapshot> {
-    let shape: Shape = folder.tensor(&name)?.shape.to_vec().into();
-    let path: Vec<String> = name.split('.').map(str::to_string).collect();
-    let folder = folder.clone();
-    let read = move || {
-        let gone = || TensorSnapshotError::DataError(format!("no tensor `{name}`"));
-        let view = folder.tensor(&name).ok_or_else(gone)?;
-        let stored = burn_dtype(view.dtype);
-        let shape = view.shape.to_vec();
-        let data = if stored == dtype {
-            TensorData::from_bytes(Bytes::from_bytes_vec(view.bytes.to_vec()), shape, stored)
-        } else {
-            let numbers = folder.tensor_f32(&name).ok_or_else(gone)?;
-            TensorData::new(numbers, shape).convert_dtype(dtype)
+/// Reads parameters from a folder.
+struct Reader {
+    folder: Arc<ModelFolder>,
+    /// Scales of the matrix that was quantised last, whose codes were asked for before them.
+    scales: RefCell<(String, Vec<f16>)>,
+}
+
+impl Reader {
+    /// A parameter, read when it is needed.
+    fn snapshot(self: &Rc<Self>, name: String, shape: Vec<usize>, format: Format) -> Option<TensorSnapshot> {
+        let of_quantised = name.rsplit_once('.').filter(|(_, part)| ["codes", "scales"].contains(part));
+        let quantised = of_quantised.map(|(matrix, part)| (matrix.to_string(), part == "codes"));
+        let dtype = match quantised {
+            Some((_, true)) => DType::I32,
+            _ => burn_dtype((format.dtype)(&name)),
         };
-        folder.release(&name);
-        Ok(data)
-    };
-    Some(TensorSnapshot::from_closure(Rc::new(read), dtype, shape, path, Vec::new(), ParamId::new()))
+        let spec = match &quantised {
+            Some((matrix, _)) => matrix,
+            None => &name,
+        };
+        if self.folder.tensor(spec).is_none() && self.folder.quantised(spec).is_none() {
+            return None;
+        }
+        let path: Vec<String> = name.split('.').map(str::to_string).collect();
+        let (reader, of_tensor) = (self.clone(), shape.clone());
+        let read = move || {
+            let data = match &quantised {
+                Some((matrix, true)) => reader.codes(matrix, &of_tensor),
+                Some((matrix, false)) => reader.scales(matrix, &of_tensor, dtype),
+                None => reader.numbers(&name, &of_tensor, dtype),
+            };
+            data.ok_or_else(|| TensorSnapshotError::DataError(format!("no tensor `{name}`")))
+        };
+        Some(TensorSnapshot::from_closure(Rc::new(read), dtype, shape.into(), path, Vec::new(), ParamId::new()))
+    }
+
+    fn numbers(&self, name: &str, shape: &[usize], dtype: DType) -> Option<TensorData> {
+        if let Some(stored) = self.folder.tensor(name).map(|view| burn_dtype(view.dtype))
+            && stored == dtype
+        {
+            return self.in_place(name, shape, dtype);
+        }
+        let numbers = TensorData::new(self.folder.tensor_f32(name)?, shape.to_vec()).convert_dtype(dtype);
+        self.folder.release(name);
+        Some(numbers)
+    }
+
+    /// Codes as the folder has them, or made of its numbers.
+    fn codes(&self, matrix: &str, shape: &[usize]) -> Option<TensorData> {
+        if self.stores(matrix, shape) {
+            return self.in_place(&format!("{matrix}.codes"), shape, DType::I32);
+        }
+        let numbers = self.folder.tensor_f32(matrix)?;
+        // Codes have a row's words for each of its blocks.
+        let blocks = numbers.len() / BLOCK;
+        let words = shape.iter().product::<usize>() / blocks.max(1);
+        let scheme = [Scheme::Q8, Scheme::Q4].into_iter().find(|scheme| scheme.words() == words)?;
+        let (codes, scales) = quantise(scheme, &numbers);
+        self.folder.release(matrix);
+        self.scales.replace((matrix.to_string(), scales));
+        Some(TensorData::from_bytes_vec(codes, shape.to_vec(), DType::I32))
+    }
+
+    fn scales(&self, matrix: &str, shape: &[usize], dtype: DType) -> Option<TensorData> {
+        let (of, scales) = self.scales.take();
+        let scales = if of == matrix {
+            TensorData::new(scales, shape.to_vec())
+        } else {
+            self.in_place(&format!("{matrix}.scales"), shape, DType::F16)?
+        };
+        Some(if dtype == DType::F16 { scales } else { scales.convert_dtype(dtype) })
+    }
+
+    /// Whether the folder has these codes.
+    fn stores(&self, matrix: &str, shape: &[usize]) -> bool {
+        let view = self.folder.quantised(matrix);
+        view.is_some_and(|view| view.codes.len() == shape.iter().product::<usize>() * size_of::<i32>())
+    }
+
+    /// A tensor where it lies in the mapped file. Backends copy what they want to write to, or to keep elsewhere.
+    fn in_place(&self, name: &str, shape: &[usize], dtype: DType) -> Option<TensorData> {
+        let mapped = self.folder.mapped(name)?;
+        let bytes = bytes::Bytes::from_owner(mapped);
+        let aligned = bytes.as_ptr().addr().is_multiple_of(dtype.size());
+        // Numbers of a file that another program wrote may begin anywhere.
+        let bytes = if aligned {
+            Bytes::from_shared(bytes, AllocationProperty::File)
+        } else {
+            Bytes::from_bytes_vec(bytes.to_vec())
+        };
+        Some(TensorData::from_bytes(bytes, shape.to_vec(), dtype))
+    }
 }
 
 /// Paths and shapes of all parameters of a model.
 pub(crate) fn parameters<B: Backend>(model: &Flamingo<B>) -> Vec<(String, Vec<usize>)> {
     struct Parameters {
-        path: Vec<String>,
+        path: Path,
         all: Vec<(String, Vec<usize>)>,
     }
     impl<B: Backend> ModuleVisitor<B> for Parameters {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.to_string());
+        fn enter_module(&mut self, name: &str, container: &str) {
+            self.path.enter(name, container);
         }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
+        fn exit_module(&mut self, _: &str, container: &str) {
+            self.path.exit(container);
         }
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            self.all.push((self.path.join("."), param.lazy_shape().to_vec()));
+            self.all.push((self.path.name(), param.lazy_shape().to_vec()));
+        }
+        fn visit_int<const D: usize>(&mut self, param: &Param<Tensor<B, D, Int>>) {
+            self.all.push((self.path.name(), param.lazy_shape().to_vec()));
         }
     }
-    let mut parameters = Parameters { path: Vec::new(), all: Vec::new() };
+    let mut parameters = Parameters { path: Path::default(), all: Vec::new() };
     model.visit(&mut parameters);
     parameters.all
 }

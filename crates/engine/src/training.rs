@@ -8,7 +8,7 @@ use flamingo_train::{Named, Optimizer, Part, Pictures, Trainer};
 use crate::array::{Array, Pixels};
 use crate::engine::{BurnEngine, guard};
 use crate::features::{Features, distinct};
-use crate::{EngineError, Precision};
+use crate::{Dtype, EngineError};
 
 /// A model in training, whatever the backend. Gradients add up until [`Training::update`] or
 /// [`Training::discard`].
@@ -75,7 +75,7 @@ pub struct TrainingOptions {
     /// The optimizer.
     pub optimizer: Optimizer,
     /// The format of what is frozen and of activations. What trains is kept in f32, as are norms, softmax and loss.
-    pub precision: Precision,
+    pub precision: Dtype,
     /// Keep each layer's input only and compute the rest again going backwards: less memory, a forward pass more time.
     pub gradient_checkpointing: bool,
     /// Bytes of a frozen vision tower's output that are remembered by picture; 0 for none.
@@ -88,7 +88,7 @@ impl Default for TrainingOptions {
         Self {
             parts: Part::UPSTREAM.to_vec(),
             optimizer: Optimizer::default(),
-            precision: Precision::F32,
+            precision: Dtype::F32,
             gradient_checkpointing: false,
             features_bytes: 0,
         }

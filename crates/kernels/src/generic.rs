@@ -2,10 +2,10 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{AttentionModuleOptions, FloatTensor};
-use burn::tensor::{Bool, Int, Slice, Tensor, TensorMetadata, activation, module};
-use flamingo_config::{Activation, Pairing};
+use burn::tensor::{Bool, DType, ElementConversion, Int, Slice, Tensor, TensorMetadata, activation, module};
+use flamingo_config::{Activation, BLOCK, LEVELS, Pairing, Scheme};
 
-use crate::{AdamWStep, Attention, Kernels, primitive, product, tensor};
+use crate::{AdamWStep, Attention, Kernels, Quantised, primitive, product, tensor};
 
 /// Queries up to which the scores are computed by plain matrix products. Those read keys and values where
 /// they lie (slices of a cache); the fused kernels copy them first, which is most of the work when one
@@ -210,6 +210,45 @@ fn sum_rows<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 1> {
         0 => sum,
         rest => sum + x.narrow(0, parts * each, rest).sum_dim(0).reshape([columns]),
     }
+}
+
+pub(crate) fn linear_of_quantised<B: Kernels>(
+    x: FloatTensor<B>,
+    weight: Quantised<B>,
+    bias: Option<FloatTensor<B>>,
+) -> FloatTensor<B> {
+    let weight = dequantise::<B>(weight.scheme, Tensor::new(weight.codes), tensor(weight.scales), x.dtype());
+    B::linear_layer(x, primitive(weight), bias)
+}
+
+pub(crate) fn dequantise<B: Backend>(
+    scheme: Scheme,
+    codes: Tensor<B, 2, Int>,
+    scales: Tensor<B, 2>,
+    dtype: DType,
+) -> Tensor<B, 2> {
+    let [rows, blocks] = scales.dims();
+    let (size, words) = (rows * blocks * BLOCK, scheme.words());
+    let codes = codes.reshape([rows * blocks, words]);
+    let values = match scheme {
+        Scheme::Q8 => {
+            // No shift to the left: ndarray's would leave 32 bits. The upper half of a byte's numbers is negative.
+            let byte = |i: i32| codes.clone().bitwise_right_shift_scalar((8 * i).elem()).bitwise_and_scalar(255.elem());
+            let bytes = Tensor::stack::<3>((0..4).map(byte).collect(), 2);
+            bytes.bitwise_xor_scalar(128.elem()).float() - 128.0
+        }
+        Scheme::Q4 => {
+            let half = |i: i32| codes.clone().bitwise_right_shift_scalar((4 * i).elem()).bitwise_and_scalar(15.elem());
+            let halves = (0..2)
+                .map(|half_of_byte| Tensor::stack::<3>((0..4).map(|byte| half(2 * byte + half_of_byte)).collect(), 2));
+            let chosen = Tensor::stack::<4>(halves.collect(), 1).reshape([size]);
+            let levels = Tensor::<B, 1>::from_floats(LEVELS.map(f32::from), &scales.device());
+            levels.select(0, chosen).reshape([rows * blocks, BLOCK, 1])
+        }
+    };
+    let scales = scales.cast(DType::F32).reshape([rows * blocks, 1]) / 128.0;
+    let numbers = values.cast(DType::F32).reshape([rows * blocks, BLOCK]) * scales;
+    numbers.cast(dtype).reshape([rows, blocks * BLOCK])
 }
 
 pub(crate) fn columns<B: Backend>(x: FloatTensor<B>, first: usize, count: usize) -> FloatTensor<B> {

@@ -15,9 +15,9 @@ mod cuda;
 mod generic;
 
 use burn::tensor::backend::{AutodiffBackend, Backend, BackendTypes};
-use burn::tensor::ops::{BoolTensor, FloatTensor};
-use burn::tensor::{Bool, Tensor, TensorPrimitive};
-use flamingo_config::{Activation, Pairing};
+use burn::tensor::ops::{BoolTensor, FloatTensor, IntTensor};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorPrimitive};
+use flamingo_config::{Activation, Pairing, Scheme};
 
 /// Queries, keys and values of an attention and what hides some from others.
 #[derive(Clone, Debug)]
@@ -34,6 +34,17 @@ pub struct Attention<B: BackendTypes> {
     pub hidden: Option<BoolTensor<B>>,
     /// Added to the scores; broadcasts like `hidden`. Has no gradient.
     pub bias: Option<FloatTensor<B>>,
+}
+
+/// A matrix `[rows, columns]` in few bits, laid out as its scheme says.
+#[derive(Clone, Debug)]
+pub struct Quantised<B: BackendTypes> {
+    /// How.
+    pub scheme: Scheme,
+    /// `[rows, columns / BLOCK · words]`, 32 bits each.
+    pub codes: IntTensor<B>,
+    /// `[rows, columns / BLOCK]`.
+    pub scales: FloatTensor<B>,
 }
 
 /// One AdamW update (arXiv 1711.05101), its factors worked out.
@@ -103,6 +114,15 @@ pub trait Kernels: Backend {
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         generic::linear_of_stored::<Self>(x, weight, bias)
+    }
+
+    /// [`Kernels::linear_layer`] with a quantised weight; products are of the input's format.
+    fn linear_layer_of_quantised(
+        x: FloatTensor<Self>,
+        weight: Quantised<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        generic::linear_of_quantised::<Self>(x, weight, bias)
     }
 
     /// Rotary embedding (arXiv 2104.09864): turns the first `dims` coordinates of `[batch, heads, tokens, dim]` by the
@@ -253,6 +273,29 @@ pub fn linear<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Te
     let bias = bias.map(|bias| primitive(bias.cast(x.dtype())));
     let layer = if x.dtype() == weight.dtype() { B::linear_layer } else { B::linear_layer_of_stored };
     tensor(layer(primitive(x), primitive(weight), bias))
+}
+
+/// [`Kernels::linear_layer_of_quantised`]: `[rows, d_in]` to `[rows, d_out]`.
+pub fn linear_of_quantised<B: Kernels>(
+    x: Tensor<B, 2>,
+    scheme: Scheme,
+    codes: Tensor<B, 2, Int>,
+    scales: Tensor<B, 2>,
+    bias: Option<Tensor<B, 1>>,
+) -> Tensor<B, 2> {
+    let bias = bias.map(|bias| primitive(bias.cast(x.dtype())));
+    let weight = Quantised { scheme, codes: codes.into_primitive(), scales: primitive(scales) };
+    tensor(B::linear_layer_of_quantised(primitive(x), weight, bias))
+}
+
+/// The numbers of a quantised matrix, `[rows, columns]`, in a format.
+pub fn dequantise<B: Backend>(
+    scheme: Scheme,
+    codes: Tensor<B, 2, Int>,
+    scales: Tensor<B, 2>,
+    dtype: DType,
+) -> Tensor<B, 2> {
+    generic::dequantise(scheme, codes, scales, dtype)
 }
 
 /// [`Kernels::rotate`].

@@ -10,6 +10,7 @@ use crate::flamingo::ignore;
 use crate::linear::Linear;
 use crate::text::Text;
 use crate::vision::VisionTransformer;
+use crate::weight::Init;
 
 /// Largest factor of the similarities, as in CLIP.
 const MAX_SCALE: f64 = 100.0;
@@ -30,11 +31,12 @@ pub struct Contrastive<B: Backend> {
 impl<B: Kernels> Contrastive<B> {
     /// Towers with random weights; the vision tower is that of `config`.
     pub fn new(config: &ModelConfig, text: &TextTowerConfig, device: &B::Device) -> Self {
+        let init = &Init::plain(device);
         let a = text.decoder.architecture();
         Self {
-            vision: VisionTransformer::new(&config.vision, device),
-            text_projection: Linear::new(a.embed_dim, config.vision.output_dim, false, device),
-            text: Decoder::new(&a, &config.tokens, device),
+            vision: VisionTransformer::new(&config.vision, init),
+            text_projection: Linear::new(a.embed_dim, config.vision.output_dim, false, init),
+            text: Decoder::new(&a, &config.tokens, device, None),
             logit_scale: Initializer::Constant { value: (1.0f64 / 0.07).ln() }.init([1], device),
         }
     }

@@ -11,6 +11,7 @@ use crate::attention::{merge_heads, split_heads, split_last};
 use crate::linear::{FeedForward, Linear};
 use crate::media::Sight;
 use crate::norm::Norm;
+use crate::weight::Init;
 
 /// Attention of text tokens to image latents.
 #[derive(Module, Debug)]
@@ -44,20 +45,20 @@ pub struct GatedCrossAttention<B: Backend> {
 
 impl<B: Kernels> GatedCrossAttention<B> {
     /// A block between a decoder of width `d_model` and images of width `vision_width`.
-    pub fn new(config: &CrossAttentionConfig, d_model: usize, vision_width: usize, device: &B::Device) -> Self {
+    pub fn new(config: &CrossAttentionConfig, d_model: usize, vision_width: usize, init: &Init<B>) -> Self {
         let inner = config.heads * config.dim_head;
         Self {
             attention: MaskedCrossAttention {
-                norm: Norm::layer(d_model, true, 1e-5, device),
-                to_q: Linear::new(d_model, inner, false, device),
-                to_kv: Linear::new(vision_width, 2 * inner, false, device),
-                to_out: Linear::new(inner, d_model, false, device),
+                norm: Norm::layer(d_model, true, 1e-5, &init.device),
+                to_q: Linear::new(d_model, inner, false, init),
+                to_kv: Linear::new(vision_width, 2 * inner, false, init),
+                to_out: Linear::new(inner, d_model, false, init),
                 heads: config.heads,
                 dim_head: config.dim_head,
             },
-            attention_gate: Initializer::Zeros.init([1], device),
-            feed_forward: FeedForward::new(d_model, config.ff_mult, device),
-            feed_forward_gate: Initializer::Zeros.init([1], device),
+            attention_gate: Initializer::Zeros.init([1], &init.device),
+            feed_forward: FeedForward::new(d_model, config.ff_mult, init),
+            feed_forward_gate: Initializer::Zeros.init([1], &init.device),
         }
     }
 

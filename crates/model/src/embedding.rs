@@ -5,6 +5,8 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_config::TokenConfig;
 use flamingo_kernels::{Kernels, linear};
 
+use crate::weight::{Init, Weight};
+
 /// An embedding table in two parts.
 ///
 /// Upstream keeps one table and zeroes the gradient of all rows but two. Here what is frozen is a
@@ -12,7 +14,7 @@ use flamingo_kernels::{Kernels, linear};
 #[derive(Module, Debug)]
 pub struct TokenEmbedding<B: Backend> {
     /// `[base_rows, embed_dim]`: the language model's own tokens.
-    pub base: Param<Tensor<B, 2>>,
+    pub base: Weight<B>,
     /// `[added_rows, embed_dim]`: `<|endofchunk|>`, `<image>` and, where the tokenizer had no padding
     /// token, `<PAD>`.
     pub added: Param<Tensor<B, 2>>,
@@ -20,11 +22,11 @@ pub struct TokenEmbedding<B: Backend> {
 
 impl<B: Kernels> TokenEmbedding<B> {
     /// A table initialised as transformers initialises one: normal with deviation 0.02.
-    pub fn new(tokens: &TokenConfig, dim: usize, device: &B::Device) -> Self {
+    pub fn new(tokens: &TokenConfig, dim: usize, init: &Init<B>) -> Self {
         let normal = Initializer::Normal { mean: 0.0, std: 0.02 };
         Self {
-            base: normal.init([tokens.base_rows(), dim], device),
-            added: normal.init([tokens.added_rows(), dim], device),
+            base: Weight::new([tokens.base_rows(), dim], init, |device| normal.init([tokens.base_rows(), dim], device)),
+            added: normal.init([tokens.added_rows(), dim], &init.device),
         }
     }
 
@@ -33,15 +35,16 @@ impl<B: Kernels> TokenEmbedding<B> {
     /// # Panics
     /// If an id is outside the table.
     pub fn forward(&self, rows: usize, ids: &[u32]) -> Tensor<B, 3> {
-        let (base, added) = (self.base.val(), self.added.val());
-        let ([base_rows, dim], [added_rows, _]) = (base.dims(), added.dims());
-        let device = base.device();
+        let added = self.added.val();
+        let ([base_rows, dim], [added_rows, _]) = (self.base.dims(), added.dims());
+        let device = added.device();
         let index = |ids: Vec<i32>| Tensor::<B, 1, Int>::from_ints(ids.as_slice(), &device);
         assert!(ids.iter().all(|&id| (id as usize) < base_rows + added_rows), "token id outside the vocabulary");
 
         // Ids of the other part read row 0 here and are replaced below.
         let is_added = |id: u32| id as usize >= base_rows;
-        let x = base.select(0, index(ids.iter().map(|&id| if is_added(id) { 0 } else { id as i32 }).collect()));
+        let in_base: Vec<i32> = ids.iter().map(|&id| if is_added(id) { 0 } else { id as i32 }).collect();
+        let x = self.base.rows(&in_base);
         let places: Vec<i32> = (0..ids.len()).filter(|&i| is_added(ids[i])).map(|i| i as i32).collect();
         let x = if places.is_empty() {
             x
@@ -63,7 +66,7 @@ impl<B: Kernels> TokenEmbedding<B> {
     pub fn logits(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, dim] = x.dims();
         let x = x.reshape([batch * tokens, dim]);
-        let base = linear(x.clone(), self.base.val(), None);
+        let base = self.base.linear(x.clone(), None);
         let added = linear(x, self.added.val(), None);
         let logits = Tensor::cat(vec![base, added], 1);
         let vocab = logits.dims()[1];

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use flamingo_config::ModelConfig;
+use flamingo_config::{ModelConfig, Scheme};
 use flamingo_kernels::Kernels;
 
 use crate::cache::Cache;
@@ -12,6 +12,7 @@ use crate::media::{Media, Sight, text_time};
 use crate::resampler::Resampler;
 use crate::text::Text;
 use crate::vision::VisionTransformer;
+use crate::weight::Init;
 
 /// A place whose output can be observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,17 +58,20 @@ pub struct Conditions<B: Backend> {
 }
 
 impl<B: Kernels> Flamingo<B> {
-    /// A model with random weights, initialised at first use.
-    pub fn new(config: &ModelConfig, device: &B::Device) -> Self {
+    /// A model with random weights, initialised at first use; matrices are quantised, where a scheme says so.
+    pub fn new(config: &ModelConfig, device: &B::Device, scheme: Option<Scheme>) -> Self {
+        let init = |part| Init { device: device.clone(), scheme: scheme.and_then(|scheme| scheme.of(part)) };
         let a = config.decoder.architecture();
         let x = &config.cross_attention;
-        let block =
-            |layer| x.has_block(layer).then(|| GatedCrossAttention::new(x, a.d_model, config.vision.width, device));
+        let block = |layer| {
+            x.has_block(layer)
+                .then(|| GatedCrossAttention::new(x, a.d_model, config.vision.width, &init("cross_attention")))
+        };
         Self {
-            vision: VisionTransformer::new(&config.vision, device),
-            resampler: Resampler::new(&config.resampler, config.vision.width, device),
+            vision: VisionTransformer::new(&config.vision, &init("vision")),
+            resampler: Resampler::new(&config.resampler, config.vision.width, &init("resampler")),
             cross_attention: (0..a.n_layers).map(block).collect(),
-            decoder: Decoder::new(&a, &config.tokens, device),
+            decoder: Decoder::new(&a, &config.tokens, device, scheme),
             image_id: config.tokens.image as usize,
             only_attend_immediate_media: x.only_attend_immediate_media,
             compute: None,

@@ -21,6 +21,7 @@ mod norm;
 mod resampler;
 mod text;
 mod vision;
+mod weight;
 
 pub use cache::Cache;
 pub use contrastive::Contrastive;
@@ -35,3 +36,4 @@ pub use norm::Norm;
 pub use resampler::Resampler;
 pub use text::Text;
 pub use vision::VisionTransformer;
+pub use weight::{Init, Path, QuantisedWeight, Weight};

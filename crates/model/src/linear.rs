@@ -3,9 +3,10 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::Activation;
-use flamingo_kernels::{Kernels, activate, linear};
+use flamingo_kernels::{Kernels, activate};
 
 use crate::norm::Norm;
+use crate::weight::{Init, Weight};
 
 /// `y = x Wᵀ + b`.
 ///
@@ -14,18 +15,19 @@ use crate::norm::Norm;
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
     /// `[d_out, d_in]`.
-    pub weight: Param<Tensor<B, 2>>,
+    pub weight: Weight<B>,
     /// `[d_out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
 }
 
 impl<B: Backend> Linear<B> {
     /// A layer initialised as PyTorch initialises `nn.Linear`: uniform in `±1/sqrt(d_in)`.
-    pub fn new(d_in: usize, d_out: usize, bias: bool, device: &B::Device) -> Self {
+    pub fn new(d_in: usize, d_out: usize, bias: bool, init: &Init<B>) -> Self {
         let uniform = Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false };
+        let plain = |device: &B::Device| uniform.init_with([d_out, d_in], Some(d_in), Some(d_out), device);
         Self {
-            weight: uniform.init_with([d_out, d_in], Some(d_in), Some(d_out), device),
-            bias: bias.then(|| uniform.init_with([d_out], Some(d_in), Some(d_out), device)),
+            weight: Weight::new([d_out, d_in], init, plain),
+            bias: bias.then(|| uniform.init_with([d_out], Some(d_in), Some(d_out), &init.device)),
         }
     }
 }
@@ -39,7 +41,7 @@ impl<B: Kernels> Linear<B> {
         let d_in = dims[D - 1];
         let rows = dims.iter().product::<usize>() / d_in.max(1);
         let bias = self.bias.as_ref().map(Param::val);
-        let y = linear(x.reshape([rows, d_in]), self.weight.val(), bias);
+        let y = self.weight.linear(x.reshape([rows, d_in]), bias);
         dims[D - 1] = y.dims()[1];
         y.reshape(dims)
     }
@@ -58,11 +60,11 @@ pub struct FeedForward<B: Backend> {
 
 impl<B: Kernels> FeedForward<B> {
     /// A network of width `dim` with a hidden layer of `dim * mult`.
-    pub fn new(dim: usize, mult: usize, device: &B::Device) -> Self {
+    pub fn new(dim: usize, mult: usize, init: &Init<B>) -> Self {
         Self {
-            norm: Norm::layer(dim, true, 1e-5, device),
-            up: Linear::new(dim, dim * mult, false, device),
-            down: Linear::new(dim * mult, dim, false, device),
+            norm: Norm::layer(dim, true, 1e-5, &init.device),
+            up: Linear::new(dim, dim * mult, false, init),
+            down: Linear::new(dim * mult, dim, false, init),
         }
     }
 

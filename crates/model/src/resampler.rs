@@ -12,6 +12,7 @@ use flamingo_kernels::{Kernels, attend};
 use crate::attention::{merge_heads, split_heads, split_last};
 use crate::linear::{FeedForward, Linear};
 use crate::norm::Norm;
+use crate::weight::Init;
 
 /// The resampler. Its width is the vision encoder's.
 #[derive(Module, Debug)]
@@ -56,27 +57,27 @@ pub struct PerceiverAttention<B: Backend> {
 
 impl<B: Kernels> Resampler<B> {
     /// A resampler of the given width with random weights.
-    pub fn new(config: &ResamplerConfig, width: usize, device: &B::Device) -> Self {
+    pub fn new(config: &ResamplerConfig, width: usize, init: &Init<B>) -> Self {
         let normal = Initializer::Normal { mean: 0.0, std: 1.0 };
         let inner = config.heads * config.dim_head;
         let layer = |_| ResamplerLayer {
             attention: PerceiverAttention {
-                norm_media: Norm::layer(width, true, 1e-5, device),
-                norm_latents: Norm::layer(width, true, 1e-5, device),
-                to_q: Linear::new(width, inner, false, device),
-                to_kv: Linear::new(width, 2 * inner, false, device),
-                to_out: Linear::new(inner, width, false, device),
+                norm_media: Norm::layer(width, true, 1e-5, &init.device),
+                norm_latents: Norm::layer(width, true, 1e-5, &init.device),
+                to_q: Linear::new(width, inner, false, init),
+                to_kv: Linear::new(width, 2 * inner, false, init),
+                to_out: Linear::new(inner, width, false, init),
                 heads: config.heads,
                 dim_head: config.dim_head,
             },
-            feed_forward: FeedForward::new(width, config.ff_mult, device),
+            feed_forward: FeedForward::new(width, config.ff_mult, init),
         };
         Self {
-            latents: normal.init([config.num_latents, width], device),
-            frame_embeddings: config.max_num_frames.map(|rows| normal.init([rows, width], device)),
-            media_time_embeddings: config.max_num_media.map(|rows| normal.init([rows, width], device)),
+            latents: normal.init([config.num_latents, width], &init.device),
+            frame_embeddings: config.max_num_frames.map(|rows| normal.init([rows, width], &init.device)),
+            media_time_embeddings: config.max_num_media.map(|rows| normal.init([rows, width], &init.device)),
             layers: (0..config.depth).map(layer).collect(),
-            norm: Norm::layer(width, true, 1e-5, device),
+            norm: Norm::layer(width, true, 1e-5, &init.device),
         }
     }
 

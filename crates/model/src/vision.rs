@@ -13,6 +13,7 @@ use crate::attention::{merge_heads, split_heads, split_last};
 use crate::flamingo::{Observe, Point};
 use crate::linear::Linear;
 use crate::norm::Norm;
+use crate::weight::Init;
 
 /// The vision tower.
 #[derive(Module, Debug)]
@@ -70,17 +71,17 @@ pub struct VisionMlp<B: Backend> {
 
 impl<B: Kernels> VisionTransformer<B> {
     /// A tower with random weights.
-    pub fn new(config: &VisionConfig, device: &B::Device) -> Self {
+    pub fn new(config: &VisionConfig, init: &Init<B>) -> Self {
         let width = config.width;
         let normal = Initializer::Normal { mean: 0.0, std: (width as f64).powf(-0.5) };
         Self {
-            class_embedding: normal.init([width], device),
-            position_embedding: normal.init([config.patches() + 1, width], device),
-            patch_embedding: Linear::new(3 * config.patch_size * config.patch_size, width, false, device),
-            norm_pre: Norm::layer(width, true, 1e-5, device),
-            blocks: (0..config.layers).map(|_| VisionBlock::new(config, device)).collect(),
-            norm_post: Norm::layer(width, true, 1e-5, device),
-            proj: Linear::new(width, config.output_dim, false, device),
+            class_embedding: normal.init([width], &init.device),
+            position_embedding: normal.init([config.patches() + 1, width], &init.device),
+            patch_embedding: Linear::new(3 * config.patch_size * config.patch_size, width, false, init),
+            norm_pre: Norm::layer(width, true, 1e-5, &init.device),
+            blocks: (0..config.layers).map(|_| VisionBlock::new(config, init)).collect(),
+            norm_post: Norm::layer(width, true, 1e-5, &init.device),
+            proj: Linear::new(width, config.output_dim, false, init),
             patch_size: config.patch_size,
         }
     }
@@ -148,19 +149,19 @@ impl<B: Kernels> VisionTransformer<B> {
 }
 
 impl<B: Kernels> VisionBlock<B> {
-    fn new(config: &VisionConfig, device: &B::Device) -> Self {
+    fn new(config: &VisionConfig, init: &Init<B>) -> Self {
         let width = config.width;
         Self {
-            norm_1: Norm::layer(width, true, 1e-5, device),
+            norm_1: Norm::layer(width, true, 1e-5, &init.device),
             attention: VisionAttention {
-                qkv: Linear::new(width, 3 * width, true, device),
-                out: Linear::new(width, width, true, device),
+                qkv: Linear::new(width, 3 * width, true, init),
+                out: Linear::new(width, width, true, init),
                 heads: config.heads,
             },
-            norm_2: Norm::layer(width, true, 1e-5, device),
+            norm_2: Norm::layer(width, true, 1e-5, &init.device),
             mlp: VisionMlp {
-                up: Linear::new(width, config.mlp_width, true, device),
-                down: Linear::new(config.mlp_width, width, true, device),
+                up: Linear::new(width, config.mlp_width, true, init),
+                down: Linear::new(config.mlp_width, width, true, init),
                 activation: config.activation,
             },
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use flamingo_config::TextTowerConfig;
 use flamingo_data::DocumentRules;
-use flamingo_engine::{AdamW, Muon, Optimizer, Part, Precision, Schedule, TrainingOptions};
+use flamingo_engine::{AdamW, Dtype, Muon, Optimizer, Part, Schedule, TrainingOptions};
 use serde::{Deserialize, Serialize};
 
 use crate::RunError;
@@ -377,8 +377,8 @@ impl Recipe {
             parts: self.parts(),
             optimizer: self.optimizer(),
             precision: match self.precision {
-                RunPrecision::Fp32 => Precision::F32,
-                RunPrecision::AmpBf16 => Precision::Bf16,
+                RunPrecision::Fp32 => Dtype::F32,
+                RunPrecision::AmpBf16 => Dtype::Bf16,
             },
             gradient_checkpointing: self.gradient_checkpointing,
             features_bytes: self.vision_cache_mib << 20,

@@ -6,7 +6,7 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use flamingo_config::ModelConfig;
 use flamingo_kernels::Differentiable;
-use flamingo_model::Flamingo;
+use flamingo_model::{Flamingo, Path};
 
 use crate::adamw::{AdamW, Moments};
 use crate::muon::{Muon, directions};
@@ -69,7 +69,7 @@ pub struct Plan<'a, B: Backend> {
 impl<B: Differentiable> Trainer<B> {
     /// Takes a model into training.
     pub fn new(model: &mut impl Module<B>, mut plan: Plan<B::InnerBackend>, optimizer: Optimizer) -> Self {
-        let mut freeze = Freeze { trains: plan.trains, path: Vec::new(), shapes: Vec::new() };
+        let mut freeze = Freeze { trains: plan.trains, path: Path::default(), shapes: Vec::new() };
         *model = model.clone().map(&mut freeze);
         let slots = freeze.shapes.into_iter().map(|(name, shape)| {
             let mask = plan.masks.remove(&name);
@@ -104,7 +104,7 @@ impl<B: Differentiable> Trainer<B> {
 
     /// Adds what a backward pass found.
     pub(crate) fn collect(&mut self, model: &impl Module<B>, gradients: &B::Gradients) {
-        model.visit(&mut Collect::<B> { gradients, slots: &mut self.slots, path: Vec::new() });
+        model.visit(&mut Collect::<B> { gradients, slots: &mut self.slots, path: Path::default() });
     }
 
     /// Whether a parameter trains whose path begins so.
@@ -140,7 +140,7 @@ impl<B: Differentiable> Trainer<B> {
             optimizer: self.optimizer,
             decays: self.decays,
             learning_rate,
-            path: Vec::new(),
+            path: Path::default(),
         });
     }
 
@@ -241,13 +241,13 @@ impl<B: Differentiable> Trainer<B> {
                 weights.insert(path.clone(), weight);
             }
         }
-        *model = model.clone().map(&mut SetWeights { weights, path: Vec::new() });
+        *model = model.clone().map(&mut SetWeights { weights, path: Path::default() });
         Ok(())
     }
 
     /// The weights of everything that trains.
     pub fn weights(&self, model: &impl Module<B>) -> Vec<Named<TensorData>> {
-        let mut weights = Weights::<B> { slots: &self.slots, path: Vec::new(), found: Vec::new() };
+        let mut weights = Weights::<B> { slots: &self.slots, path: Path::default(), found: Vec::new() };
         model.visit(&mut weights);
         weights.found
     }
@@ -264,21 +264,21 @@ fn added_mask<B: Backend>(config: &ModelConfig, dim: usize, device: &B::Device) 
 /// Turns gradients on for what trains and off for the rest.
 struct Freeze<'a> {
     trains: &'a dyn Fn(&str) -> bool,
-    path: Vec<String>,
+    path: Path,
     shapes: Vec<(String, Vec<usize>)>,
 }
 
 impl<B: Differentiable> ModuleMapper<B> for Freeze<'_> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.path.exit(container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let path = self.path.join(".");
+        let path = self.path.name();
         let trains = (self.trains)(&path);
         if trains {
             self.shapes.push((path, param.lazy_shape().to_vec()));
@@ -292,20 +292,20 @@ impl<B: Differentiable> ModuleMapper<B> for Freeze<'_> {
 struct Collect<'a, B: Differentiable> {
     gradients: &'a B::Gradients,
     slots: &'a mut BTreeMap<String, Slot<B::InnerBackend>>,
-    path: Vec<String>,
+    path: Path,
 }
 
 impl<B: Differentiable> ModuleVisitor<B> for Collect<'_, B> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.path.exit(container);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let Some(slot) = self.slots.get_mut(&self.path.join(".")) else { return };
+        let Some(slot) = self.slots.get_mut(&self.path.name()) else { return };
         let Some(gradient) = param.val().grad(self.gradients) else { return };
         let gradient = flat(gradient);
         let gradient = match &slot.mask {
@@ -326,20 +326,20 @@ struct Update<'a, B: Differentiable> {
     optimizer: Optimizer,
     decays: fn(&str) -> bool,
     learning_rate: f64,
-    path: Vec<String>,
+    path: Path,
 }
 
 impl<B: Differentiable> ModuleMapper<B> for Update<'_, B> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.path.exit(container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let path = self.path.join(".");
+        let path = self.path.name();
         let Some(slot) = self.slots.get_mut(&path) else { return param };
         let (gradient, direction) = (slot.gradient.take(), self.directions.remove(&path));
         let (optimizer, rate, decays) = (self.optimizer, self.learning_rate, (self.decays)(&path));
@@ -362,20 +362,20 @@ impl<B: Differentiable> ModuleMapper<B> for Update<'_, B> {
 /// Puts weights in.
 struct SetWeights {
     weights: BTreeMap<String, TensorData>,
-    path: Vec<String>,
+    path: Path,
 }
 
 impl<B: Differentiable> ModuleMapper<B> for SetWeights {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.path.exit(container);
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let Some(mut weight) = self.weights.remove(&self.path.join(".")) else { return param };
+        let Some(mut weight) = self.weights.remove(&self.path.name()) else { return param };
         param.map(|tensor| {
             weight.shape = tensor.shape();
             Tensor::from_data(weight, &tensor.device()).require_grad()
@@ -386,21 +386,21 @@ impl<B: Differentiable> ModuleMapper<B> for SetWeights {
 /// Reads weights.
 struct Weights<'a, B: Differentiable> {
     slots: &'a BTreeMap<String, Slot<B::InnerBackend>>,
-    path: Vec<String>,
+    path: Path,
     found: Vec<Named<TensorData>>,
 }
 
 impl<B: Differentiable> ModuleVisitor<B> for Weights<'_, B> {
-    fn enter_module(&mut self, name: &str, _: &str) {
-        self.path.push(name.to_string());
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
     }
 
-    fn exit_module(&mut self, _: &str, _: &str) {
-        self.path.pop();
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.path.exit(container);
     }
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let name = self.path.join(".");
+        let name = self.path.name();
         if let Some(slot) = self.slots.get(&name) {
             self.found.push(Named { name, shape: slot.shape.clone(), values: param.val().into_data() });
         }

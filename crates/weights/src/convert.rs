@@ -1,12 +1,13 @@
 //! `convert-weights`: upstream's files to one model folder.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
 
-use flamingo_config::ModelConfig;
+use flamingo_config::{ModelConfig, Scheme};
 use serde::Serialize;
 use serde_json::json;
 
-use crate::recipe::{self, Piece, Recipe, Sources};
+use crate::recipe::{self, Piece, Sources};
 use crate::write::{self, REPORT, Staging, TOKENIZER};
 use crate::{Dtype, WeightsError, check_clip, check_language_model, readers};
 
@@ -20,6 +21,30 @@ pub struct Inputs {
     pub language_model: PathBuf,
     /// OpenFlamingo's `checkpoint.pt`, as released or as the trainer writes it.
     pub checkpoint: PathBuf,
+}
+
+/// What a conversion writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Format {
+    /// The format of numbers.
+    pub dtype: Dtype,
+    /// How matrices are quantised, if they are.
+    pub scheme: Option<Scheme>,
+}
+
+impl From<Dtype> for Format {
+    fn from(dtype: Dtype) -> Self {
+        Self { dtype, scheme: None }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.scheme {
+            Some(scheme) => write!(f, "{scheme} and {}", self.dtype),
+            None => self.dtype.fmt(f),
+        }
+    }
 }
 
 /// How far a conversion is.
@@ -66,12 +91,13 @@ pub struct Report {
 pub fn convert(
     inputs: &Inputs,
     config: &ModelConfig,
-    dtype: Dtype,
+    format: impl Into<Format>,
     out: &Path,
     replace: bool,
     files: &[(&str, String)],
     on_progress: &mut dyn FnMut(Progress),
 ) -> Result<Report, WeightsError> {
+    let format = format.into();
     check_language_model(config, &inputs.language_model)?;
     check_clip(config, &inputs.clip)?;
     if replace {
@@ -88,10 +114,9 @@ pub fn convert(
     }
 
     let staging = Staging::begin(out, replace)?;
-    let elements = |r: &Recipe| r.spec.shape.iter().product::<usize>();
-    let total = (plan.recipes.iter().map(elements).sum::<usize>() * dtype.size()) as u64;
+    let total = plan.recipes.iter().map(|recipe| recipe.spec.bytes(format)).sum();
     let mut written = 0;
-    write::tensors(&staging, &plan.recipes, dtype, &mut |tensor, bytes| {
+    write::tensors(&staging, &plan.recipes, format, &mut |tensor, bytes| {
         written += bytes;
         on_progress(Progress { tensor, written, total });
     })?;
@@ -106,7 +131,7 @@ pub fn convert(
         }
     }
     let report = Report {
-        dtype: dtype.to_string(),
+        dtype: format.to_string(),
         used: plan.recipes.iter().map(|r| (r.spec.name.clone(), sources_of(&r.pieces))).collect(),
         dropped: plan.dropped,
         initialised: plan.initialised,
@@ -115,10 +140,10 @@ pub fn convert(
         wrong_shape: Vec::new(),
     };
     staging.write("model.toml", &config.to_toml())?;
-    staging.write("config.json", &pretty(&config_json(config, dtype)))?;
+    staging.write("config.json", &pretty(&config_json(config, format.dtype)))?;
     staging.write("preprocessor_config.json", &pretty(&preprocessor(config)))?;
     staging.write(REPORT, &pretty(&json!(report)))?;
-    staging.write("README.md", &card(config, inputs, dtype, &report))?;
+    staging.write("README.md", &card(config, inputs, format, &report))?;
     staging.finish()?;
     Ok(report)
 }
@@ -190,10 +215,10 @@ pub(crate) fn preprocessor(config: &ModelConfig) -> serde_json::Value {
     })
 }
 
-fn card(config: &ModelConfig, inputs: &Inputs, dtype: Dtype, report: &Report) -> String {
+fn card(config: &ModelConfig, inputs: &Inputs, format: Format, report: &Report) -> String {
     let file = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let mut card = format!(
-        "# {}\n\nAn OpenFlamingo model ({} decoder, {} tensors in {dtype}), converted from\n\n\
+        "# {}\n\nAn OpenFlamingo model ({} decoder, {} tensors in {format}), converted from\n\n\
          - CLIP: `{}`\n- language model: `{}`\n- checkpoint: `{}`\n\n\
          The weights stay under their owners' licences. `model.safetensors` holds plain tensors with linear weights as \
          `[out, in]`; `conversion_report.json` says what each is made of.\n",

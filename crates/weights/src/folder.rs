@@ -1,20 +1,23 @@
 //! Opening a model folder.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::Arc;
 
-use flamingo_config::ModelConfig;
+use flamingo_config::{BLOCK, ModelConfig, Scheme};
+use half::f16;
 use memmap2::Mmap;
 use safetensors::SafeTensors;
 
-use crate::{Dtype, SourceDtype, WeightsError, layout};
+use crate::quantise::dequantise;
+use crate::{Dtype, Precision, SourceDtype, WeightsError, layout};
 
 /// A model folder: its config, and its tensors mapped from disk.
 #[derive(Debug)]
 pub struct ModelFolder {
     config: ModelConfig,
-    files: Vec<Mmap>,
+    files: Vec<Arc<Mmap>>,
     tensors: BTreeMap<String, Place>,
 }
 
@@ -22,10 +25,18 @@ pub struct ModelFolder {
 #[derive(Debug)]
 struct Place {
     file: usize,
-    dtype: Dtype,
+    stored: Stored,
     shape: Vec<usize>,
     start: usize,
     end: usize,
+}
+
+/// What a tensor of a file holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stored {
+    Numbers(Dtype),
+    /// Codes of a quantised matrix.
+    Codes,
 }
 
 /// A tensor of a folder.
@@ -39,8 +50,35 @@ pub struct TensorView<'a> {
     pub bytes: &'a [u8],
 }
 
+/// A quantised matrix of a folder.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantisedView<'a> {
+    /// How.
+    pub scheme: Scheme,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// Little-endian words, `[rows, columns / BLOCK · words]`.
+    pub codes: &'a [u8],
+    /// Little-endian f16, `[rows, columns / BLOCK]`.
+    pub scales: &'a [u8],
+}
+
+/// Bytes of a folder that keep its file mapped.
+#[derive(Clone, Debug)]
+pub struct Mapped {
+    file: Arc<Mmap>,
+    start: usize,
+    end: usize,
+}
+
+impl AsRef<[u8]> for Mapped {
+    fn as_ref(&self) -> &[u8] {
+        &self.file[self.start..self.end]
+    }
+}
+
 impl ModelFolder {
-    /// Opens a folder. Its tensors must be exactly those of [`layout()`].
+    /// Opens a folder. Its tensors must be exactly those of [`layout()`], each as numbers, or its codes and scales.
     ///
     /// # Errors
     /// [`WeightsError`] for a file that is missing, truncated or damaged, an unusable config, or a tensor that is
@@ -57,7 +95,7 @@ impl ModelFolder {
                 serde_json::from_str(&text).map_err(|e| WeightsError::format(&index, format!("is not JSON: {e}")))?;
             let map = json["weight_map"].as_object();
             let map = map.ok_or_else(|| WeightsError::format(&index, "has no `weight_map`"))?;
-            let files: std::collections::BTreeSet<&str> = map.values().filter_map(|file| file.as_str()).collect();
+            let files: BTreeSet<&str> = map.values().filter_map(|file| file.as_str()).collect();
             for file in files {
                 if Path::new(file).file_name() != Some(file.as_ref()) {
                     return Err(WeightsError::format(&index, format!("names a file `{file}` outside of its folder")));
@@ -76,15 +114,47 @@ impl ModelFolder {
         &self.config
     }
 
-    /// A tensor by name.
+    /// A tensor of numbers by name.
     pub fn tensor(&self, name: &str) -> Option<TensorView<'_>> {
         let place = self.tensors.get(name)?;
-        let bytes = &self.files[place.file][place.start..place.end];
-        Some(TensorView { dtype: place.dtype, shape: &place.shape, bytes })
+        match place.stored {
+            Stored::Numbers(dtype) => Some(TensorView { dtype, shape: &place.shape, bytes: self.bytes(place) }),
+            Stored::Codes => None,
+        }
     }
 
-    /// A tensor's numbers by name, in row-major order.
+    /// A quantised matrix by name.
+    pub fn quantised(&self, name: &str) -> Option<QuantisedView<'_>> {
+        let (codes, scales) = (self.tensors.get(&codes_of(name))?, self.tensors.get(&scales_of(name))?);
+        let scheme = scheme_of(codes, scales)?;
+        let shape = [scales.shape[0], scales.shape[1] * BLOCK];
+        Some(QuantisedView { scheme, shape, codes: self.bytes(codes), scales: self.bytes(scales) })
+    }
+
+    /// Where a tensor lies, `weight.codes` and `weight.scales` of a quantised one; for who keeps it without a copy.
+    pub fn mapped(&self, name: &str) -> Option<Mapped> {
+        let place = self.tensors.get(name)?;
+        Some(Mapped { file: self.files[place.file].clone(), start: place.start, end: place.end })
+    }
+
+    /// What the folder's tensors are stored as: the coarsest scheme where some are quantised, f32 where formats differ.
+    pub fn precision(&self) -> Precision {
+        let specs = layout(&self.config);
+        let schemes = specs.iter().filter_map(|spec| Some(self.quantised(&spec.name)?.scheme));
+        if let Some(scheme) = schemes.min_by_key(|scheme| scheme.words()) {
+            return Precision::Quantised(scheme);
+        }
+        let mut formats = specs.iter().filter_map(|spec| Some(self.tensor(&spec.name)?.dtype));
+        let first = formats.next().unwrap_or_default();
+        Precision::Plain(if formats.all(|format| format == first) { first } else { Dtype::F32 })
+    }
+
+    /// A tensor's numbers by name, in row-major order, whatever they are stored as.
     pub fn tensor_f32(&self, name: &str) -> Option<Vec<f32>> {
+        if let Some(view) = self.quantised(name) {
+            let scales = view.scales.chunks_exact(2).map(|bytes| f16::from_le_bytes([bytes[0], bytes[1]]));
+            return Some(dequantise(view.scheme, view.codes, scales));
+        }
         let view = self.tensor(name)?;
         let mut numbers = Vec::with_capacity(view.bytes.len() / view.dtype.size());
         SourceDtype::from(view.dtype).decode(view.bytes, &mut numbers);
@@ -107,6 +177,10 @@ impl ModelFolder {
         let _ = name;
     }
 
+    fn bytes(&self, place: &Place) -> &[u8] {
+        &self.files[place.file][place.start..place.end]
+    }
+
     fn add(&mut self, path: &Path) -> Result<(), WeightsError> {
         let file = File::open(path).map_err(WeightsError::io("read", path))?;
         // SAFETY: a model folder is written once and renamed into place; a program that overwrote it while it is
@@ -119,10 +193,11 @@ impl ModelFolder {
         let tensors = SafeTensors::deserialize(&map).map_err(damaged)?;
         let base = map.as_ptr() as usize;
         for (name, view) in tensors.tensors() {
-            let dtype = match view.dtype() {
-                safetensors::Dtype::F32 => Dtype::F32,
-                safetensors::Dtype::F16 => Dtype::F16,
-                safetensors::Dtype::BF16 => Dtype::Bf16,
+            let stored = match view.dtype() {
+                safetensors::Dtype::F32 => Stored::Numbers(Dtype::F32),
+                safetensors::Dtype::F16 => Stored::Numbers(Dtype::F16),
+                safetensors::Dtype::BF16 => Stored::Numbers(Dtype::Bf16),
+                safetensors::Dtype::I32 if name.ends_with(CODES) => Stored::Codes,
                 other => {
                     return Err(WeightsError::format(
                         path,
@@ -132,32 +207,71 @@ impl ModelFolder {
             };
             let start = view.data().as_ptr() as usize - base;
             let end = start + view.data().len();
-            let place = Place { file: self.files.len(), dtype, shape: view.shape().to_vec(), start, end };
+            let place = Place { file: self.files.len(), stored, shape: view.shape().to_vec(), start, end };
             self.tensors.insert(name, place);
         }
-        self.files.push(map);
+        self.files.push(Arc::new(map));
         Ok(())
     }
 
     fn check(&self, folder: &Path) -> Result<(), WeightsError> {
         let specs = layout(&self.config);
+        let mut known = BTreeSet::new();
         for spec in &specs {
-            let missing = || WeightsError::format(folder, format!("has no tensor `{}`", spec.name));
-            let place = self.tensors.get(&spec.name).ok_or_else(missing)?;
-            if place.shape != spec.shape {
+            let [codes, scales] = [codes_of(&spec.name), scales_of(&spec.name)];
+            let found = match (self.tensors.get(&codes), self.tensors.get(&scales)) {
+                (Some(codes), Some(scales)) => {
+                    let scheme = scheme_of(codes, scales).ok_or_else(|| {
+                        WeightsError::format(folder, format!("codes and scales of `{}` do not fit", spec.name))
+                    })?;
+                    if spec.quantised_by(scheme).is_none() {
+                        let what = format!("holds `{}` quantised, which stays numbers in every model", spec.name);
+                        return Err(WeightsError::format(folder, what));
+                    }
+                    vec![scales.shape[0], scales.shape[1] * BLOCK]
+                }
+                _ => match self.tensors.get(&spec.name) {
+                    Some(Place { stored: Stored::Numbers(_), shape, .. }) => shape.clone(),
+                    _ => return Err(WeightsError::format(folder, format!("has no tensor `{}`", spec.name))),
+                },
+            };
+            if found != spec.shape {
                 return Err(WeightsError::Shape {
                     name: spec.name.clone(),
                     target: spec.name.clone(),
-                    found: place.shape.clone(),
+                    found,
                     expected: spec.shape.clone(),
                 });
             }
+            if self.tensors.contains_key(&spec.name) {
+                known.insert(spec.name.clone());
+            } else {
+                known.extend([codes, scales]);
+            }
         }
-        if self.tensors.len() > specs.len() {
-            let known: std::collections::BTreeSet<&str> = specs.iter().map(|s| s.name.as_str()).collect();
-            let names = self.tensors.keys().filter(|name| !known.contains(name.as_str())).cloned().collect();
-            return Err(WeightsError::Unexpected { path: folder.to_path_buf(), names });
+        let unknown: Vec<String> = self.tensors.keys().filter(|name| !known.contains(*name)).cloned().collect();
+        if !unknown.is_empty() {
+            return Err(WeightsError::Unexpected { path: folder.to_path_buf(), names: unknown });
         }
         Ok(())
     }
+}
+
+/// Ends the name of the codes of a matrix.
+const CODES: &str = ".codes";
+
+fn codes_of(name: &str) -> String {
+    format!("{name}{CODES}")
+}
+
+fn scales_of(name: &str) -> String {
+    format!("{name}.scales")
+}
+
+/// The scheme that codes and scales are of, by their shapes.
+fn scheme_of(codes: &Place, scales: &Place) -> Option<Scheme> {
+    let (&[rows, words], &[scale_rows, blocks]) = (&codes.shape[..], &scales.shape[..]) else { return None };
+    let right = rows == scale_rows && (codes.stored, scales.stored) == (Stored::Codes, Stored::Numbers(Dtype::F16));
+    let schemes = [Scheme::Q8, Scheme::Q4].into_iter().filter(|_| right);
+    schemes.into_iter().find(|scheme| words == blocks * scheme.words())
 }

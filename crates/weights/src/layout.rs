@@ -3,7 +3,9 @@
 //! The names are the module paths of `flamingo-model`, which this crate does not know; an integration test
 //! holds the two together.
 
-use flamingo_config::{Architecture, ModelConfig, Norm, Position, Residual};
+use flamingo_config::{Architecture, BLOCK, ModelConfig, Norm, Position, Residual, Scheme};
+
+use crate::{Dtype, Format};
 
 /// Name and shape of a tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +14,37 @@ pub struct TensorSpec {
     pub name: String,
     /// Its shape.
     pub shape: Vec<usize>,
+}
+
+impl TensorSpec {
+    /// How this is quantised in a model that is quantised by `scheme`; none for what stays numbers.
+    pub fn quantised_by(&self, scheme: Scheme) -> Option<Scheme> {
+        let matrix = self.name.ends_with(".weight") || self.name == "decoder.embedding.base";
+        match self.shape[..] {
+            [_, columns] if matrix && columns.is_multiple_of(BLOCK) => scheme.of(&self.name),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn scheme(&self, format: Format) -> Option<Scheme> {
+        self.quantised_by(format.scheme?)
+    }
+
+    /// Bytes of its numbers, or codes, and of its scales.
+    pub(crate) fn sizes(&self, format: Format) -> (u64, u64) {
+        let numbers = self.shape.iter().product::<usize>();
+        let (own, scales) = match self.scheme(format) {
+            Some(scheme) => (numbers / BLOCK * scheme.words() * 4, numbers / BLOCK * Dtype::F16.size()),
+            None => (numbers * format.dtype.size(), 0),
+        };
+        (own as u64, scales as u64)
+    }
+
+    /// Bytes that it takes in a folder of a format.
+    pub fn bytes(&self, format: Format) -> u64 {
+        let (own, scales) = self.sizes(format);
+        own + scales
+    }
 }
 
 /// All tensors of a model, in the order of its file.

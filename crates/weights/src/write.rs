@@ -4,14 +4,19 @@ use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
+use flamingo_config::BLOCK as QUANTISED;
 use serde_json::{Map, Value, json};
 
-use crate::layout::TensorSpec;
+use crate::WeightsError;
+use crate::convert::Format;
+use crate::quantise::quantise;
 use crate::recipe::{Piece, Recipe};
-use crate::{Dtype, WeightsError};
 
 /// Elements that are read, checked and written at a time: 4 MiB of f32.
 const BLOCK: usize = 1 << 20;
+
+/// Where the numbers of a file begin: a multiple of this.
+const ALIGNMENT: usize = 64;
 
 /// Largest shard, as Hugging Face's tools cut them.
 const MAX_SHARD: u64 = 5_000_000_000;
@@ -171,14 +176,13 @@ impl Drop for Staging {
 pub(crate) fn tensors(
     staging: &Staging,
     recipes: &[Recipe],
-    dtype: Dtype,
+    format: Format,
     on_bytes: &mut dyn FnMut(&str, u64),
 ) -> Result<(), WeightsError> {
-    let size = |spec: &TensorSpec| (spec.shape.iter().product::<usize>() * dtype.size()) as u64;
     let mut shards: Vec<Vec<&Recipe>> = vec![Vec::new()];
     let mut filled = 0;
     for recipe in recipes {
-        let bytes = size(&recipe.spec);
+        let bytes = recipe.spec.bytes(format);
         if filled > 0 && filled + bytes > MAX_SHARD {
             shards.push(Vec::new());
             filled = 0;
@@ -187,41 +191,66 @@ pub(crate) fn tensors(
         shards.last_mut().expect("one shard at least").push(recipe);
     }
     if let [all] = &shards[..] {
-        return file(&staging.path("model.safetensors"), all, dtype, on_bytes);
+        return file(&staging.path("model.safetensors"), all, format, on_bytes).map(|_| ());
     }
     let mut map = Map::new();
     let mut total = 0;
     for (i, shard) in shards.iter().enumerate() {
         let name = format!("model-{:05}-of-{:05}.safetensors", i + 1, shards.len());
-        file(&staging.path(&name), shard, dtype, on_bytes)?;
-        for recipe in shard {
-            total += size(&recipe.spec);
-            map.insert(recipe.spec.name.clone(), Value::String(name.clone()));
+        for tensor in file(&staging.path(&name), shard, format, on_bytes)? {
+            map.insert(tensor, Value::String(name.clone()));
         }
+        total += shard.iter().map(|recipe| recipe.spec.bytes(format)).sum::<u64>();
     }
     let index = json!({"metadata": {"total_size": total}, "weight_map": map});
     staging.write("model.safetensors.index.json", &format!("{index:#}\n"))
 }
 
-/// One safetensors file: the header's length, the header, the numbers.
+/// A safetensors header under construction, and where the next tensor lies.
+#[derive(Default)]
+struct Header {
+    tensors: Map<String, Value>,
+    end: u64,
+}
+
+impl Header {
+    fn add(&mut self, name: String, dtype: &str, shape: &[usize], bytes: u64) {
+        let end = self.end + bytes;
+        self.tensors.insert(name, json!({"dtype": dtype, "shape": shape, "data_offsets": [self.end, end]}));
+        self.end = end;
+    }
+}
+
+/// One safetensors file: the header's length, the header, the numbers. Returns the names of its tensors.
+///
+/// Codes come first, then numbers, then scales, so that each begins where a processor can read it in place.
 fn file(
     path: &Path,
     recipes: &[&Recipe],
-    dtype: Dtype,
+    format: Format,
     on_bytes: &mut dyn FnMut(&str, u64),
-) -> Result<(), WeightsError> {
-    let mut header = Map::new();
-    header.insert("__metadata__".into(), json!({"format": "pt"}));
-    let mut at = 0;
-    for recipe in recipes {
-        let spec = &recipe.spec;
-        let end = at + spec.shape.iter().product::<usize>() * dtype.size();
-        let info = json!({"dtype": dtype.safetensors(), "shape": spec.shape, "data_offsets": [at, end]});
-        header.insert(spec.name.clone(), info);
-        at = end;
+) -> Result<Vec<String>, WeightsError> {
+    let mut header = Header::default();
+    let (quantised, plain): (Vec<&Recipe>, Vec<&Recipe>) =
+        recipes.iter().partition(|recipe| recipe.spec.scheme(format).is_some());
+    for recipe in &quantised {
+        let (spec, scheme) = (&recipe.spec, recipe.spec.scheme(format).expect("partitioned so"));
+        let shape = [spec.shape[0], scheme.row_words(spec.shape[1])];
+        header.add(format!("{}.codes", spec.name), "I32", &shape, spec.sizes(format).0);
     }
-    let mut header = Value::Object(header).to_string().into_bytes();
-    header.resize(header.len().next_multiple_of(8), b' ');
+    for recipe in &plain {
+        let spec = &recipe.spec;
+        header.add(spec.name.clone(), format.dtype.safetensors(), &spec.shape, spec.sizes(format).0);
+    }
+    for recipe in &quantised {
+        let spec = &recipe.spec;
+        let shape = [spec.shape[0], spec.shape[1] / QUANTISED];
+        header.add(format!("{}.scales", spec.name), "F16", &shape, spec.sizes(format).1);
+    }
+    let names = header.tensors.keys().cloned().collect();
+    header.tensors.insert("__metadata__".into(), json!({"format": "pt"}));
+    let mut header = Value::Object(header.tensors).to_string().into_bytes();
+    header.resize((header.len() + 8).next_multiple_of(ALIGNMENT) - 8, b' ');
 
     let io = || WeightsError::io("write", path);
     let file = File::create(path).map_err(io())?;
@@ -229,11 +258,31 @@ fn file(
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io())?;
     out.write_all(&header).map_err(io())?;
     let (mut numbers, mut bytes) = (Vec::new(), Vec::new());
-    for recipe in recipes {
+    let mut all_scales = Vec::new();
+    for recipe in &quantised {
+        let (name, scheme) = (&recipe.spec.name, recipe.spec.scheme(format).expect("partitioned so"));
+        let mut of_matrix: Vec<u8> = Vec::new();
+        for piece in &recipe.pieces {
+            blocks(piece, &mut numbers, &mut |source, numbers| {
+                let (codes, scales) = quantise(scheme, numbers);
+                if let Some(at) = scales.iter().position(|scale| !scale.is_finite()) {
+                    let value = numbers[at * QUANTISED];
+                    return Err(WeightsError::Overflow { name: source.to_string(), value });
+                }
+                of_matrix.extend(scales.iter().flat_map(|scale| scale.to_le_bytes()));
+                out.write_all(&codes).map_err(io())?;
+                on_bytes(name, codes.len() as u64);
+                Ok(())
+            })?;
+        }
+        all_scales.push(of_matrix);
+    }
+    for recipe in &plain {
         for piece in &recipe.pieces {
             blocks(piece, &mut numbers, &mut |name, numbers| {
                 bytes.clear();
-                dtype
+                format
+                    .dtype
                     .encode(numbers, &mut bytes)
                     .map_err(|value| WeightsError::Overflow { name: name.to_string(), value })?;
                 out.write_all(&bytes).map_err(io())?;
@@ -242,7 +291,12 @@ fn file(
             })?;
         }
     }
-    out.flush().map_err(io())
+    for (recipe, scales) in quantised.iter().zip(all_scales) {
+        out.write_all(&scales).map_err(io())?;
+        on_bytes(&recipe.spec.name, scales.len() as u64);
+    }
+    out.flush().map_err(io())?;
+    Ok(names)
 }
 
 /// Takes a source's name and some of its numbers.

@@ -68,12 +68,12 @@ pub struct Model {
 }
 
 impl Model {
-    /// Opens a model folder on a device.
+    /// Opens a model folder on a device, without a precision in what [`flamingo_engine::open`] takes for best.
     ///
     /// # Errors
     /// [`ZooError::Weights`] for an unusable folder, [`ZooError::Engine`] for an unusable device,
     /// [`ZooError::Data`] for an unusable tokenizer.
-    pub fn open(folder: &Path, device: Device, precision: Precision) -> Result<Self, ZooError> {
+    pub fn open(folder: &Path, device: Device, precision: impl Into<Option<Precision>>) -> Result<Self, ZooError> {
         let mut tokenizer = Tokenizer::open(folder)?;
         let weights = Arc::new(ModelFolder::open(folder)?);
         let special = tokenizer.add_flamingo_tokens()?;

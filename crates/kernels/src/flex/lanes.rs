@@ -1,6 +1,7 @@
 //! Registers of numbers, where loops that the compiler vectorises by itself are not good enough.
 
 use burn::tensor::{bf16, f16};
+use flamingo_config::LEVELS;
 
 /// Numbers that a processor works on together.
 ///
@@ -14,6 +15,11 @@ pub(super) trait Lanes: Copy {
     unsafe fn load(from: *const f32) -> Self;
     unsafe fn load_bf16(from: *const bf16) -> Self;
     unsafe fn load_f16(from: *const f16) -> Self;
+    unsafe fn load_i8(from: *const i8) -> Self;
+    /// [`LEVELS`] of the lower halves of as many bytes, and of the upper halves.
+    unsafe fn load_levels(from: *const u8) -> [Self; 2];
+    unsafe fn splat(x: f32) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
     /// `self * other + more`.
     unsafe fn mul_add(self, other: Self, more: Self) -> Self;
     unsafe fn store(self, to: *mut f32);
@@ -78,6 +84,31 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn load_i8(from: *const i8) -> Self {
+        // SAFETY: the caller's promise.
+        Self(unsafe { from.cast::<[i8; 4]>().read_unaligned() }.map(f32::from))
+    }
+
+    #[inline(always)]
+    unsafe fn load_levels(from: *const u8) -> [Self; 2] {
+        // SAFETY: the caller's promise.
+        let bytes = unsafe { from.cast::<[u8; 4]>().read_unaligned() };
+        let level = |code: u8| f32::from(LEVELS[usize::from(code)]);
+        [Self(bytes.map(|byte| level(byte & 15))), Self(bytes.map(|byte| level(byte >> 4)))]
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn mul(self, other: Self) -> Self {
+        let of = |i: usize| self.0[i] * other.0[i];
+        Self([of(0), of(1), of(2), of(3)])
+    }
+
+    #[inline(always)]
     unsafe fn mul_add(self, other: Self, more: Self) -> Self {
         // Fused on processors that always can; elsewhere that would be a call.
         let fused = cfg!(target_arch = "aarch64");
@@ -103,7 +134,7 @@ impl Lanes for Portable {
 pub(super) mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{Lanes, Work, bf16, f16};
+    use super::{LEVELS, Lanes, Work, bf16, f16};
 
     pub(in super::super) fn has_avx512() -> bool {
         is_x86_feature_detected!("avx512f")
@@ -159,6 +190,33 @@ pub(super) mod x86 {
         }
 
         #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            Self(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.cast()))) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_levels(from: *const u8) -> [Self; 2] {
+            // The shuffle looks each byte up.
+            let levels = |codes: __m128i| unsafe {
+                let codes = _mm_and_si128(codes, _mm_set1_epi8(15));
+                let levels = _mm_shuffle_epi8(_mm_loadu_si128(LEVELS.as_ptr().cast()), codes);
+                Self(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(levels)))
+            };
+            let bytes = unsafe { _mm_loadl_epi64(from.cast()) };
+            [levels(bytes), levels(unsafe { _mm_srli_epi16::<4>(bytes) })]
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            Self(unsafe { _mm256_set1_ps(x) })
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            Self(unsafe { _mm256_mul_ps(self.0, other.0) })
+        }
+
+        #[inline(always)]
         unsafe fn mul_add(self, other: Self, more: Self) -> Self {
             Self(unsafe { _mm256_fmadd_ps(self.0, other.0, more.0) })
         }
@@ -176,6 +234,17 @@ pub(super) mod x86 {
             ((a + e) + (c + g)) + ((b + f) + (d + h))
         }
     }
+
+    /// [`LEVELS`], for a register.
+    const FLOAT_LEVELS: [f32; 16] = {
+        let mut levels = [0.0; 16];
+        let mut i = 0;
+        while i < 16 {
+            levels[i] = LEVELS[i] as f32;
+            i += 1;
+        }
+        levels
+    };
 
     /// Needs AVX-512's foundation.
     #[derive(Clone, Copy)]
@@ -203,6 +272,30 @@ pub(super) mod x86 {
         #[inline(always)]
         unsafe fn load_f16(from: *const f16) -> Self {
             Self(unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.cast())) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_i8(from: *const i8) -> Self {
+            Self(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.cast()))) })
+        }
+
+        #[inline(always)]
+        unsafe fn load_levels(from: *const u8) -> [Self; 2] {
+            let bytes = unsafe { _mm512_cvtepu8_epi32(_mm_loadu_si128(from.cast())) };
+            // A permutation looks at the lowest four bits of each index.
+            let levels = unsafe { _mm512_loadu_ps(FLOAT_LEVELS.as_ptr()) };
+            let [low, high] = [bytes, unsafe { _mm512_srli_epi32::<4>(bytes) }];
+            [low, high].map(|codes| Self(unsafe { _mm512_permutexvar_ps(codes, levels) }))
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            Self(unsafe { _mm512_set1_ps(x) })
+        }
+
+        #[inline(always)]
+        unsafe fn mul(self, other: Self) -> Self {
+            Self(unsafe { _mm512_mul_ps(self.0, other.0) })
         }
 
         #[inline(always)]

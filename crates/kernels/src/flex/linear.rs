@@ -2,12 +2,14 @@
 
 use burn::tensor::{DType, Shape, TensorMetadata, bf16, f16};
 use burn_flex::FlexTensor;
+use flamingo_config::{BLOCK, Scheme};
 use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::product::{Matrix, product};
-use super::stored::{Stored, few_rows, many_rows};
+use super::quantised::Quantised;
+use super::stored::{Plain, Weight, few_rows, many_rows};
 use super::{contiguous, elements, filled, fresh, rows_at_once, values};
 
 /// Multiplications that are worth a second thread.
@@ -50,20 +52,50 @@ pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
     let out = match weight.dtype() {
         // Nothing to add up.
         _ if size.contains(&0) => biases(bias, size),
-        DType::F16 => of_stored(x, &weight.storage::<f16>()[elements(&weight)], bias, size),
-        DType::BF16 => of_stored(x, &weight.storage::<bf16>()[elements(&weight)], bias, size),
-        _ if rows <= FEW => few_rows(x, values(&weight), bias, size),
+        DType::F16 => of_stored(x, &Plain::new(&weight.storage::<f16>()[elements(&weight)], d_in), bias, rows),
+        DType::BF16 => of_stored(x, &Plain::new(&weight.storage::<bf16>()[elements(&weight)], d_in), bias, rows),
+        _ if rows <= FEW => few_rows(x, &Plain::new(values(&weight), d_in), bias, rows),
         _ => of_f32(x, values(&weight), bias, size),
     };
     fresh(out, Shape::new([rows, d_out]))
 }
 
-fn of_stored<S: Stored>(x: &[f32], weight: &[S], bias: Option<&[f32]>, size: [usize; 3]) -> Vec<f32> {
-    if size[0] <= FEW_OF_STORED {
-        return few_rows(x, weight, bias, size);
+/// [`forward`] with a quantised weight, in the layout of [`Scheme`]; scales are f16.
+pub(super) fn forward_of_quantised(
+    x: FlexTensor,
+    scheme: Scheme,
+    codes: FlexTensor,
+    scales: FlexTensor,
+    bias: Option<FlexTensor>,
+) -> FlexTensor {
+    let ([rows, d_in], [d_out, blocks], [_, words]) = (x.shape().dims(), scales.shape().dims(), codes.shape().dims());
+    assert_eq!([blocks * BLOCK, scheme.row_words(d_in)], [d_in, words], "the weight is for inputs of another width");
+    let (x, codes, scales) = (contiguous(x), contiguous(codes), contiguous(scales));
+    let bias = bias.map(contiguous);
+    let bias = bias.as_ref().map(values);
+    assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is for outputs of another width");
+    let words = &codes.storage::<i32>()[elements(&codes)];
+    // Little-endian words, whose bytes lie as the layout says.
+    let bytes = bytemuck::cast_slice(words);
+    let (x, scales) = (values(&x), &scales.storage::<f16>()[elements(&scales)]);
+    let out = if rows * d_out * d_in == 0 {
+        biases(bias, [rows, d_out, d_in])
+    } else {
+        match scheme {
+            Scheme::Q8 => of_stored(x, &Quantised::<8>::new(bytes, scales, blocks), bias, rows),
+            Scheme::Q4 => of_stored(x, &Quantised::<4>::new(bytes, scales, blocks), bias, rows),
+        }
+    };
+    fresh(out, Shape::new([rows, d_out]))
+}
+
+fn of_stored(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
+    if rows <= FEW_OF_STORED {
+        return few_rows(x, weight, bias, rows);
     }
-    let mut out = biases(bias, size);
-    many_rows(x, weight, &mut out, size);
+    let [d_out, d_in] = weight.size();
+    let mut out = biases(bias, [rows, d_out, d_in]);
+    many_rows(x, weight, &mut out, rows);
     out
 }
 

@@ -12,6 +12,7 @@ mod loss;
 pub mod math;
 mod norm;
 mod product;
+mod quantised;
 mod stored;
 
 use std::mem::MaybeUninit;
@@ -23,7 +24,7 @@ use burn_flex::{Flex, FlexTensor, Layout};
 use flamingo_config::{Activation, Pairing};
 use rayon::prelude::*;
 
-use crate::{AdamWStep, Attention, Gradients, Kernels, generic};
+use crate::{AdamWStep, Attention, Gradients, Kernels, Quantised, generic};
 
 /// Elements that are worth a thread.
 const BLOCK: usize = 1 << 14;
@@ -142,6 +143,18 @@ impl Kernels for Flex {
             return generic::linear_of_stored::<Self>(x, weight, bias);
         }
         linear::forward(x, weight, bias)
+    }
+
+    fn linear_layer_of_quantised(
+        x: FloatTensor<Self>,
+        weight: Quantised<Self>,
+        bias: Option<FloatTensor<Self>>,
+    ) -> FloatTensor<Self> {
+        let layout = [weight.codes.dtype(), weight.scales.dtype(), x.dtype()];
+        if layout != [DType::I32, DType::F16, DType::F32] {
+            return generic::linear_of_quantised::<Self>(x, weight, bias);
+        }
+        linear::forward_of_quantised(x, weight.scheme, weight.codes, weight.scales, bias)
     }
 
     fn rotate(

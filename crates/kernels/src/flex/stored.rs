@@ -1,4 +1,4 @@
-//! Linear layers whose weights stay as they are stored: f32, f16 or bf16. Inputs and sums are f32.
+//! Linear layers whose weights stay as they are stored: f32, f16, bf16 or quantised. Inputs and sums are f32.
 //!
 //! Decoding reads every weight once for a row or a few, so that memory is what limits it: [`few_rows`] streams rows of the
 //! weight through dot products on all threads. With many rows of inputs the products themselves cost most:
@@ -66,32 +66,102 @@ impl Stored for f16 {
     }
 }
 
-/// Some columns of an output, column by column.
-struct Columns<'a, S> {
-    columns: &'a mut [f32],
-    /// A row for each column, `[d_out, d_in]`.
-    weight: &'a [S],
-    /// `[rows, d_in]`.
-    x: &'a [f32],
-    bias: Option<&'a [f32]>,
-    rows: usize,
+/// A weight, `[d_out, d_in]`, as it lies in memory.
+pub(super) trait Weight: Sync {
+    /// Outputs and inputs.
+    fn size(&self) -> [usize; 2];
+
+    /// Adds to each of `ROWS` sums the product of a row of the weight and its row of `x`, `[ROWS, d_in]`.
+    ///
+    /// # Safety
+    /// That of [`Lanes`].
+    unsafe fn add_dots<const ROWS: usize, L: Lanes>(&self, row: usize, x: &[f32], sums: &mut [f32]);
+
+    /// A row's `d_in` numbers.
+    ///
+    /// # Safety
+    /// That of [`Lanes`].
+    unsafe fn unpack<L: Lanes>(&self, row: usize, numbers: &mut [f32]);
+}
+
+/// A weight that is plain numbers.
+pub(super) struct Plain<'a, S> {
+    numbers: &'a [S],
     d_in: usize,
 }
 
-impl<S: Stored> Work for Columns<'_, S> {
+impl<'a, S> Plain<'a, S> {
+    /// Rows of `d_in` numbers.
+    pub(super) fn new(numbers: &'a [S], d_in: usize) -> Self {
+        Self { numbers, d_in }
+    }
+
+    fn row(&self, row: usize) -> &[S] {
+        &self.numbers[row * self.d_in..][..self.d_in]
+    }
+}
+
+impl<S: Stored> Weight for Plain<'_, S> {
+    fn size(&self) -> [usize; 2] {
+        [self.numbers.len() / self.d_in, self.d_in]
+    }
+
+    #[inline(always)]
+    unsafe fn add_dots<const ROWS: usize, L: Lanes>(&self, row: usize, x: &[f32], sums: &mut [f32]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if ROWS == 1 {
+                add_dots::<ROWS, 4, L, S>(self.row(row), x, sums);
+            } else {
+                add_dots::<ROWS, 2, L, S>(self.row(row), x, sums);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<L: Lanes>(&self, row: usize, numbers: &mut [f32]) {
+        let weight = self.row(row);
+        assert_eq!(weight.len(), numbers.len(), "room for every weight");
+        let whole = weight.len() / L::COUNT * L::COUNT;
+        for at in (0..whole).step_by(L::COUNT) {
+            // SAFETY: the place is before `whole`; the rest is the caller's promise.
+            unsafe { S::load::<L>(weight.as_ptr().add(at)).store(numbers.as_mut_ptr().add(at)) };
+        }
+        for (to, from) in numbers[whole..].iter_mut().zip(&weight[whole..]) {
+            *to = from.number();
+        }
+    }
+}
+
+/// Some columns of an output, column by column.
+pub(super) struct Columns<'a, W> {
+    pub(super) columns: &'a mut [f32],
+    pub(super) weight: &'a W,
+    /// The row of the weight that the first column is of.
+    pub(super) first: usize,
+    /// `[rows, d_in]`.
+    pub(super) x: &'a [f32],
+    /// Of all columns.
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) rows: usize,
+}
+
+impl<W: Weight> Work for Columns<'_, W> {
     #[inline(always)]
     unsafe fn with<L: Lanes>(self) {
-        let Self { columns, weight, x, bias, rows, d_in } = self;
-        for (i, (column, weight)) in columns.chunks_exact_mut(rows).zip(weight.chunks_exact(d_in)).enumerate() {
-            column.fill(bias.map_or(0.0, |bias| bias[i]));
+        let Self { columns, weight, first, x, bias, rows } = self;
+        let [_, d_in] = weight.size();
+        for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
+            let row = first + i;
+            column.fill(bias.map_or(0.0, |bias| bias[row]));
             for (x, column) in x.chunks(4 * d_in).zip(column.chunks_mut(4)) {
                 // SAFETY: the caller's promise.
                 unsafe {
                     match column.len() {
-                        1 => add_dots::<1, 4, L, S>(weight, x, column),
-                        2 => add_dots::<2, 2, L, S>(weight, x, column),
-                        3 => add_dots::<3, 2, L, S>(weight, x, column),
-                        _ => add_dots::<4, 2, L, S>(weight, x, column),
+                        1 => weight.add_dots::<1, L>(row, x, column),
+                        2 => weight.add_dots::<2, L>(row, x, column),
+                        3 => weight.add_dots::<3, L>(row, x, column),
+                        _ => weight.add_dots::<4, L>(row, x, column),
                     }
                 }
             }
@@ -99,24 +169,20 @@ impl<S: Stored> Work for Columns<'_, S> {
     }
 }
 
-/// Weights as f32; both have one length.
-struct Unpack<'a, S> {
-    weight: &'a [S],
-    unpacked: &'a mut [f32],
+/// Rows of a weight as f32.
+pub(super) struct Unpack<'a, W> {
+    pub(super) weight: &'a W,
+    pub(super) first: usize,
+    pub(super) numbers: &'a mut [f32],
 }
 
-impl<S: Stored> Work for Unpack<'_, S> {
+impl<W: Weight> Work for Unpack<'_, W> {
     #[inline(always)]
     unsafe fn with<L: Lanes>(self) {
-        let Self { weight, unpacked } = self;
-        assert_eq!(weight.len(), unpacked.len(), "room for every weight");
-        let whole = weight.len() / L::COUNT * L::COUNT;
-        for at in (0..whole).step_by(L::COUNT) {
-            // SAFETY: the place is before `whole`; the rest is the caller's promise.
-            unsafe { S::load::<L>(weight.as_ptr().add(at)).store(unpacked.as_mut_ptr().add(at)) };
-        }
-        for (to, from) in unpacked[whole..].iter_mut().zip(&weight[whole..]) {
-            *to = from.number();
+        let [_, d_in] = self.weight.size();
+        for (i, numbers) in self.numbers.chunks_exact_mut(d_in).enumerate() {
+            // SAFETY: the caller's promise.
+            unsafe { self.weight.unpack::<L>(self.first + i, numbers) };
         }
     }
 }
@@ -158,19 +224,13 @@ unsafe fn add_dots<const ROWS: usize, const EACH: usize, L: Lanes, S: Stored>(
     }
 }
 
-/// `x Wᵀ + b` for `[rows, d_in]` and `[d_out, d_in]`: `[rows, d_out]`, one dot product after the other. No size is 0.
-pub(super) fn few_rows<S: Stored>(
-    x: &[f32],
-    weight: &[S],
-    bias: Option<&[f32]>,
-    [rows, d_out, d_in]: [usize; 3],
-) -> Vec<f32> {
+/// `x Wᵀ + b` for `[rows, d_in]`: `[rows, d_out]`, one dot product after the other. No size is 0.
+pub(super) fn few_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
+    let [d_out, d_in] = weight.size();
     let outputs = (TASK / d_in).clamp(1, d_out);
     // Column by column, so that a task writes to one place.
     let columns = filled(d_out * rows, outputs * rows, |task, columns| {
-        let first = task * outputs;
-        let (weight, bias) = (&weight[first * d_in..], bias.map(|bias| &bias[first..]));
-        run(Columns { columns, weight, x, bias, rows, d_in });
+        run(Columns { columns, weight, first: task * outputs, x, bias, rows });
     });
     if rows == 1 {
         return columns;
@@ -179,15 +239,17 @@ pub(super) fn few_rows<S: Stored>(
 }
 
 /// `x Wᵀ` added to `out`, `[rows, d_out]`. No size is 0.
-pub(super) fn many_rows<S: Stored>(x: &[f32], weight: &[S], out: &mut [f32], [rows, d_out, d_in]: [usize; 3]) {
+pub(super) fn many_rows(x: &[f32], weight: &impl Weight, out: &mut [f32], rows: usize) {
+    let [d_out, d_in] = weight.size();
     assert_eq!(out.len(), rows * d_out, "room for every output");
     let outputs = (UNPACKED / d_in / 16 * 16).max(16);
     let to = Shared(out.as_mut_ptr());
-    weight.par_chunks(outputs * d_in).enumerate().for_each(|(part, weight)| {
-        let mut unpacked = vec![0.0; weight.len()];
-        run(Unpack { weight, unpacked: &mut unpacked });
-        let (first, count) = (part * outputs, weight.len() / d_in);
-        let b = Matrix::read(&unpacked, [count, d_in]).transposed();
+    (0..d_out.div_ceil(outputs)).into_par_iter().for_each(|part| {
+        let first = part * outputs;
+        let count = outputs.min(d_out - first);
+        let mut numbers = vec![0.0; count * d_in];
+        run(Unpack { weight, first, numbers: &mut numbers });
+        let b = Matrix::read(&numbers, [count, d_in]).transposed();
         // SAFETY: each part has its own columns of `out`, whose length was checked.
         unsafe {
             let to = Matrix { start: to.get().add(first), row: d_out as isize, column: 1 };
@@ -209,14 +271,14 @@ impl Shared {
 unsafe impl Sync for Shared {}
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::super::lanes::Portable;
     #[cfg(target_arch = "x86_64")]
     use super::super::lanes::x86;
     use super::*;
 
     #[derive(Clone, Copy, Debug, PartialEq)]
-    enum Way {
+    pub(in super::super) enum Way {
         Portable,
         #[cfg(target_arch = "x86_64")]
         Avx2,
@@ -225,7 +287,7 @@ mod tests {
     }
 
     /// The ways that the processor of the test knows.
-    fn ways() -> Vec<Way> {
+    pub(in super::super) fn ways() -> Vec<Way> {
         let mut ways = vec![Way::Portable];
         #[cfg(target_arch = "x86_64")]
         {
@@ -235,7 +297,7 @@ mod tests {
         ways
     }
 
-    fn run_as(way: Way, work: impl Work) {
+    pub(in super::super) fn run_as(way: Way, work: impl Work) {
         // SAFETY: it needs nothing, or the processor was asked.
         unsafe {
             match way {
@@ -248,7 +310,7 @@ mod tests {
         }
     }
 
-    fn number(i: usize) -> f32 {
+    pub(in super::super) fn number(i: usize) -> f32 {
         ((i * 7919 % 2003) as f32 - 1001.0) / 500.0
     }
 
@@ -264,7 +326,9 @@ mod tests {
             };
             for way in ways() {
                 let mut columns = vec![f32::NAN; 3 * rows];
-                run_as(way, Columns { columns: &mut columns, weight: &weight, x: &x, bias: Some(&bias), rows, d_in });
+                let plain = Plain::new(&weight, d_in);
+                let bias = Some(&bias[..]);
+                run_as(way, Columns { columns: &mut columns, weight: &plain, first: 0, x: &x, bias, rows });
                 for (i, found) in columns.iter().enumerate() {
                     let wanted = dot(i / rows, i % rows);
                     assert!((f64::from(*found) - wanted).abs() < 2e-4, "{way:?}, {rows} {d_in}: {found}, not {wanted}");
@@ -277,7 +341,8 @@ mod tests {
         let weight: Vec<S> = all.collect();
         for way in ways() {
             let mut unpacked = vec![0.0; weight.len()];
-            run_as(way, Unpack { weight: &weight, unpacked: &mut unpacked });
+            let plain = Plain::new(&weight, weight.len());
+            run_as(way, Unpack { weight: &plain, first: 0, numbers: &mut unpacked });
             for (found, wanted) in unpacked.iter().zip(&weight) {
                 let wanted = wanted.number();
                 assert!(*found == wanted || (found.is_nan() && wanted.is_nan()), "{way:?}: {found}, not {wanted}");

@@ -10,6 +10,7 @@ use crate::attention::{merge_heads, split_heads, split_last};
 use crate::cache::Cache;
 use crate::linear::Linear;
 use crate::norm::Norm;
+use crate::weight::Init;
 
 /// A decoder block.
 #[derive(Module, Debug)]
@@ -65,17 +66,17 @@ pub struct Mlp<B: Backend> {
 
 impl<B: Kernels> Block<B> {
     /// Block number `layer` with random weights.
-    pub fn new(a: &Architecture, layer: usize, device: &B::Device) -> Self {
+    pub fn new(a: &Architecture, layer: usize, init: &Init<B>) -> Self {
         let d = a.d_model;
-        let norm = || Norm::new(a.norm, d, a.norm_eps, device);
-        let qk_norm = || a.qk_norm.then(|| Norm::new(NormKind::Layer { bias: false }, d, a.norm_eps, device));
+        let norm = || Norm::new(a.norm, d, a.norm_eps, &init.device);
+        let qk_norm = || a.qk_norm.then(|| Norm::new(NormKind::Layer { bias: false }, d, a.norm_eps, &init.device));
         Self {
             norm_1: norm(),
             attention: SelfAttention {
-                qkv: Linear::new(d, 3 * d, a.biases.qkv, device),
+                qkv: Linear::new(d, 3 * d, a.biases.qkv, init),
                 q_norm: qk_norm(),
                 k_norm: qk_norm(),
-                out: Linear::new(d, d, a.biases.out, device),
+                out: Linear::new(d, d, a.biases.out, init),
                 heads: a.n_heads,
                 scale: a.attention_scale,
                 clip_qkv: a.clip_qkv,
@@ -85,9 +86,9 @@ impl<B: Kernels> Block<B> {
             },
             norm_2: (a.residual != Residual::ParallelSharedNorm).then(norm),
             mlp: Mlp {
-                up: Linear::new(d, a.d_ff, a.biases.mlp, device),
-                gate: a.gated_mlp.then(|| Linear::new(d, a.d_ff, a.biases.mlp, device)),
-                down: Linear::new(a.d_ff, d, a.biases.mlp, device),
+                up: Linear::new(d, a.d_ff, a.biases.mlp, init),
+                gate: a.gated_mlp.then(|| Linear::new(d, a.d_ff, a.biases.mlp, init)),
+                down: Linear::new(a.d_ff, d, a.biases.mlp, init),
                 activation: a.activation,
             },
             residual: a.residual,

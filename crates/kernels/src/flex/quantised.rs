@@ -1,0 +1,176 @@
+//! Weights in blocks of 8 or 4 bits a number ([`flamingo_config::Scheme`]), read as they are.
+
+use burn::tensor::f16;
+use flamingo_config::BLOCK;
+
+use super::lanes::Lanes;
+use super::stored::Weight;
+
+/// Blocks whose scales are read together.
+const SCALES: usize = 16;
+
+/// A quantised weight, `BITS` bits a code.
+pub(super) struct Quantised<'a, const BITS: usize> {
+    codes: &'a [u8],
+    scales: &'a [f16],
+    blocks: usize,
+}
+
+impl<'a, const BITS: usize> Quantised<'a, BITS> {
+    const BYTES: usize = BLOCK * BITS / 8;
+
+    /// Rows of `blocks` blocks.
+    pub(super) fn new(codes: &'a [u8], scales: &'a [f16], blocks: usize) -> Self {
+        assert!(matches!(BITS, 8 | 4), "codes of 8 or 4 bits");
+        assert_eq!(codes.len(), scales.len() * Self::BYTES, "codes and scales of one matrix");
+        Self { codes, scales, blocks }
+    }
+
+    /// Calls `with` for each block of a row: its number, where its codes are, and its scale over 128.
+    ///
+    /// # Safety
+    /// That of [`Lanes`].
+    #[inline(always)]
+    unsafe fn each_block<L: Lanes>(&self, row: usize, mut with: impl FnMut(usize, *const u8, L)) {
+        let scales = &self.scales[row * self.blocks..][..self.blocks];
+        let codes = &self.codes[row * self.blocks * Self::BYTES..][..self.blocks * Self::BYTES];
+        for (chunk, scales) in scales.chunks(SCALES).enumerate() {
+            let mut stored = [f16::ZERO; SCALES];
+            stored[..scales.len()].copy_from_slice(scales);
+            let mut factors = [0.0; SCALES];
+            for at in (0..SCALES).step_by(L::COUNT) {
+                // SAFETY: a register's numbers lie in both; the rest is the caller's promise.
+                unsafe {
+                    let factor = L::load_f16(stored.as_ptr().add(at)).mul(L::splat(1.0 / 128.0));
+                    factor.store(factors.as_mut_ptr().add(at));
+                }
+            }
+            for (i, factor) in factors[..scales.len()].iter().enumerate() {
+                let block = chunk * SCALES + i;
+                // SAFETY: the row has this block; the rest is the caller's promise.
+                unsafe { with(block, codes.as_ptr().add(block * Self::BYTES), L::splat(*factor)) };
+            }
+        }
+    }
+
+    /// Values of the codes of a block from number `at` of its first half on, and of those half a block later.
+    ///
+    /// # Safety
+    /// That of [`Lanes`]; the codes are those of a block.
+    #[inline(always)]
+    unsafe fn halves<L: Lanes>(codes: *const u8, at: usize) -> [L; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if BITS == 4 {
+                L::load_levels(codes.add(at))
+            } else {
+                [L::load_i8(codes.add(at).cast()), L::load_i8(codes.add(BLOCK / 2 + at).cast())]
+            }
+        }
+    }
+}
+
+impl<const BITS: usize> Weight for Quantised<'_, BITS> {
+    fn size(&self) -> [usize; 2] {
+        [self.scales.len() / self.blocks, self.blocks * BLOCK]
+    }
+
+    #[expect(clippy::needless_range_loop, reason = "indices of what lies in several places")]
+    #[inline(always)]
+    unsafe fn add_dots<const ROWS: usize, L: Lanes>(&self, row: usize, x: &[f32], sums: &mut [f32]) {
+        let d_in = self.blocks * BLOCK;
+        assert!(x.len() == ROWS * d_in && sums.len() == ROWS, "a row for each sum");
+        // SAFETY: places are within a block of codes and of each row of `x`; the rest is the caller's promise.
+        unsafe {
+            let mut lanes = [[L::zero(); 2]; ROWS];
+            self.each_block(row, |block, codes, scale: L| {
+                for at in (0..BLOCK / 2).step_by(L::COUNT) {
+                    let halves = Self::halves::<L>(codes, at).map(|value| value.mul(scale));
+                    for row in 0..ROWS {
+                        let x = x.as_ptr().add(row * d_in + block * BLOCK + at);
+                        lanes[row][0] = halves[0].mul_add(L::load(x), lanes[row][0]);
+                        lanes[row][1] = halves[1].mul_add(L::load(x.add(BLOCK / 2)), lanes[row][1]);
+                    }
+                }
+            });
+            for row in 0..ROWS {
+                sums[row] += lanes[row][0].sum() + lanes[row][1].sum();
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn unpack<L: Lanes>(&self, row: usize, numbers: &mut [f32]) {
+        assert_eq!(numbers.len(), self.blocks * BLOCK, "room for every weight");
+        // SAFETY: places are within a block of codes and of `numbers`; the rest is the caller's promise.
+        unsafe {
+            self.each_block(row, |block, codes, scale: L| {
+                for at in (0..BLOCK / 2).step_by(L::COUNT) {
+                    let [low, high] = Self::halves::<L>(codes, at);
+                    let to = numbers.as_mut_ptr().add(block * BLOCK + at);
+                    low.mul(scale).store(to);
+                    high.mul(scale).store(to.add(BLOCK / 2));
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flamingo_config::LEVELS;
+
+    use super::super::stored::tests::{number, run_as, ways};
+    use super::super::stored::{Columns, Unpack};
+    use super::*;
+
+    /// A number as the layout defines it.
+    fn defined<const BITS: usize>(codes: &[u8], scales: &[f16], i: usize) -> f64 {
+        let (block, place) = (i / BLOCK, i % BLOCK);
+        let code = if BITS == 8 {
+            codes[i] as i8
+        } else {
+            let byte = codes[block * 16 + place % 16];
+            LEVELS[usize::from(if place < 16 { byte & 15 } else { byte >> 4 })]
+        };
+        scales[block].to_f64() * f64::from(code) / 128.0
+    }
+
+    fn sums_are_exact<const BITS: usize>() {
+        for (rows, blocks) in [(1, 1), (1, 15), (1, 16), (1, 33), (2, 3), (3, 17), (4, 2), (5, 5), (9, 1)] {
+            let (outputs, d_in) = (3, blocks * BLOCK);
+            // Every code there is.
+            let codes: Vec<u8> = (0..outputs * d_in * BITS / 8).map(|i| (i * 89) as u8).collect();
+            let mut scales: Vec<f16> = (0..outputs * blocks).map(|i| f16::from_f32(number(i + 5))).collect();
+            scales[0] = f16::ZERO;
+            let x: Vec<f32> = (0..rows * d_in).map(number).collect();
+            let bias = [0.5, -0.25, 2.0];
+            let weight = Quantised::<BITS>::new(&codes, &scales, blocks);
+            for way in ways() {
+                let mut columns = vec![f32::NAN; outputs * rows];
+                let bias_of = Some(&bias[..]);
+                run_as(way, Columns { columns: &mut columns, weight: &weight, first: 0, x: &x, bias: bias_of, rows });
+                for (i, found) in columns.iter().enumerate() {
+                    let (output, row) = (i / rows, i % rows);
+                    let product =
+                        |k: usize| defined::<BITS>(&codes, &scales, output * d_in + k) * f64::from(x[row * d_in + k]);
+                    let wanted = (0..d_in).map(product).sum::<f64>() + f64::from(bias[output]);
+                    let error = (f64::from(*found) - wanted).abs();
+                    assert!(error < 5e-4, "{way:?}, {rows} {blocks}: {found}, not {wanted}");
+                }
+                let mut numbers = vec![f32::NAN; 2 * d_in];
+                run_as(way, Unpack { weight: &weight, first: 1, numbers: &mut numbers });
+                for (i, found) in numbers.iter().enumerate() {
+                    let wanted = defined::<BITS>(&codes, &scales, d_in + i);
+                    assert!((f64::from(*found) - wanted).abs() < 1e-6, "{way:?}: {found}, not {wanted}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_processor_gets_the_same_sums() {
+        sums_are_exact::<8>();
+        sums_are_exact::<4>();
+    }
+}
