@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use burn::tensor::{Bytes, DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor, Layout};
-use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
@@ -118,7 +117,7 @@ impl<'a> Work<'a> {
         let (q, k) = (self.q.matrix(batch, head, first), self.k.matrix(batch, head, keys.start));
         let out = Matrix::of(weights, width);
         // SAFETY: `weights` is ours and has `count * width` numbers; the views lie inside their tensors.
-        unsafe { product(out, false, q, k.transposed(), [count, width, self.dim], self.scale, Parallelism::None) };
+        unsafe { product(out, false, q, k.transposed(), [count, width, self.dim], self.scale, false) };
         for (i, row) in weights.chunks_exact_mut(width).enumerate() {
             if let Some(bias) = &self.bias {
                 let step = bias.strides[3] as usize;
@@ -215,17 +214,7 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
             arch.dispatch(|| work.weights(batch, head, first, count, &seen, weights));
             let (out, v) = (places.matrix(batch, head, first), work.v.matrix(batch, head, seen.start));
             // SAFETY: each head writes rows of its own; nobody reads them before the loop ends.
-            unsafe {
-                product(
-                    out,
-                    false,
-                    Matrix::of(weights, seen.len()),
-                    v,
-                    [count, dim, seen.len()],
-                    1.0,
-                    Parallelism::None,
-                )
-            };
+            unsafe { product(out, false, Matrix::of(weights, seen.len()), v, [count, dim, seen.len()], 1.0, false) };
         }
     });
     out.finished()
@@ -259,16 +248,8 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
             // SAFETY: the weights are this task's own, and each head writes rows of its own in the gradients, which
             // begin as zeros.
             unsafe {
-                product(d_v.matrix(batch, head, seen.start), true, p, g, [width, dim, count], 1.0, Parallelism::None);
-                product(
-                    Matrix::of(d_weights, width),
-                    false,
-                    g,
-                    v.transposed(),
-                    [count, width, dim],
-                    1.0,
-                    Parallelism::None,
-                );
+                product(d_v.matrix(batch, head, seen.start), true, p, g, [width, dim, count], 1.0, false);
+                product(Matrix::of(d_weights, width), false, g, v.transposed(), [count, width, dim], 1.0, false);
             }
             arch.dispatch(|| {
                 for (d, p) in d_weights.chunks_exact_mut(width).zip(weights.chunks_exact(width)) {
@@ -279,15 +260,7 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
             let d = Matrix::of(d_weights, width);
             // SAFETY: as above.
             unsafe {
-                product(
-                    d_q.matrix(batch, head, first),
-                    false,
-                    d,
-                    k,
-                    [count, dim, width],
-                    work.scale,
-                    Parallelism::None,
-                );
+                product(d_q.matrix(batch, head, first), false, d, k, [count, dim, width], work.scale, false);
                 product(
                     d_k.matrix(batch, head, seen.start),
                     true,
@@ -295,7 +268,7 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
                     q,
                     [width, dim, count],
                     work.scale,
-                    Parallelism::None,
+                    false,
                 );
             }
         }

@@ -23,6 +23,8 @@ pub(super) trait Lanes: Copy {
     /// `self * other + more`.
     unsafe fn mul_add(self, other: Self, more: Self) -> Self;
     unsafe fn store(self, to: *mut f32);
+    /// Writes as many rows as a register has numbers, `rows` apart, as columns of `to`, whose rows are `to_rows` apart.
+    unsafe fn transpose(from: *const f32, rows: usize, to: *mut f32, to_rows: usize);
     /// The numbers added up.
     unsafe fn sum(self) -> f32;
 }
@@ -125,6 +127,16 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn transpose(from: *const f32, rows: usize, to: *mut f32, to_rows: usize) {
+        for row in 0..4 {
+            for column in 0..4 {
+                // SAFETY: the caller's promise.
+                unsafe { *to.add(column * to_rows + row) = *from.add(row * rows + column) };
+            }
+        }
+    }
+
+    #[inline(always)]
     unsafe fn sum(self) -> f32 {
         (self.0[0] + self.0[2]) + (self.0[1] + self.0[3])
     }
@@ -158,6 +170,25 @@ pub(super) mod x86 {
     pub(in super::super) unsafe fn with_avx2(work: impl Work) {
         // SAFETY: the caller's promise.
         unsafe { work.with::<Avx2>() }
+    }
+
+    /// In each half, four rows of four as four columns.
+    ///
+    /// # Safety
+    /// Needs AVX.
+    #[inline(always)]
+    unsafe fn turned([a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [ab, cd] = [_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d)];
+            let [ab_high, cd_high] = [_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d)];
+            [
+                _mm256_shuffle_ps::<0x44>(ab, cd),
+                _mm256_shuffle_ps::<0xee>(ab, cd),
+                _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+            ]
+        }
     }
 
     /// Needs AVX2, FMA and F16C.
@@ -224,6 +255,21 @@ pub(super) mod x86 {
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm256_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, rows: usize, to: *mut f32, to_rows: usize) {
+            unsafe {
+                // Halves of rows side by side, then quarters of four rows turned in each half.
+                let load = |row: usize, half: usize| _mm_loadu_ps(from.add(row * rows + half * 4));
+                for half in 0..2 {
+                    let pairs: [__m256; 4] =
+                        std::array::from_fn(|row| _mm256_set_m128(load(row + 4, half), load(row, half)));
+                    for (i, column) in turned(pairs).into_iter().enumerate() {
+                        _mm256_storeu_ps(to.add((half * 4 + i) * to_rows), column);
+                    }
+                }
+            }
         }
 
         #[inline(always)]
@@ -306,6 +352,34 @@ pub(super) mod x86 {
         #[inline(always)]
         unsafe fn store(self, to: *mut f32) {
             unsafe { _mm512_storeu_ps(to, self.0) }
+        }
+
+        #[inline(always)]
+        unsafe fn transpose(from: *const f32, rows: usize, to: *mut f32, to_rows: usize) {
+            unsafe {
+                // Quarters of four rows side by side, then turned in each quarter.
+                let load = |row: usize, quarter: usize| _mm_loadu_ps(from.add(row * rows + quarter * 4));
+                for quarter in 0..4 {
+                    let four = |row: usize| {
+                        let all = _mm512_castps128_ps512(load(row, quarter));
+                        let all = _mm512_insertf32x4::<1>(all, load(row + 4, quarter));
+                        let all = _mm512_insertf32x4::<2>(all, load(row + 8, quarter));
+                        _mm512_insertf32x4::<3>(all, load(row + 12, quarter))
+                    };
+                    let [a, b, c, d] = [four(0), four(1), four(2), four(3)];
+                    let [ab, cd] = [_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d)];
+                    let [ab_high, cd_high] = [_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d)];
+                    let columns = [
+                        _mm512_shuffle_ps::<0x44>(ab, cd),
+                        _mm512_shuffle_ps::<0xee>(ab, cd),
+                        _mm512_shuffle_ps::<0x44>(ab_high, cd_high),
+                        _mm512_shuffle_ps::<0xee>(ab_high, cd_high),
+                    ];
+                    for (i, column) in columns.into_iter().enumerate() {
+                        _mm512_storeu_ps(to.add((quarter * 4 + i) * to_rows), column);
+                    }
+                }
+            }
         }
 
         #[inline(always)]

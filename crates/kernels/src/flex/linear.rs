@@ -3,21 +3,13 @@
 use burn::tensor::{DType, Shape, TensorMetadata, bf16, f16};
 use burn_flex::FlexTensor;
 use flamingo_config::{BLOCK, Scheme};
-use gemm::Parallelism;
 use pulp::Arch;
 use rayon::prelude::*;
 
-use super::product::{Matrix, product};
+use super::product::{Matrix, product, worth_threads};
 use super::quantised::Quantised;
 use super::stored::{Plain, Weight, few_rows, many_rows};
 use super::{contiguous, elements, filled, fresh, rows_at_once, values};
-
-/// Multiplications that are worth a second thread.
-const WORTH_THREADS: usize = 192 * 192 * 192;
-
-fn threads([m, n, k]: [usize; 3]) -> Parallelism {
-    if m * n * k < WORTH_THREADS { Parallelism::None } else { Parallelism::Rayon(0) }
-}
 
 /// `a b`, `[m, n]`.
 ///
@@ -29,17 +21,17 @@ unsafe fn product_of(a: Matrix, b: Matrix, size: [usize; 3]) -> Vec<f32> {
     let to = Matrix { start: out.as_mut_ptr(), row: n as isize, column: 1 };
     // SAFETY: the caller's promise; every element of `out` is written, empty sums as zeros.
     unsafe {
-        product(to, false, a, b, size, 1.0, threads(size));
+        product(to, false, a, b, size, 1.0, worth_threads(size));
         out.set_len(m * n);
     }
     out
 }
 
-/// Rows of inputs up to which dot products are taken for faster than a product of matrices.
+/// Rows of inputs up to which dot products are faster than panels: of f32.
 const FEW: usize = 6;
 
-/// The same where the weight would have to be unpacked.
-const FEW_OF_STORED: usize = 16;
+/// The same where a weight is unpacked, once for each row or four of them, or for a panel.
+const FEW_OF_STORED: usize = 12;
 
 /// `[rows, d_in]` times the transposed `[d_out, d_in]`, and the bias. The weight may be f32, f16 or bf16, the rest is f32.
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
@@ -52,10 +44,13 @@ pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
     let out = match weight.dtype() {
         // Nothing to add up.
         _ if size.contains(&0) => biases(bias, size),
-        DType::F16 => of_stored(x, &Plain::new(&weight.storage::<f16>()[elements(&weight)], d_in), bias, rows),
-        DType::BF16 => of_stored(x, &Plain::new(&weight.storage::<bf16>()[elements(&weight)], d_in), bias, rows),
-        _ if rows <= FEW => few_rows(x, &Plain::new(values(&weight), d_in), bias, rows),
-        _ => of_f32(x, values(&weight), bias, size),
+        DType::F16 => {
+            of_rows(x, &Plain::new(&weight.storage::<f16>()[elements(&weight)], d_in), bias, rows, FEW_OF_STORED)
+        }
+        DType::BF16 => {
+            of_rows(x, &Plain::new(&weight.storage::<bf16>()[elements(&weight)], d_in), bias, rows, FEW_OF_STORED)
+        }
+        _ => of_rows(x, &Plain::new(values(&weight), d_in), bias, rows, FEW),
     };
     fresh(out, Shape::new([rows, d_out]))
 }
@@ -82,33 +77,20 @@ pub(super) fn forward_of_quantised(
         biases(bias, [rows, d_out, d_in])
     } else {
         match scheme {
-            Scheme::Q8 => of_stored(x, &Quantised::<8>::new(bytes, scales, blocks), bias, rows),
-            Scheme::Q4 => of_stored(x, &Quantised::<4>::new(bytes, scales, blocks), bias, rows),
+            Scheme::Q8 => of_rows(x, &Quantised::<8>::new(bytes, scales, blocks), bias, rows, FEW_OF_STORED),
+            Scheme::Q4 => of_rows(x, &Quantised::<4>::new(bytes, scales, blocks), bias, rows, FEW_OF_STORED),
         }
     };
     fresh(out, Shape::new([rows, d_out]))
 }
 
-fn of_stored(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
-    if rows <= FEW_OF_STORED {
+fn of_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize, few: usize) -> Vec<f32> {
+    if rows <= few {
         return few_rows(x, weight, bias, rows);
     }
     let [d_out, d_in] = weight.size();
     let mut out = biases(bias, [rows, d_out, d_in]);
     many_rows(x, weight, &mut out, rows);
-    out
-}
-
-fn of_f32(x: &[f32], weight: &[f32], bias: Option<&[f32]>, size: [usize; 3]) -> Vec<f32> {
-    let [rows, d_out, d_in] = size;
-    let (a, b) = (Matrix::read(x, [rows, d_in]), Matrix::read(weight, [d_out, d_in]).transposed());
-    if bias.is_none() {
-        // SAFETY: both have these sizes.
-        return unsafe { product_of(a, b, size) };
-    }
-    let mut out = biases(bias, size);
-    // SAFETY: all three have these sizes.
-    unsafe { product(Matrix::of(&mut out, d_out), true, a, b, size, 1.0, threads(size)) };
     out
 }
 

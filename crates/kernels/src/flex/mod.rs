@@ -11,6 +11,7 @@ mod linear;
 mod loss;
 pub mod math;
 mod norm;
+mod panels;
 mod product;
 mod quantised;
 mod stored;

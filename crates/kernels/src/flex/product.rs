@@ -2,6 +2,8 @@
 
 use gemm::Parallelism;
 
+use super::panels::multiply;
+
 /// A matrix: where it starts and how far rows and columns are apart.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix {
@@ -9,6 +11,11 @@ pub(super) struct Matrix {
     pub(super) row: isize,
     pub(super) column: isize,
 }
+
+// SAFETY: a place; who reads or writes there promises that nobody else writes.
+unsafe impl Send for Matrix {}
+// SAFETY: the same.
+unsafe impl Sync for Matrix {}
 
 impl Matrix {
     /// A matrix that is written to, with so many columns, row by row.
@@ -27,6 +34,17 @@ impl Matrix {
     }
 }
 
+/// Multiplications that are worth a second thread.
+const WORTH_THREADS: usize = 192 * 192 * 192;
+
+/// Whether a product of these sizes is worth more than one thread.
+pub(super) fn worth_threads([m, n, k]: [usize; 3]) -> bool {
+    m * n * k >= WORTH_THREADS
+}
+
+/// Rows from which on panels are faster than another library's products.
+const ROWS_OF_PANELS: usize = 4;
+
 /// `out = factor a b`, or `out += factor a b` if it is `added` to; `a` is `[m, k]`, `b` `[k, n]`.
 ///
 /// # Safety
@@ -39,8 +57,13 @@ pub(super) unsafe fn product(
     b: Matrix,
     [m, n, k]: [usize; 3],
     factor: f32,
-    threads: Parallelism,
+    parallel: bool,
 ) {
+    if m >= ROWS_OF_PANELS && out.column == 1 {
+        // SAFETY: the caller's promise.
+        return unsafe { multiply(out, added, a, &b, [m, n, k], factor, parallel) };
+    }
+    let threads = if parallel { Parallelism::Rayon(0) } else { Parallelism::None };
     // SAFETY: the caller's promise.
     unsafe {
         gemm::gemm(

@@ -1,5 +1,7 @@
 //! Weights in blocks of 8 or 4 bits a number ([`flamingo_config::Scheme`]), read as they are.
 
+use std::ops::Range;
+
 use burn::tensor::f16;
 use flamingo_config::BLOCK;
 
@@ -26,14 +28,15 @@ impl<'a, const BITS: usize> Quantised<'a, BITS> {
         Self { codes, scales, blocks }
     }
 
-    /// Calls `with` for each block of a row: its number, where its codes are, and its scale over 128.
+    /// Calls `with` for some blocks of a row: how many came before, where its codes are, and its scale over 128.
     ///
     /// # Safety
     /// That of [`Lanes`].
     #[inline(always)]
-    unsafe fn each_block<L: Lanes>(&self, row: usize, mut with: impl FnMut(usize, *const u8, L)) {
-        let scales = &self.scales[row * self.blocks..][..self.blocks];
-        let codes = &self.codes[row * self.blocks * Self::BYTES..][..self.blocks * Self::BYTES];
+    unsafe fn each_block<L: Lanes>(&self, row: usize, blocks: Range<usize>, mut with: impl FnMut(usize, *const u8, L)) {
+        let first = row * self.blocks + blocks.start;
+        let scales = &self.scales[first..][..blocks.len()];
+        let codes = &self.codes[first * Self::BYTES..][..blocks.len() * Self::BYTES];
         for (chunk, scales) in scales.chunks(SCALES).enumerate() {
             let mut stored = [f16::ZERO; SCALES];
             stored[..scales.len()].copy_from_slice(scales);
@@ -83,7 +86,7 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
         // SAFETY: places are within a block of codes and of each row of `x`; the rest is the caller's promise.
         unsafe {
             let mut lanes = [[L::zero(); 2]; ROWS];
-            self.each_block(row, |block, codes, scale: L| {
+            self.each_block(row, 0..self.blocks, |block, codes, scale: L| {
                 for at in (0..BLOCK / 2).step_by(L::COUNT) {
                     let halves = Self::halves::<L>(codes, at).map(|value| value.mul(scale));
                     for row in 0..ROWS {
@@ -100,11 +103,12 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
     }
 
     #[inline(always)]
-    unsafe fn unpack<L: Lanes>(&self, row: usize, numbers: &mut [f32]) {
-        assert_eq!(numbers.len(), self.blocks * BLOCK, "room for every weight");
+    unsafe fn unpack<L: Lanes>(&self, row: usize, first: usize, numbers: &mut [f32]) {
+        assert!(first.is_multiple_of(BLOCK) && numbers.len().is_multiple_of(BLOCK), "whole blocks");
+        let blocks = first / BLOCK..(first + numbers.len()) / BLOCK;
         // SAFETY: places are within a block of codes and of `numbers`; the rest is the caller's promise.
         unsafe {
-            self.each_block(row, |block, codes, scale: L| {
+            self.each_block(row, blocks, |block, codes, scale: L| {
                 for at in (0..BLOCK / 2).step_by(L::COUNT) {
                     let [low, high] = Self::halves::<L>(codes, at);
                     let to = numbers.as_mut_ptr().add(block * BLOCK + at);
@@ -120,8 +124,8 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
 mod tests {
     use flamingo_config::LEVELS;
 
-    use super::super::stored::tests::{number, run_as, ways};
-    use super::super::stored::{Columns, Unpack};
+    use super::super::stored::Columns;
+    use super::super::stored::tests::{Unpack, number, run_as, ways};
     use super::*;
 
     /// A number as the layout defines it.
@@ -158,10 +162,11 @@ mod tests {
                     let error = (f64::from(*found) - wanted).abs();
                     assert!(error < 5e-4, "{way:?}, {rows} {blocks}: {found}, not {wanted}");
                 }
-                let mut numbers = vec![f32::NAN; 2 * d_in];
-                run_as(way, Unpack { weight: &weight, first: 1, numbers: &mut numbers });
+                let first = blocks / 2 * BLOCK;
+                let mut numbers = vec![f32::NAN; d_in - first];
+                run_as(way, Unpack { weight: &weight, row: 1, first, numbers: &mut numbers });
                 for (i, found) in numbers.iter().enumerate() {
-                    let wanted = defined::<BITS>(&codes, &scales, d_in + i);
+                    let wanted = defined::<BITS>(&codes, &scales, d_in + first + i);
                     assert!((f64::from(*found) - wanted).abs() < 1e-6, "{way:?}: {found}, not {wanted}");
                 }
             }

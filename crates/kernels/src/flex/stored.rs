@@ -2,21 +2,16 @@
 //!
 //! Decoding reads every weight once for a row or a few, so that memory is what limits it: [`few_rows`] streams rows of the
 //! weight through dot products on all threads. With many rows of inputs the products themselves cost most:
-//! [`many_rows`] unpacks a part of the weight that fits into a core's cache and multiplies by that.
-
-use burn::tensor::{bf16, f16};
-use gemm::Parallelism;
-use rayon::prelude::*;
+//! [`many_rows`] lays panels of the weight out as f32 and multiplies by those.
 
 use super::filled;
 use super::lanes::{Lanes, Work, run};
-use super::product::{Matrix, product};
+use super::panels::{Factor, multiply};
+use super::product::{Matrix, worth_threads};
+use burn::tensor::{bf16, f16};
 
 /// Weights that are worth a task.
 const TASK: usize = 1 << 16;
-
-/// Weights that are unpacked together.
-const UNPACKED: usize = 1 << 18;
 
 /// A number format of weights.
 pub(super) trait Stored: Copy + Send + Sync {
@@ -77,11 +72,11 @@ pub(super) trait Weight: Sync {
     /// That of [`Lanes`].
     unsafe fn add_dots<const ROWS: usize, L: Lanes>(&self, row: usize, x: &[f32], sums: &mut [f32]);
 
-    /// A row's `d_in` numbers.
+    /// Some numbers of a row, from `first` on, a multiple of a quantised weight's block as their count is.
     ///
     /// # Safety
     /// That of [`Lanes`].
-    unsafe fn unpack<L: Lanes>(&self, row: usize, numbers: &mut [f32]);
+    unsafe fn unpack<L: Lanes>(&self, row: usize, first: usize, numbers: &mut [f32]);
 }
 
 /// A weight that is plain numbers.
@@ -119,9 +114,8 @@ impl<S: Stored> Weight for Plain<'_, S> {
     }
 
     #[inline(always)]
-    unsafe fn unpack<L: Lanes>(&self, row: usize, numbers: &mut [f32]) {
-        let weight = self.row(row);
-        assert_eq!(weight.len(), numbers.len(), "room for every weight");
+    unsafe fn unpack<L: Lanes>(&self, row: usize, first: usize, numbers: &mut [f32]) {
+        let weight = &self.row(row)[first..][..numbers.len()];
         let whole = weight.len() / L::COUNT * L::COUNT;
         for at in (0..whole).step_by(L::COUNT) {
             // SAFETY: the place is before `whole`; the rest is the caller's promise.
@@ -169,21 +163,14 @@ impl<W: Weight> Work for Columns<'_, W> {
     }
 }
 
-/// Rows of a weight as f32.
-pub(super) struct Unpack<'a, W> {
-    pub(super) weight: &'a W,
-    pub(super) first: usize,
-    pub(super) numbers: &'a mut [f32],
-}
+/// The transposed weight, as the right factor of a product.
+pub(super) struct Transposed<'a, W>(pub(super) &'a W);
 
-impl<W: Weight> Work for Unpack<'_, W> {
+impl<W: Weight> Factor for Transposed<'_, W> {
     #[inline(always)]
-    unsafe fn with<L: Lanes>(self) {
-        let [_, d_in] = self.weight.size();
-        for (i, numbers) in self.numbers.chunks_exact_mut(d_in).enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe { self.weight.unpack::<L>(self.first + i, numbers) };
-        }
+    unsafe fn column<L: Lanes>(&self, column: usize, first: usize, numbers: &mut [f32]) {
+        // SAFETY: the caller's promise.
+        unsafe { self.0.unpack::<L>(column, first, numbers) };
     }
 }
 
@@ -242,33 +229,10 @@ pub(super) fn few_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, ro
 pub(super) fn many_rows(x: &[f32], weight: &impl Weight, out: &mut [f32], rows: usize) {
     let [d_out, d_in] = weight.size();
     assert_eq!(out.len(), rows * d_out, "room for every output");
-    let outputs = (UNPACKED / d_in / 16 * 16).max(16);
-    let to = Shared(out.as_mut_ptr());
-    (0..d_out.div_ceil(outputs)).into_par_iter().for_each(|part| {
-        let first = part * outputs;
-        let count = outputs.min(d_out - first);
-        let mut numbers = vec![0.0; count * d_in];
-        run(Unpack { weight, first, numbers: &mut numbers });
-        let b = Matrix::read(&numbers, [count, d_in]).transposed();
-        // SAFETY: each part has its own columns of `out`, whose length was checked.
-        unsafe {
-            let to = Matrix { start: to.get().add(first), row: d_out as isize, column: 1 };
-            product(to, true, Matrix::read(x, [rows, d_in]), b, [rows, count, d_in], 1.0, Parallelism::None);
-        }
-    });
+    let (out, x, size) = (Matrix::of(out, d_out), Matrix::read(x, [rows, d_in]), [rows, d_out, d_in]);
+    // SAFETY: all three have these sizes.
+    unsafe { multiply(out, true, x, &Transposed(weight), size, 1.0, worth_threads(size)) };
 }
-
-/// A place that several threads write to, each to other columns.
-struct Shared(*mut f32);
-
-impl Shared {
-    fn get(&self) -> *mut f32 {
-        self.0
-    }
-}
-
-// SAFETY: who takes the pointer promises to write where nobody else does.
-unsafe impl Sync for Shared {}
 
 #[cfg(test)]
 pub(super) mod tests {
@@ -314,6 +278,22 @@ pub(super) mod tests {
         ((i * 7919 % 2003) as f32 - 1001.0) / 500.0
     }
 
+    /// Some numbers of a row of a weight.
+    pub(in super::super) struct Unpack<'a, W> {
+        pub(in super::super) weight: &'a W,
+        pub(in super::super) row: usize,
+        pub(in super::super) first: usize,
+        pub(in super::super) numbers: &'a mut [f32],
+    }
+
+    impl<W: Weight> Work for Unpack<'_, W> {
+        #[inline(always)]
+        unsafe fn with<L: Lanes>(self) {
+            // SAFETY: the caller's promise.
+            unsafe { self.weight.unpack::<L>(self.row, self.first, self.numbers) };
+        }
+    }
+
     fn sums_are_exact<S: Stored>(stored: fn(f32) -> S) {
         for (rows, d_in) in [(1, 1), (1, 63), (1, 200), (2, 64), (3, 31), (4, 100), (5, 77), (9, 129)] {
             let x: Vec<f32> = (0..rows * d_in).map(number).collect();
@@ -342,7 +322,7 @@ pub(super) mod tests {
         for way in ways() {
             let mut unpacked = vec![0.0; weight.len()];
             let plain = Plain::new(&weight, weight.len());
-            run_as(way, Unpack { weight: &plain, first: 0, numbers: &mut unpacked });
+            run_as(way, Unpack { weight: &plain, row: 0, first: 0, numbers: &mut unpacked });
             for (found, wanted) in unpacked.iter().zip(&weight) {
                 let wanted = wanted.number();
                 assert!(*found == wanted || (found.is_nan() && wanted.is_nan()), "{way:?}: {found}, not {wanted}");
