@@ -294,7 +294,7 @@ pub(super) mod x86 {
 
     /// Needs AVX-512's foundation.
     #[derive(Clone, Copy)]
-    struct Avx512(__m512);
+    pub(in super::super) struct Avx512(__m512);
 
     impl Lanes for Avx512 {
         const COUNT: usize = 16;

@@ -5,6 +5,7 @@
 mod adamw;
 mod attention;
 mod elementwise;
+mod halves;
 mod lanes;
 mod layout;
 mod linear;
@@ -26,6 +27,15 @@ use flamingo_config::{Activation, Pairing};
 use rayon::prelude::*;
 
 use crate::{AdamWStep, Attention, Gradients, Kernels, Quantised, generic};
+
+/// Whether this processor multiplies bf16: then products of many rows by weights that are no finer than that (bf16, q8, q4)
+/// round their inputs to it, as PyTorch's autocast does.
+pub fn multiplies_bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return halves::known();
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
 
 /// Elements that are worth a thread.
 const BLOCK: usize = 1 << 14;

@@ -17,16 +17,16 @@ use super::lanes::{Lanes, Work, run};
 use super::product::Matrix;
 
 /// Inner dimension of a panel; whole blocks of quantised weights.
-const INNER: usize = 512;
+pub(super) const INNER: usize = 512;
 
 /// Registers of a panel's row.
-const REGISTERS: usize = 3;
+pub(super) const REGISTERS: usize = 3;
 
 /// Rows that are worked on together.
-const ROWS: usize = 8;
+pub(super) const ROWS: usize = 8;
 
 /// Rows that are worth laying a panel out again for another thread.
-const ROWS_AT_ONCE: usize = 384;
+pub(super) const ROWS_AT_ONCE: usize = 384;
 
 /// The right factor of a product, `[k, n]`.
 pub(super) trait Factor: Sync {
@@ -125,7 +125,7 @@ impl<F: Factor> Work for Panels<'_, F> {
                     let mut row = rows.start;
                     while row < rows.end {
                         let some = ROWS.min(rows.end - row);
-                        let x = a.start.offset(a.row * row as isize + a.column * start as isize).cast_const();
+                        let x = a.at(row, start).cast_const();
                         let (x, steps) = if a.row == 1 && some == ROWS {
                             // Steps of whole rows would leave the first cache, and a page each.
                             for (i, to) in scratch.chunks_exact_mut(ROWS).take(depth).enumerate() {
@@ -141,7 +141,7 @@ impl<F: Factor> Work for Panels<'_, F> {
                             steps,
                             panel: panel.as_ptr(),
                             depth,
-                            out: out.start.offset(out.row * row as isize).add(first),
+                            out: out.at(row, first),
                             out_row: out.row,
                             count,
                             added: added || start > 0,

@@ -29,6 +29,15 @@ impl Matrix {
         Self { start: values.as_ptr().cast_mut(), row: columns as isize, column: 1 }
     }
 
+    /// The place of an element.
+    ///
+    /// # Safety
+    /// It is there.
+    pub(super) unsafe fn at(self, row: usize, column: usize) -> *mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { self.start.offset(self.row * row as isize + self.column * column as isize) }
+    }
+
     pub(super) fn transposed(self) -> Self {
         Self { row: self.column, column: self.row, ..self }
     }

@@ -74,6 +74,8 @@ impl<'a, const BITS: usize> Quantised<'a, BITS> {
 }
 
 impl<const BITS: usize> Weight for Quantised<'_, BITS> {
+    const COARSE: bool = true;
+
     fn size(&self) -> [usize; 2] {
         [self.scales.len() / self.blocks, self.blocks * BLOCK]
     }

@@ -5,6 +5,8 @@
 //! [`many_rows`] lays panels of the weight out as f32 and multiplies by those.
 
 use super::filled;
+#[cfg(target_arch = "x86_64")]
+use super::halves;
 use super::lanes::{Lanes, Work, run};
 use super::panels::{Factor, multiply};
 use super::product::{Matrix, worth_threads};
@@ -15,6 +17,9 @@ const TASK: usize = 1 << 16;
 
 /// A number format of weights.
 pub(super) trait Stored: Copy + Send + Sync {
+    /// Whether it is no finer than bf16.
+    const COARSE: bool;
+
     /// Its number, exactly.
     fn number(self) -> f32;
 
@@ -26,6 +31,8 @@ pub(super) trait Stored: Copy + Send + Sync {
 }
 
 impl Stored for f32 {
+    const COARSE: bool = false;
+
     fn number(self) -> f32 {
         self
     }
@@ -38,6 +45,8 @@ impl Stored for f32 {
 }
 
 impl Stored for bf16 {
+    const COARSE: bool = true;
+
     fn number(self) -> f32 {
         self.to_f32()
     }
@@ -50,6 +59,8 @@ impl Stored for bf16 {
 }
 
 impl Stored for f16 {
+    const COARSE: bool = false;
+
     fn number(self) -> f32 {
         self.to_f32()
     }
@@ -63,6 +74,9 @@ impl Stored for f16 {
 
 /// A weight, `[d_out, d_in]`, as it lies in memory.
 pub(super) trait Weight: Sync {
+    /// Whether its numbers are no finer than bf16.
+    const COARSE: bool;
+
     /// Outputs and inputs.
     fn size(&self) -> [usize; 2];
 
@@ -97,6 +111,8 @@ impl<'a, S> Plain<'a, S> {
 }
 
 impl<S: Stored> Weight for Plain<'_, S> {
+    const COARSE: bool = S::COARSE;
+
     fn size(&self) -> [usize; 2] {
         [self.numbers.len() / self.d_in, self.d_in]
     }
@@ -225,11 +241,18 @@ pub(super) fn few_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, ro
     (0..rows * d_out).map(|i| columns[i % d_out * rows + i / d_out]).collect()
 }
 
-/// `x Wᵀ` added to `out`, `[rows, d_out]`. No size is 0.
-pub(super) fn many_rows(x: &[f32], weight: &impl Weight, out: &mut [f32], rows: usize) {
+/// `x Wᵀ` added to `out`, `[rows, d_out]`. No size is 0. Products by weights that are no finer than bf16 are products of bf16,
+/// on processors that have those.
+pub(super) fn many_rows<W: Weight>(x: &[f32], weight: &W, out: &mut [f32], rows: usize) {
     let [d_out, d_in] = weight.size();
     assert_eq!(out.len(), rows * d_out, "room for every output");
-    let (out, x, size) = (Matrix::of(out, d_out), Matrix::read(x, [rows, d_in]), [rows, d_out, d_in]);
+    let (out, size) = (Matrix::of(out, d_out), [rows, d_out, d_in]);
+    #[cfg(target_arch = "x86_64")]
+    if W::COARSE && halves::known() {
+        // SAFETY: the processor was asked; both have these sizes.
+        return unsafe { halves::multiply(out, x, weight, rows, worth_threads(size)) };
+    }
+    let x = Matrix::read(x, [rows, d_in]);
     // SAFETY: all three have these sizes.
     unsafe { multiply(out, true, x, &Transposed(weight), size, 1.0, worth_threads(size)) };
 }
