@@ -35,6 +35,9 @@ pub enum Command {
     Report(ReportArgs),
     /// Train and evaluate models that differ in one thing, and report what it changes.
     Experiment(ExperimentArgs),
+    /// Measure how long what a user waits for takes, and how near to the machine's limits that is.
+    #[command(after_help = BENCH_HELP)]
+    Bench(BenchArgs),
     /// Train a model as a recipe says, or go on with a run that was begun.
     #[command(after_help = TRAIN_HELP)]
     Train(TrainArgs),
@@ -413,4 +416,63 @@ pub enum Over {
 fn weight(text: &str) -> Result<f64, String> {
     let weight = text.parse().ok().filter(|weight| (0.0..1.0).contains(weight));
     weight.ok_or_else(|| "it must be a number from 0 to below 1".to_string())
+}
+
+const BENCH_HELP: &str = "\
+Without weights (a model.toml, or a folder of the zoo that has no more) they are made up: work does not depend on them.
+Each precision is measured in a process of its own.
+
+  flamingo bench --model openflamingo-3b --device flex --precision f32 --precision q4";
+
+#[derive(Args)]
+pub struct BenchArgs {
+    /// A model folder, the name of one in the zoo, or a model.toml.
+    #[arg(long, default_value = "flamingo-tiny-neox")]
+    pub model: String,
+    #[command(flatten)]
+    pub zoo: ZooArgs,
+    #[arg(long, default_value = "auto", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
+    pub device: Device,
+    /// f32, f16, bf16, q8 or q4; may be given many times. Without it: as the folder stores them.
+    #[arg(long)]
+    pub precision: Vec<Precision>,
+    /// Pictures of the prompt.
+    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
+    pub images: usize,
+    /// Tokens of the prompt, a mark for each picture among them.
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
+    pub tokens: usize,
+    /// Tokens that are written.
+    #[arg(long, default_value_t = 20, value_parser = at_least_one)]
+    pub new_tokens: usize,
+    /// Beams that they are searched with.
+    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
+    pub beams: usize,
+    /// Demonstrations that a second query shares with the first.
+    #[arg(long, default_value_t = 8, value_parser = at_least_one)]
+    pub shots: usize,
+    /// The median of so many runs is shown.
+    #[arg(long, default_value_t = 3, value_parser = at_least_one)]
+    pub runs: usize,
+    /// Also measure upstream's PyTorch in f32 on the same shapes, and show how many times faster we are. The interpreter
+    /// has what benches/compare/README.md lists.
+    #[arg(long, value_name = "PYTHON")]
+    pub compare_torch: Option<PathBuf>,
+    /// A file for the result: Markdown if it ends in .md, else JSON.
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+    /// One JSON object on stdout instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Measure one precision here and print JSON.
+    #[arg(long, hide = true)]
+    pub measure: bool,
+}
+
+/// A number of things that there must be.
+fn at_least_one(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=4096) => Ok(number),
+        _ => Err("not a number from 1 to 4096".into()),
+    }
 }

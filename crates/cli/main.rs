@@ -1,6 +1,7 @@
 //! `flamingo`: few-shot vision-language models at the command line.
 
 mod args;
+mod bench;
 mod caption;
 mod data;
 mod eval;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Report(args) => eval::compare(args),
         Command::Experiment(args) => experiment::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::Train(args) => train::run(args),
         Command::Init(args) => init::run(args),
         Command::Models(args) => models::run(args),

@@ -16,6 +16,7 @@ mod device;
 mod engine;
 mod features;
 mod load;
+mod machine;
 mod session;
 mod training;
 
@@ -27,6 +28,7 @@ pub use device::{
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
 pub use flamingo_train::{AdamW, Muon, Optimizer, Part, Schedule};
+pub use machine::Machine;
 /// What weights are on a device.
 pub use flamingo_weights::{Dtype, Precision};
 pub use session::{Session, SessionOptions};

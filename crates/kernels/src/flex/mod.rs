@@ -37,6 +37,19 @@ pub fn multiplies_bf16() -> bool {
     false
 }
 
+/// Multiplications and additions of f32 a second in a product of large matrices: what products are measured against.
+pub fn product_rate() -> f64 {
+    const SIZE: usize = 1024;
+    let (x, weight) = (vec![1.0f32; SIZE * SIZE], vec![1.0f32; SIZE * SIZE]);
+    let mut out = vec![0.0f32; SIZE * SIZE];
+    let times = (0..7).map(|_| {
+        let start = std::time::Instant::now();
+        stored::many_rows(&x, &stored::Plain::new(&weight, SIZE), &mut out, SIZE);
+        start.elapsed().as_secs_f64()
+    });
+    2.0 * (SIZE as f64).powi(3) / times.fold(f64::INFINITY, f64::min)
+}
+
 /// Elements that are worth a thread.
 const BLOCK: usize = 1 << 14;
 

@@ -1,0 +1,396 @@
+//! `flamingo bench`: how long what a user waits for takes, and how near to the machine's limits that is.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use flamingo_config::ModelConfig;
+use flamingo_engine::{Engine, Machine, Pixels, Precision, SessionOptions, Text, Weights, open_weights};
+use flamingo_generate::{EarlyStopping, GenerationConfig, Strategy, generate};
+use flamingo_weights::{Dtype, Format, ModelFolder, layout};
+use flamingo_zoo::find;
+use indicatif::ProgressBar;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use crate::args::BenchArgs;
+
+/// Upstream's PyTorch on the same shapes; needs what benches/compare/README.md installs.
+const TORCH: &str = include_str!("../../benches/compare/torch_bench.py");
+
+/// Tokens of a demonstration, its picture's mark included.
+const SHOT_TOKENS: usize = 12;
+
+/// What was measured of a model in one precision, in seconds.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Measured {
+    /// Of opening the folder, where there is one.
+    load: Option<f64>,
+    /// Of one picture.
+    vision: f64,
+    /// Of one picture.
+    resampler: f64,
+    /// Of the prompt, its pictures seen.
+    prefill: f64,
+    /// Of one token.
+    decode: f64,
+    /// Of upstream's README: pictures, prompt, tokens by beams.
+    generate: f64,
+    /// To the first token of another question after the same demonstrations, its picture included.
+    second_query: f64,
+    /// Most memory that the process had.
+    peak_bytes: Option<f64>,
+    /// What the weights were and where.
+    precision: String,
+    device: String,
+}
+
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let source = Source::open(args)?;
+    if args.measure {
+        let precision = args.precision.first().copied();
+        let measured = measure(&source, args, precision)?;
+        println!("{}", serde_json::to_string(&measured)?);
+        return Ok(());
+    }
+    let machine = Machine::measure();
+    let precisions: Vec<Option<Precision>> = match args.precision[..] {
+        [] => vec![None],
+        ref given => given.iter().copied().map(Some).collect(),
+    };
+    let mut ours = Vec::new();
+    for precision in precisions {
+        let name = precision.map_or("as stored".into(), |precision| precision.to_string());
+        ours.push(waiting(&format!("measuring {name}"), || measure_apart(args, precision))?);
+    }
+    let torch = match &args.compare_torch {
+        Some(python) => Some(waiting("measuring PyTorch", || torch(python, source.config(), args))?),
+        None => None,
+    };
+    let page = page(source.config(), args, machine, &ours, torch.as_ref())?;
+    let result = json!({
+        "model": source.config().name,
+        "machine": {"read_bytes_per_second": machine.read, "product_flops_per_second": machine.product},
+        "images": args.images, "tokens": args.tokens, "new_tokens": args.new_tokens, "beams": args.beams,
+        "shots": args.shots, "runs": args.runs, "measured": ours, "torch": torch,
+    });
+    if let Some(out) = &args.out {
+        let text = if out.extension().is_some_and(|e| e == "md") { page.clone() } else { format!("{result:#}\n") };
+        crate::plot::write_whole(out, &text)?;
+    }
+    let mut stdout = std::io::stdout().lock();
+    if args.json {
+        writeln!(stdout, "{result}")?
+    } else {
+        write!(stdout, "{page}")?
+    }
+    Ok(())
+}
+
+fn waiting<T>(what: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let spinner = ProgressBar::new_spinner().with_message(what.to_string());
+    spinner.enable_steady_tick(Duration::from_millis(120));
+    let result = work();
+    spinner.finish_and_clear();
+    result
+}
+
+/// A model with weights of its own, or a shape, whose weights are made up.
+enum Source {
+    Folder(Arc<ModelFolder>),
+    Shape(Box<ModelConfig>),
+}
+
+impl Source {
+    fn open(args: &BenchArgs) -> anyhow::Result<Self> {
+        let zoo = args.zoo.folder();
+        let missing = match find(&args.model, &zoo) {
+            Ok(folder) => return Ok(Self::Folder(Arc::new(ModelFolder::open(&folder)?))),
+            Err(missing) => missing,
+        };
+        let file = Path::new(&args.model);
+        let shapes = [file.to_path_buf(), file.join("model.toml"), zoo.join(&args.model).join("model.toml")];
+        let Some(shape) = shapes.iter().find(|path| path.is_file()) else { bail!(missing) };
+        let text = std::fs::read_to_string(shape).with_context(|| format!("cannot read {}", shape.display()))?;
+        let config = ModelConfig::from_toml(&text).with_context(|| format!("cannot use {}", shape.display()))?;
+        Ok(Self::Shape(Box::new(config)))
+    }
+
+    fn config(&self) -> &ModelConfig {
+        match self {
+            Self::Folder(folder) => folder.config(),
+            Self::Shape(config) => config,
+        }
+    }
+
+    fn engine(&self, args: &BenchArgs, precision: Option<Precision>) -> anyhow::Result<Box<dyn Engine>> {
+        Ok(match self {
+            Self::Folder(folder) => flamingo_engine::open(folder, args.device, precision)?,
+            Self::Shape(config) => open_weights(Weights::Random(config), args.device, precision.unwrap_or_default())?,
+        })
+    }
+}
+
+/// [`measure`] in a process of its own, so that its memory is one precision's.
+fn measure_apart(args: &BenchArgs, precision: Option<Precision>) -> anyhow::Result<Measured> {
+    let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
+    command.args(["bench", "--measure", "--model", &args.model, "--device", &args.device.to_string()]);
+    command.arg("--models").arg(args.zoo.folder());
+    for (name, number) in numbers(args) {
+        command.args([format!("--{name}"), number.to_string()]);
+    }
+    if let Some(precision) = precision {
+        command.args(["--precision", &precision.to_string()]);
+    }
+    answer(command.stderr(Stdio::piped()))
+}
+
+fn numbers(args: &BenchArgs) -> [(&'static str, usize); 6] {
+    [
+        ("images", args.images),
+        ("tokens", args.tokens),
+        ("new-tokens", args.new_tokens),
+        ("beams", args.beams),
+        ("shots", args.shots),
+        ("runs", args.runs),
+    ]
+}
+
+/// What a process prints, as JSON.
+fn answer<T: for<'de> Deserialize<'de>>(command: &mut Command) -> anyhow::Result<T> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command.output().with_context(|| format!("cannot run {program}"))?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    ensure!(output.status.success(), "{}", last.trim_start_matches("error: "));
+    serde_json::from_slice(&output.stdout).with_context(|| format!("{program} printed something else than JSON"))
+}
+
+/// Token ids with marks of pictures at the start of equal parts.
+fn prompt(config: &ModelConfig, images: usize, tokens: usize) -> Text {
+    let mut ids: Vec<u32> = (0..tokens).map(|i| (i * 31 % config.tokens.base_rows()) as u32).collect();
+    for image in 0..images {
+        ids[image * tokens / images] = config.tokens.image;
+    }
+    Text::new(1, ids, vec![true; tokens])
+}
+
+fn pixels(config: &ModelConfig, images: usize) -> Pixels {
+    let side = config.vision.image_size;
+    let data = (0..images * 3 * side * side).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
+    Pixels { rows: 1, images, frames: 1, side, data }
+}
+
+fn measure(source: &Source, args: &BenchArgs, precision: Option<Precision>) -> anyhow::Result<Measured> {
+    let config = source.config();
+    ensure!(args.tokens >= args.images, "--tokens must leave room for the mark of each of --images");
+    let start = Instant::now();
+    let engine = source.engine(args, precision)?;
+    let load = matches!(source, Source::Folder(_)).then(|| start.elapsed().as_secs_f64());
+
+    let (text, pictures) = (prompt(config, args.images, args.tokens), pixels(config, args.images));
+    engine.time(&text, &pictures, 1)?;
+    let timings =
+        (0..args.runs).map(|_| engine.time(&text, &pictures, args.new_tokens)).collect::<Result<Vec<_>, _>>()?;
+    let stage = |stage: fn(&flamingo_engine::Timings) -> Duration| {
+        median(timings.iter().map(|timings| stage(timings).as_secs_f64()).collect())
+    };
+    let images = args.images as f64;
+
+    let tokens = &config.tokens;
+    let settings = GenerationConfig {
+        min_new_tokens: args.new_tokens,
+        strategy: Strategy::Beam { num_beams: args.beams, length_penalty: 1.0, early_stopping: EarlyStopping::False },
+        ..GenerationConfig::greedy(args.new_tokens, tokens.endofchunk, tokens.generation_pad)
+    };
+    let options = SessionOptions { reserve: args.tokens + args.new_tokens, ..SessionOptions::default() };
+    let generated = repeated(args.runs, || {
+        let (mut session, logits) = engine.start(&text, Some(&pictures), options)?;
+        let go_on = &mut |_, _| ControlFlow::Continue(());
+        generate(&mut *session, std::slice::from_ref(&text.ids), logits, &settings, go_on)?;
+        Ok(())
+    })?;
+
+    let shots = prompt(config, args.shots, args.shots * SHOT_TOKENS);
+    let (prefix, _) = engine.start(&shots, Some(&pixels(config, args.shots)), SessionOptions::default())?;
+    let (question, picture) = (prompt(config, 1, SHOT_TOKENS), pixels(config, 1));
+    let second_query = repeated(args.runs, || {
+        let latents = engine.latents(&picture)?;
+        let mut session = prefix.fork();
+        session.show(&latents)?;
+        session.feed(question.ids.clone(), question.keep.clone())?;
+        Ok(())
+    })?;
+    Ok(Measured {
+        load,
+        vision: stage(|t| t.vision) / images,
+        resampler: stage(|t| t.resampler) / images,
+        prefill: stage(|t| t.prefill),
+        decode: stage(|t| t.decode),
+        generate: generated,
+        second_query,
+        peak_bytes: peak_bytes(),
+        precision: engine.precision().to_string(),
+        device: engine.device().to_string(),
+    })
+}
+
+/// The median time of so many times, after one that does not count.
+fn repeated(runs: usize, mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    work()?;
+    let times = (0..runs).map(|_| {
+        let start = Instant::now();
+        work().map(|()| start.elapsed().as_secs_f64())
+    });
+    Ok(median(times.collect::<anyhow::Result<_>>()?))
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}
+
+/// The most memory that this process has had, where the system says.
+fn peak_bytes() -> Option<f64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? * 1024.0)
+}
+
+/// The same of upstream's PyTorch, in f32; one run after one that does not count, as a run takes minutes. It keeps nothing of a prompt: a second query costs what the first did.
+fn torch(python: &Path, config: &ModelConfig, args: &BenchArgs) -> anyhow::Result<Measured> {
+    let work = std::env::temp_dir().join(format!("flamingo-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&work).with_context(|| format!("cannot write {}", work.display()))?;
+    let _gone = Removed(work.clone());
+    let (script, shape) = (work.join("torch_bench.py"), work.join("model.toml"));
+    std::fs::write(&script, TORCH).with_context(|| format!("cannot write {}", script.display()))?;
+    std::fs::write(&shape, config.to_toml()).with_context(|| format!("cannot write {}", shape.display()))?;
+    let timed = |images: usize, tokens: usize, decode: usize, more: &[&str]| -> anyhow::Result<BTreeMap<String, f64>> {
+        let mut command = Command::new(python);
+        command.arg(&script).arg("--shape").arg(&shape);
+        for (name, number) in [("images", images), ("tokens", tokens), ("decode", decode), ("runs", 1)] {
+            command.args([format!("--{name}"), number.to_string()]);
+        }
+        let all: BTreeMap<String, serde_json::Value> = answer(command.args(more).stderr(Stdio::piped()))?;
+        Ok(all.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
+    };
+    let beams = args.beams.to_string();
+    let first = timed(args.images, args.tokens, args.new_tokens, &["--generate", "--beams", &beams])?;
+    let shots = args.shots + 1;
+    let again = timed(shots, shots * SHOT_TOKENS, 1, &[])?;
+    let seconds = |of: &BTreeMap<String, f64>, name: &str| of.get(name).map_or(f64::NAN, |ms| ms / 1e3);
+    let images = args.images as f64;
+    Ok(Measured {
+        load: None,
+        vision: seconds(&first, "vision_ms") / images,
+        resampler: seconds(&first, "resampler_ms") / images,
+        prefill: seconds(&first, "prefill_ms"),
+        decode: seconds(&first, "decode_ms_per_token"),
+        generate: seconds(&first, "generate_ms"),
+        second_query: ["vision_ms", "resampler_ms", "prefill_ms"].map(|name| seconds(&again, name)).iter().sum(),
+        peak_bytes: first.get("peak_rss_mib").map(|mib| mib * 1024.0 * 1024.0),
+        precision: "f32".into(),
+        device: "PyTorch, CPU".into(),
+    })
+}
+
+/// A folder that is gone with this.
+struct Removed(PathBuf);
+
+impl Drop for Removed {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// Whether a tensor's numbers are read for every token of text.
+fn for_each_token(config: &ModelConfig, name: &str) -> bool {
+    let tied = config.decoder.architecture().tied_head;
+    name.starts_with("decoder.blocks")
+        || name.starts_with("cross_attention") && !name.contains("to_kv")
+        || name.starts_with("decoder.head")
+        || tied && name == "decoder.embedding.base"
+}
+
+/// Bytes of weights that a token reads.
+fn bytes_a_token(config: &ModelConfig, precision: &str) -> Option<f64> {
+    let format = match precision.parse().ok()? {
+        Precision::Plain(dtype) => Format { dtype, scheme: None },
+        Precision::Quantised(scheme) => Format { dtype: Dtype::F16, scheme: Some(scheme) },
+    };
+    let read = layout(config).into_iter().filter(|spec| for_each_token(config, &spec.name));
+    Some(read.map(|spec| spec.bytes(format) as f64).sum())
+}
+
+/// Multiplications and additions of a prompt's tokens: two a weight, the head for the last token alone.
+fn flops_of_prefill(config: &ModelConfig, tokens: usize) -> f64 {
+    let matrices =
+        layout(config).into_iter().filter(|spec| spec.shape.len() == 2 && for_each_token(config, &spec.name));
+    let flops = |name: &str, numbers: usize| {
+        let rows = if name.starts_with("decoder.head") || name.starts_with("decoder.embedding") { 1 } else { tokens };
+        2.0 * numbers as f64 * rows as f64
+    };
+    matrices.map(|spec| flops(&spec.name, spec.shape.iter().product())).sum()
+}
+
+fn page(
+    config: &ModelConfig,
+    args: &BenchArgs,
+    machine: Machine,
+    ours: &[Measured],
+    torch: Option<&Measured>,
+) -> anyhow::Result<String> {
+    let mut page = format!(
+        "{}: {} pictures, {} tokens, {} new ones; medians of {} runs (PyTorch: one). This machine reads {:.1} GB/s",
+        config.name,
+        args.images,
+        args.tokens,
+        args.new_tokens,
+        args.runs,
+        machine.read / 1e9
+    );
+    match machine.product {
+        Some(rate) => writeln!(page, " and multiplies {:.0} GFLOP/s in f32.\n", rate / 1e9)?,
+        None => page.push_str(".\n\n"),
+    }
+    let all: Vec<&Measured> = ours.iter().chain(torch).collect();
+    let mut line = |name: &str, cell: &dyn Fn(&Measured) -> String| {
+        let cells: Vec<String> = all.iter().map(|measured| cell(measured)).collect();
+        writeln!(page, "| {name} | {} |", cells.join(" | "))
+    };
+    line("", &|m| format!("{}, {}", m.device, m.precision))?;
+    line("---", &|_| "---".into())?;
+    let ratio = |of: fn(&Measured) -> f64, own: &Measured| match torch {
+        Some(torch) if !std::ptr::eq(torch, own) => format!(" ({:.1} ×)", of(torch) / of(own)),
+        _ => String::new(),
+    };
+    let seconds = |of: fn(&Measured) -> f64| move |m: &Measured| format!("{:.3}{}", of(m), ratio(of, m));
+    line("load, s", &|m| m.load.map_or("-".into(), |load| format!("{load:.3}")))?;
+    line("image encode, s a picture", &seconds(|m| m.vision))?;
+    line("resampler, s a picture", &seconds(|m| m.resampler))?;
+    line("prefill, s", &seconds(|m| m.prefill))?;
+    line("prefill, tokens/s", &|m| format!("{:.1}", args.tokens as f64 / m.prefill))?;
+    if let Some(rate) = machine.product {
+        let flops = flops_of_prefill(config, args.tokens);
+        line("prefill, share of the f32 product rate", &|m| format!("{:.0} %", flops / m.prefill / rate * 100.0))?;
+    }
+    line("decode, tokens/s", &|m| format!("{:.2}{}", 1.0 / m.decode, ratio(|m| m.decode, m)))?;
+    line("decode, share of the read rate", &|m| match bytes_a_token(config, &m.precision) {
+        Some(bytes) => format!("{:.0} %", bytes / m.decode / machine.read * 100.0),
+        None => "-".into(),
+    })?;
+    line(&format!("pictures, prompt, tokens by {} beams, s", args.beams), &seconds(|m| m.generate))?;
+    line(&format!("second query after {} shots, s to its first token", args.shots), &seconds(|m| m.second_query))?;
+    line("peak memory, GB", &|m| {
+        let share = torch.and_then(|torch| Some(m.peak_bytes? / torch.peak_bytes?));
+        let share = share.filter(|share| *share != 1.0).map_or(String::new(), |share| format!(" ({share:.2} ×)"));
+        m.peak_bytes.map_or("-".into(), |bytes| format!("{:.2}{share}", bytes / 1e9))
+    })?;
+    Ok(page)
+}
