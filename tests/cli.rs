@@ -241,3 +241,33 @@ fn names_from_files_do_not_command_the_terminal() {
     assert!(shown.starts_with("a\u{fffd}]0;pwned\u{fffd}b\n"), "{shown}");
     assert!(!shown.contains('\u{1b}'));
 }
+
+#[test]
+fn what_a_user_waits_for_is_measured() {
+    let work = tempfile::tempdir().expect("a temporary folder");
+    let out = work.path().join("bench.md");
+    let small = ["--images", "1", "--tokens", "9", "--new-tokens", "2", "--shots", "2", "--runs", "1"];
+    let args = ["bench", "--json", "--device", "flex", "--precision", "f32", "--precision", "q4", "--out"];
+    let args = [&args[..], &[out.to_str().expect("a path")], &small[..]].concat();
+    let json: serde_json::Value = serde_json::from_str(&stdout(&flamingo(&args))).expect("JSON");
+    let measured = json["measured"].as_array().expect("what was measured");
+    let precisions: Vec<_> = measured.iter().map(|m| m["precision"].as_str().expect("a precision")).collect();
+    assert_eq!(precisions, ["f32", "q4"]);
+    for m in measured {
+        for stage in ["load", "vision", "resampler", "prefill", "decode", "generate", "second_query"] {
+            assert!(m[stage].as_f64().is_some_and(|seconds| seconds > 0.0), "{stage} of {m}");
+        }
+    }
+    assert!(json["machine"]["read_bytes_per_second"].as_f64().is_some_and(|rate| rate > 1e8));
+    let page = std::fs::read_to_string(out).expect("a page");
+    assert!(page.contains("| decode, tokens/s | "), "{page}");
+
+    // A shape alone, and one that is nowhere.
+    let shape = root().join("tests/quantised.toml");
+    let shape = shape.to_str().expect("a path");
+    let page = stdout(&flamingo(&[&["bench", "--model", shape, "--device", "flex"], &small[..]].concat()));
+    assert!(page.contains("| load, s | - |"), "{page}");
+    assert!(fails(&["bench", "--model", "no-such-model"]).contains("no-such-model"));
+    let error = fails(&["bench", "--device", "flex", "--images", "3", "--tokens", "2"]);
+    assert!(error.contains("--tokens must leave room"), "{error}");
+}

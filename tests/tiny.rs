@@ -90,3 +90,12 @@ fn sixteen_bits_in_memory_change_nothing_but_the_order_of_sums() {
         }
     }
 }
+
+/// Matrices in 8 bits give the words that whole numbers give.
+#[test]
+fn eight_bits_say_the_same_words() {
+    for drawing in drawings() {
+        let said = |precision: &str| said(&["caption", "--device", "flex", "--precision", precision, &drawing]);
+        assert_eq!(said("q8"), said("f32"), "{drawing}");
+    }
+}

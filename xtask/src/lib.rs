@@ -6,6 +6,7 @@ pub mod convert;
 pub mod golden;
 pub mod gpu_check;
 pub mod hub;
+pub mod quality;
 pub mod random;
 pub mod tiny;
 pub mod verify;

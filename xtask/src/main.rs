@@ -12,6 +12,7 @@ use flamingo_engine::{Device, Precision};
 use flamingo_weights::{Dtype, Format};
 use flamingo_zoo::Model;
 use xtask::gpu_check::{GpuCheck, Measure, recordings};
+use xtask::quality::Quality;
 use xtask::verify::{self, Outcome};
 use xtask::{convert, random, tiny};
 
@@ -35,6 +36,8 @@ enum Command {
     MakeAlbums(AlbumArgs),
     /// Ask a tiny model about pictures that it has not seen.
     ScoreTiny(ScoreArgs),
+    /// Ask the tiny models in several precisions and compare with f32, as tables of Markdown.
+    Quality(QualityArgs),
     /// Compare with the recordings on a GPU and measure training and decoding there, as a page of Markdown.
     GpuCheck(GpuArgs),
     /// One measurement of gpu-check, as JSON.
@@ -142,6 +145,24 @@ struct ScoreArgs {
 }
 
 #[derive(clap::Args)]
+struct QualityArgs {
+    /// A model folder. May be given many times.
+    #[arg(long, default_values = ["models/flamingo-tiny-neox", "models/flamingo-tiny-mpt", "models/flamingo-tiny-opt"])]
+    model: Vec<PathBuf>,
+    /// f32, f16, bf16, q8 or q4. May be given many times; f32 is always measured.
+    #[arg(long, default_values = ["f32", "f16", "bf16", "q8", "q4"])]
+    precision: Vec<Precision>,
+    /// The questions, as fetch-data writes them.
+    #[arg(long, default_value = "data/eval")]
+    data: PathBuf,
+    #[arg(long, default_value = "flex", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
+    device: Device,
+    /// Most questions of each score, spread over all that there are.
+    #[arg(long)]
+    questions: Option<std::num::NonZeroUsize>,
+}
+
+#[derive(clap::Args)]
 struct GpuArgs {
     #[arg(long, default_value = "cuda", help = "cuda[:N], or another device to try the check itself")]
     device: Device,
@@ -211,6 +232,7 @@ fn main() -> ExitCode {
         Command::FetchData(args) => fetch_data(args),
         Command::MakeAlbums(args) => make_albums(args),
         Command::ScoreTiny(args) => score_tiny(args),
+        Command::Quality(args) => quality(args),
         Command::GpuCheck(args) => gpu_check(args),
         Command::GpuMeasure(args) => gpu_measure(args),
         Command::MakeRandom(args) => make_random(args),
@@ -339,6 +361,28 @@ fn score_tiny(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
     for s in scores {
         let concepts = if s.held_out_concepts { "unseen" } else { "seen" };
         println!("{:<10} {:<9} {:>5} {concepts:<9} {:>9} {:>8.3}", s.task, s.form, s.shots, s.questions, s.accuracy);
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn quality(args: &QualityArgs) -> anyhow::Result<ExitCode> {
+    if let Some(backend) = not_compiled(args.device) {
+        return with_backend(backend);
+    }
+    let quality = Quality {
+        data: args.data.clone(),
+        device: args.device,
+        precisions: args.precision.clone(),
+        questions: args.questions.map_or(usize::MAX, std::num::NonZeroUsize::get),
+    };
+    for model in &args.model {
+        let bar = indicatif::ProgressBar::new(0);
+        let table = quality.table(model, &mut |done, total| {
+            bar.set_length(total as u64);
+            bar.set_position(done as u64);
+        })?;
+        bar.finish_and_clear();
+        println!("{}:\n\n{table}", model.display());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,32 +1,85 @@
 //! What the tiny models can do, on pictures that they have not seen.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
-use std::path::Path;
-use std::sync::Arc;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use flamingo_data::{Interleaved, Picture};
+use anyhow::{Context, bail};
+use flamingo_data::Interleaved;
 use flamingo_engine::{Device, Precision};
-use flamingo_zoo::Model;
+use flamingo_eval::Gallery;
+use flamingo_zoo::{Latents, Model};
 use serde::{Deserialize, Serialize};
 
 /// Prompts that are read together.
-const BATCH: usize = 32;
+pub(crate) const BATCH: usize = 32;
 
 /// Tokens that an answer may have.
 const ANSWER: usize = 12;
 
+/// Memory for pictures that were looked at: all of `data/eval` at 16 KiB each, several times over.
+const PICTURES: usize = 256 << 20;
+
 /// A question of `data/eval`.
 #[derive(Clone, Debug, Deserialize)]
-struct Question {
-    task: String,
-    form: String,
-    shots: usize,
-    images: Vec<String>,
-    prompt: String,
-    answer: String,
-    heldout: bool,
+pub(crate) struct Question {
+    pub(crate) task: String,
+    pub(crate) form: String,
+    pub(crate) shots: usize,
+    pub(crate) images: Vec<String>,
+    pub(crate) prompt: String,
+    pub(crate) answer: String,
+    pub(crate) heldout: bool,
+}
+
+/// All questions of a folder that `fetch-data` made.
+pub(crate) fn questions(data: &Path) -> anyhow::Result<Vec<Question>> {
+    let mut questions = Vec::new();
+    for file in ["questions.jsonl", "easy_vqa.jsonl"] {
+        let path = data.join(file);
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                bail!("there is no {}: make it with `cargo xtask fetch-data`", path.display())
+            }
+            read => read.with_context(|| format!("cannot read {}", path.display()))?,
+        };
+        for line in text.lines() {
+            questions.push(serde_json::from_str(line).with_context(|| path.display().to_string())?);
+        }
+    }
+    Ok(questions)
+}
+
+/// A model that is asked, and what it keeps of the pictures of a folder: many questions share them.
+pub(crate) struct Asked<'a> {
+    pub(crate) model: &'a Model,
+    data: &'a Path,
+    gallery: Gallery,
+}
+
+impl<'a> Asked<'a> {
+    pub(crate) fn new(model: &'a Model, data: &'a Path) -> Self {
+        Self { model, data, gallery: Gallery::new(PICTURES) }
+    }
+
+    /// Questions with their pictures, ready to be answered.
+    pub(crate) fn prompts(&mut self, questions: &[Question]) -> anyhow::Result<Vec<Interleaved<Latents>>> {
+        let paths: Vec<Vec<PathBuf>> =
+            questions.iter().map(|q| q.images.iter().map(|name| self.data.join(name)).collect()).collect();
+        let wanted: Vec<&Path> = paths.iter().flatten().map(PathBuf::as_path).collect();
+        let seen = self.gallery.look(self.model, &wanted, std::iter::empty())?;
+        let prompt = |(question, paths): (&Question, &Vec<PathBuf>)| Interleaved {
+            text: question.prompt.clone(),
+            images: paths.iter().map(|path| seen[path].clone()).collect(),
+        };
+        Ok(questions.iter().zip(&paths).map(prompt).collect())
+    }
+
+    /// What the model says, greedily.
+    pub(crate) fn answers(&self, prompts: &[Interleaved<Latents>]) -> anyhow::Result<Vec<String>> {
+        let answers = self.model.generate_seen(prompts, &self.model.settings(ANSWER), false)?;
+        Ok(answers.iter().map(|best| best.first().map_or("", |answer| answer.text.trim()).into()).collect())
+    }
 }
 
 /// The result of one task in one form with one number of demonstrations.
@@ -70,43 +123,25 @@ pub fn score(
     limit: usize,
     on_progress: &mut dyn FnMut(usize, usize),
 ) -> anyhow::Result<(Vec<Score>, Vec<Answer>)> {
-    let model = Model::open(model, device, Precision::F32)?;
     let mut kinds: BTreeMap<(String, String, usize, bool), Vec<Question>> = BTreeMap::new();
-    for file in ["questions.jsonl", "easy_vqa.jsonl"] {
-        let path = data.join(file);
-        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        for line in text.lines() {
-            let question: Question = serde_json::from_str(line).with_context(|| path.display().to_string())?;
-            let kind = (question.task.clone(), question.form.clone(), question.shots, question.heldout);
-            let questions = kinds.entry(kind).or_default();
-            if questions.len() < limit {
-                questions.push(question);
-            }
+    for question in questions(data)? {
+        let kind = (question.task.clone(), question.form.clone(), question.shots, question.heldout);
+        let questions = kinds.entry(kind).or_default();
+        if questions.len() < limit {
+            questions.push(question);
         }
     }
+    let model = Model::open(model, device, Precision::F32)?;
     let total = kinds.values().map(Vec::len).sum();
     let mut done = 0;
-    let mut pictures: BTreeMap<String, Arc<Picture>> = BTreeMap::new();
+    let mut asked = Asked::new(&model, data);
     let mut scores = Vec::new();
     let mut all = Vec::new();
     for ((task, form, shots, held_out_concepts), questions) in kinds {
         let mut right = 0;
         for batch in questions.chunks(BATCH) {
-            let mut prompts = Vec::new();
-            for question in batch {
-                let mut images = Vec::new();
-                for name in &question.images {
-                    if !pictures.contains_key(name) {
-                        pictures.insert(name.clone(), Arc::new(Picture::open(&data.join(name))?));
-                    }
-                    images.push(pictures[name].clone());
-                }
-                prompts.push(Interleaved { text: question.prompt.clone(), images });
-            }
-            let settings = model.settings(ANSWER);
-            let answers = model.generate(&prompts, &settings, false, &mut |_, _| ControlFlow::Continue(()))?;
-            for (question, answers) in batch.iter().zip(answers) {
-                let said = answers.first().map_or("", |answer| answer.text.trim());
+            let prompts = asked.prompts(batch)?;
+            for (question, said) in batch.iter().zip(asked.answers(&prompts)?) {
                 right += usize::from(said == question.answer);
                 all.push(Answer {
                     task: question.task.clone(),
@@ -115,7 +150,7 @@ pub fn score(
                     images: question.images.clone(),
                     prompt: question.prompt.clone(),
                     expected: question.answer.clone(),
-                    said: said.into(),
+                    said,
                 });
             }
             done += batch.len();

@@ -6,6 +6,8 @@ use flamingo_config::{BLOCK, Scheme};
 use pulp::Arch;
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use super::fixed;
 use super::product::{Matrix, product, worth_threads};
 use super::quantised::Quantised;
 use super::stored::{Plain, Weight, few_rows, many_rows};
@@ -31,7 +33,7 @@ unsafe fn product_of(a: Matrix, b: Matrix, size: [usize; 3]) -> Vec<f32> {
 const FEW: usize = 6;
 
 /// The same where a weight is unpacked, once for each row or four of them, or for a panel.
-const FEW_OF_STORED: usize = 12;
+const FEW_OF_STORED: usize = 8;
 
 /// `[rows, d_in]` times the transposed `[d_out, d_in]`, and the bias. The weight may be f32, f16 or bf16, the rest is f32.
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
@@ -77,11 +79,20 @@ pub(super) fn forward_of_quantised(
         biases(bias, [rows, d_out, d_in])
     } else {
         match scheme {
-            Scheme::Q8 => of_rows(x, &Quantised::<8>::new(bytes, scales, blocks), bias, rows, FEW_OF_STORED),
-            Scheme::Q4 => of_rows(x, &Quantised::<4>::new(bytes, scales, blocks), bias, rows, FEW_OF_STORED),
+            Scheme::Q8 => of_quantised(x, &Quantised::<8>::new(bytes, scales, blocks), bias, rows),
+            Scheme::Q4 => of_quantised(x, &Quantised::<4>::new(bytes, scales, blocks), bias, rows),
         }
     };
     fresh(out, Shape::new([rows, d_out]))
+}
+
+fn of_quantised<const BITS: usize>(x: &[f32], weight: &Quantised<BITS>, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
+    #[cfg(target_arch = "x86_64")]
+    if rows == 1 && fixed::known() {
+        // SAFETY: the processor was asked.
+        return unsafe { fixed::one_row(x, weight, bias) };
+    }
+    of_rows(x, weight, bias, rows, FEW_OF_STORED)
 }
 
 fn of_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize, few: usize) -> Vec<f32> {

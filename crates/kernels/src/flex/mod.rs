@@ -5,6 +5,7 @@
 mod adamw;
 mod attention;
 mod elementwise;
+mod fixed;
 mod halves;
 mod lanes;
 mod layout;

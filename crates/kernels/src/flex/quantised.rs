@@ -28,6 +28,11 @@ impl<'a, const BITS: usize> Quantised<'a, BITS> {
         Self { codes, scales, blocks }
     }
 
+    /// Codes, scales, and blocks of a row.
+    pub(super) fn parts(&self) -> (&[u8], &[f16], usize) {
+        (self.codes, self.scales, self.blocks)
+    }
+
     /// Calls `with` for some blocks of a row: how many came before, where its codes are, and its scale over 128.
     ///
     /// # Safety
