@@ -11,7 +11,12 @@ use std::time::Instant;
 use common::{Options, median};
 use flamingo_engine::{Pixels, Text, TrainingOptions, open_training};
 
+/// As `flamingo train` sets it (crates/cli/train.rs): `mi_option_purge_delay`, milliseconds.
+const PURGE_DELAY: (libmimalloc_sys::mi_option_t, std::ffi::c_long) = (15, 30_000);
+
 fn main() {
+    // SAFETY: the option exists in this version of mimalloc, takes a number, and may change at any time.
+    unsafe { libmimalloc_sys::mi_option_set_default(PURGE_DELAY.0, PURGE_DELAY.1) };
     let options =
         Options::parse(&[("rows", 8), ("tokens", 64), ("images", 2), ("runs", 5)], "benches/train-small.toml");
     let (rows, tokens, images) = (options.number("rows"), options.number("tokens"), options.number("images"));
