@@ -64,8 +64,8 @@ pub struct ModelArgs {
     pub zoo: ZooArgs,
     #[arg(long, default_value = "auto", help = "auto, flex, ndarray, wgpu[:N] or cuda[:N]")]
     pub device: Device,
-    /// f32, f16, bf16, q8 or q4: the type of weights on the device, and of activations but on a CPU, which computes in
-    /// f32. Without it: as the folder stores them on a CPU and where they are quantised, else f32.
+    /// f32, f16, bf16, q8 or q4: the type of weights on the device, and of activations but on flex, which computes in
+    /// f32. Without it: as the folder stores them on flex and where they are quantised, else f32.
     #[arg(long)]
     pub precision: Option<Precision>,
 }

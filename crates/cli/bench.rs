@@ -371,6 +371,10 @@ fn page(
         _ => String::new(),
     };
     let seconds = |of: fn(&Measured) -> f64| move |m: &Measured| format!("{:.3}{}", of(m), ratio(of, m));
+    // What was measured of the machine is its processor's, and what is read for a token is flex's or PyTorch's.
+    let of_host = |m: &Measured, share: String| {
+        if m.device.contains("flex") || m.device.starts_with("PyTorch") { share } else { "-".into() }
+    };
     line("load, s", &|m| m.load.map_or("-".into(), |load| format!("{load:.3}")))?;
     line("image encode, s a picture", &seconds(|m| m.vision))?;
     line("resampler, s a picture", &seconds(|m| m.resampler))?;
@@ -378,11 +382,13 @@ fn page(
     line("prefill, tokens/s", &|m| format!("{:.1}", args.tokens as f64 / m.prefill))?;
     if let Some(rate) = machine.product {
         let flops = flops_of_prefill(config, args.tokens);
-        line("prefill, share of the f32 product rate", &|m| format!("{:.0} %", flops / m.prefill / rate * 100.0))?;
+        line("prefill, share of the f32 product rate", &|m| {
+            of_host(m, format!("{:.0} %", flops / m.prefill / rate * 100.0))
+        })?;
     }
     line("decode, tokens/s", &|m| format!("{:.2}{}", 1.0 / m.decode, ratio(|m| m.decode, m)))?;
     line("decode, share of the read rate", &|m| match bytes_a_token(config, &m.precision) {
-        Some(bytes) => format!("{:.0} %", bytes / m.decode / machine.read * 100.0),
+        Some(bytes) => of_host(m, format!("{:.0} %", bytes / m.decode / machine.read * 100.0)),
         None => "-".into(),
     })?;
     line(&format!("pictures, prompt, tokens by {} beams, s", args.beams), &seconds(|m| m.generate))?;

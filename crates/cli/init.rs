@@ -57,7 +57,8 @@ pub fn make(
     };
     for spec in &specs {
         if let Some(folder) = source(&spec.name) {
-            let fits = folder.tensor(&spec.name).is_some_and(|tensor| tensor.shape == spec.shape);
+            let quantised = folder.quantised(&spec.name).is_some_and(|matrix| matrix.shape[..] == spec.shape[..]);
+            let fits = quantised || folder.tensor(&spec.name).is_some_and(|tensor| tensor.shape == spec.shape);
             ensure!(fits, "`{}` of {} has another shape than the config says", spec.name, folder.config().name);
         }
     }

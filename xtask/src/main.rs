@@ -65,9 +65,9 @@ struct ConvertArgs {
     /// The model folder to write.
     #[arg(long)]
     out: PathBuf,
-    /// f32, f16 or bf16.
-    #[arg(long, default_value = "f32")]
-    dtype: Dtype,
+    /// f32, f16 or bf16; f32 unless said, and f16 beside quantised matrices.
+    #[arg(long)]
+    dtype: Option<Dtype>,
     /// q8 or q4: store matrices in 8 or 4 bits a number, with a scale for each 32.
     #[arg(long, value_name = "SCHEME")]
     quantize: Option<Scheme>,
@@ -255,8 +255,8 @@ fn convert_weights(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         }
         _ => bail!("give --clip, --lm and --checkpoint, or --from-hub"),
     };
-    let report =
-        convert::run(&inputs, &config, Format { dtype: args.dtype, scheme: args.quantize }, &args.out, args.force)?;
+    let dtype = args.dtype.unwrap_or(if args.quantize.is_some() { Dtype::F16 } else { Dtype::F32 });
+    let report = convert::run(&inputs, &config, Format { dtype, scheme: args.quantize }, &args.out, args.force)?;
     println!(
         "{}: {} tensors in {}, {} source tensors left out on purpose, {} filled in",
         args.out.display(),

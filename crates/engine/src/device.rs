@@ -329,8 +329,12 @@ fn absent(name: &str) -> EngineError {
 
 #[cfg(feature = "flex")]
 fn open_flex(weights: Weights, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
-    // Fewer bits save memory and its bandwidth; a CPU computes in f32.
-    let stored = Stored::new(precision, Dtype::F16, Dtype::F16);
+    // Fewer bits save memory and its bandwidth; a CPU computes in f32. Beside quantised matrices numbers stay as they are.
+    let others = match weights {
+        Weights::Folder(folder) if folder.precision().scheme().is_some() => folder.dtype(),
+        _ => Dtype::F16,
+    };
+    let stored = Stored::new(precision, others, Dtype::F16);
     start::<burn_flex::Flex>(weights, burn_flex::FlexDevice, "CPU (flex)".into(), stored, Dtype::F32)
 }
 

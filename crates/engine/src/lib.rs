@@ -28,9 +28,9 @@ pub use device::{
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
 pub use flamingo_train::{AdamW, Muon, Optimizer, Part, Schedule};
-pub use machine::Machine;
 /// What weights are on a device.
 pub use flamingo_weights::{Dtype, Precision};
+pub use machine::Machine;
 pub use session::{Session, SessionOptions};
 pub use training::{Training, TrainingOptions};
 

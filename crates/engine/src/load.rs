@@ -132,7 +132,7 @@ impl Reader {
         let (reader, of_tensor) = (self.clone(), shape.clone());
         let read = move || {
             let data = match &quantised {
-                Some((matrix, true)) => reader.codes(matrix, &of_tensor),
+                Some((matrix, true)) => reader.codes(matrix, &of_tensor)?,
                 Some((matrix, false)) => reader.scales(matrix, &of_tensor, dtype),
                 None => reader.numbers(&name, &of_tensor, dtype),
             };
@@ -153,19 +153,24 @@ impl Reader {
     }
 
     /// Codes as the folder has them, or made of its numbers.
-    fn codes(&self, matrix: &str, shape: &[usize]) -> Option<TensorData> {
+    fn codes(&self, matrix: &str, shape: &[usize]) -> Result<Option<TensorData>, TensorSnapshotError> {
         if self.stores(matrix, shape) {
-            return self.in_place(&format!("{matrix}.codes"), shape, DType::I32);
+            return Ok(self.in_place(&format!("{matrix}.codes"), shape, DType::I32));
         }
-        let numbers = self.folder.tensor_f32(matrix)?;
+        let Some(numbers) = self.folder.tensor_f32(matrix) else { return Ok(None) };
         // Codes have a row's words for each of its blocks.
         let blocks = numbers.len() / BLOCK;
         let words = shape.iter().product::<usize>() / blocks.max(1);
-        let scheme = [Scheme::Q8, Scheme::Q4].into_iter().find(|scheme| scheme.words() == words)?;
+        let scheme = [Scheme::Q8, Scheme::Q4].into_iter().find(|scheme| scheme.words() == words);
+        let Some(scheme) = scheme else { return Ok(None) };
         let (codes, scales) = quantise(scheme, &numbers);
+        if scales.iter().any(|scale| !scale.is_finite()) {
+            let what = format!("`{matrix}` has numbers that are too large to quantise, or none: open it in f32");
+            return Err(TensorSnapshotError::DataError(what));
+        }
         self.folder.release(matrix);
         self.scales.replace((matrix.to_string(), scales));
-        Some(TensorData::from_bytes_vec(codes, shape.to_vec(), DType::I32))
+        Ok(Some(TensorData::from_bytes_vec(codes, shape.to_vec(), DType::I32)))
     }
 
     fn scales(&self, matrix: &str, shape: &[usize], dtype: DType) -> Option<TensorData> {

@@ -144,9 +144,15 @@ impl ModelFolder {
         if let Some(scheme) = schemes.min_by_key(|scheme| scheme.words()) {
             return Precision::Quantised(scheme);
         }
+        Precision::Plain(self.dtype())
+    }
+
+    /// The format of the folder's numbers beside quantised matrices; f32 where there are several.
+    pub fn dtype(&self) -> Dtype {
+        let specs = layout(&self.config);
         let mut formats = specs.iter().filter_map(|spec| Some(self.tensor(&spec.name)?.dtype));
         let first = formats.next().unwrap_or_default();
-        Precision::Plain(if formats.all(|format| format == first) { first } else { Dtype::F32 })
+        if formats.all(|format| format == first) { first } else { Dtype::F32 }
     }
 
     /// A tensor's numbers by name, in row-major order, whatever they are stored as.
@@ -165,7 +171,7 @@ impl ModelFolder {
     /// loaded model would count twice: once where it was copied to, once as pages of its file.
     pub fn release(&self, name: &str) {
         #[cfg(unix)]
-        if let Some(place) = self.tensors.get(name) {
+        for place in [name, &codes_of(name), &scales_of(name)].iter().filter_map(|name| self.tensors.get(*name)) {
             let (map, length) = (&self.files[place.file], place.end - place.start);
             // SAFETY: the mapping is of a file and is never written to, so its pages come back as they were.
             let advised =
@@ -228,7 +234,7 @@ impl ModelFolder {
                         let what = format!("holds `{}` quantised, which stays numbers in every model", spec.name);
                         return Err(WeightsError::format(folder, what));
                     }
-                    vec![scales.shape[0], scales.shape[1] * BLOCK]
+                    vec![scales.shape[0], scales.shape[1].saturating_mul(BLOCK)]
                 }
                 _ => match self.tensors.get(&spec.name) {
                     Some(Place { stored: Stored::Numbers(_), shape, .. }) => shape.clone(),
@@ -273,5 +279,5 @@ fn scheme_of(codes: &Place, scales: &Place) -> Option<Scheme> {
     let (&[rows, words], &[scale_rows, blocks]) = (&codes.shape[..], &scales.shape[..]) else { return None };
     let right = rows == scale_rows && (codes.stored, scales.stored) == (Stored::Codes, Stored::Numbers(Dtype::F16));
     let schemes = [Scheme::Q8, Scheme::Q4].into_iter().filter(|_| right);
-    schemes.into_iter().find(|scheme| words == blocks * scheme.words())
+    schemes.into_iter().find(|scheme| Some(words) == blocks.checked_mul(scheme.words()))
 }

@@ -11,7 +11,8 @@ const TASK: usize = 1 << 10;
 /// steps finer. Three cost a thousandth of the error of fifteen.
 const TRIED: [f32; 3] = [0.88, 0.96, 1.04];
 
-/// Codes, little-endian words, and scales of numbers that are whole blocks.
+/// Codes, little-endian words, and scales of numbers that are whole blocks. The scale of a block with a number that is too
+/// large for f16, or none, is not finite.
 ///
 /// # Panics
 /// If they are not.
@@ -62,6 +63,9 @@ fn stored(scale: f32) -> (f16, f32) {
 
 fn eight_bits(numbers: &[f32; BLOCK], codes: &mut [u8]) -> f16 {
     let largest = numbers.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+    if numbers.iter().any(|x| x.is_nan()) {
+        return f16::NAN;
+    }
     let (scale, factor) = stored(largest * (128.0 / 127.0));
     for (code, x) in codes.iter_mut().zip(numbers) {
         *code = (x * factor).round().clamp(-127.0, 127.0) as i8 as u8;
@@ -71,7 +75,8 @@ fn eight_bits(numbers: &[f32; BLOCK], codes: &mut [u8]) -> f16 {
 
 fn four_bits(numbers: &[f32; BLOCK], codes: &mut [u8], nearest: &[u8; 256]) -> f16 {
     let largest = numbers.iter().fold(0.0f32, |largest, &x| if x.abs() > largest.abs() { x } else { largest });
-    let mut best = (f32::INFINITY, f16::ZERO, [0; BLOCK]);
+    // No finite scale, no codes: what is too large, or no number, is not hidden.
+    let mut best = (f32::INFINITY, f16::NAN, [0; BLOCK]);
     for share in TRIED {
         let (_, factor) = stored(largest * share * (128.0 / f32::from(LEVELS[0])));
         let chosen = numbers.map(|x| nearest[((x * factor).round().clamp(-128.0, 127.0) + 128.0) as usize]);
@@ -149,6 +154,22 @@ mod tests {
                     // Scales below f16's normal numbers have fewer digits.
                     assert!((x - y).abs() <= largest * share + 1e-7, "{scheme}: {x} became {y}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_too_large_or_no_number_is_not_hidden() {
+        for wrong in [70_000.0, -1e6, f32::INFINITY, f32::NAN] {
+            let mut numbers = numbers(2 * BLOCK);
+            numbers[BLOCK + 5] = wrong;
+            for scheme in [Scheme::Q8, Scheme::Q4] {
+                let (_, scales) = quantise(scheme, &numbers);
+                assert!(
+                    scales[0].is_finite() && !scales[1].is_finite(),
+                    "{scheme}: {wrong} has the scale {}",
+                    scales[1]
+                );
             }
         }
     }

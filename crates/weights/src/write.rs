@@ -266,7 +266,8 @@ fn file(
             blocks(piece, &mut numbers, &mut |source, numbers| {
                 let (codes, scales) = quantise(scheme, numbers);
                 if let Some(at) = scales.iter().position(|scale| !scale.is_finite()) {
-                    let value = numbers[at * QUANTISED];
+                    let block = numbers[at * QUANTISED..][..QUANTISED].iter();
+                    let value = block.copied().fold(0.0f32, |a, b| if b.abs() > a.abs() { b } else { a });
                     return Err(WeightsError::Overflow { name: source.to_string(), value });
                 }
                 of_matrix.extend(scales.iter().flat_map(|scale| scale.to_le_bytes()));

@@ -33,7 +33,7 @@ unsafe fn product_of(a: Matrix, b: Matrix, size: [usize; 3]) -> Vec<f32> {
 const FEW: usize = 6;
 
 /// The same where a weight is unpacked, once for each row or four of them, or for a panel.
-const FEW_OF_STORED: usize = 8;
+pub const FEW_OF_STORED: usize = 8;
 
 /// `[rows, d_in]` times the transposed `[d_out, d_in]`, and the bias. The weight may be f32, f16 or bf16, the rest is f32.
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {

@@ -29,7 +29,9 @@ use rayon::prelude::*;
 
 use crate::{AdamWStep, Attention, Gradients, Kernels, Quantised, generic};
 
-/// Whether this processor multiplies bf16: then products of many rows by weights that are no finer than that (bf16, q8, q4)
+pub use linear::FEW_OF_STORED;
+
+/// Whether this processor multiplies bf16: then products of more than [`FEW_OF_STORED`] rows by weights that are no finer than that (bf16, q8, q4)
 /// round their inputs to it, as PyTorch's autocast does.
 pub fn multiplies_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
