@@ -31,8 +31,8 @@ use crate::{AdamWStep, Attention, Gradients, Kernels, Quantised, generic};
 
 pub use linear::FEW_OF_STORED;
 
-/// Whether this processor multiplies bf16: then products of more than [`FEW_OF_STORED`] rows by weights that are no finer than that (bf16, q8, q4)
-/// round their inputs to it, as PyTorch's autocast does.
+/// Whether this processor multiplies bf16: then products of more than [`FEW_OF_STORED`] rows by weights that are no finer than
+/// that (bf16, q8, q4) round their inputs to it, as PyTorch's autocast does.
 pub fn multiplies_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
     return halves::known();
