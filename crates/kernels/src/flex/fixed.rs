@@ -103,9 +103,14 @@ unsafe fn dot<const BITS: usize>(codes: &[u8], scales: &[f16], inputs: &Inputs) 
         let two = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
         let mut sums = [_mm512_setzero_ps(); 2];
         for (chunk, scales) in scales.chunks(SCALES).enumerate() {
-            let mut stored = [f16::ZERO; SCALES];
-            stored[..scales.len()].copy_from_slice(scales);
-            let stored = _mm512_cvtph_ps(_mm256_loadu_si256(stored.as_ptr().cast()));
+            let mut rest = [f16::ZERO; SCALES];
+            let stored = if scales.len() == SCALES {
+                scales.as_ptr()
+            } else {
+                rest[..scales.len()].copy_from_slice(scales);
+                rest.as_ptr()
+            };
+            let stored = _mm512_cvtph_ps(_mm256_loadu_si256(stored.cast()));
             let factors = _mm512_mul_ps(stored, _mm512_loadu_ps(inputs.scales.as_ptr().add(chunk * SCALES)));
             let first = chunk * SCALES;
             let codes = codes.as_ptr().add(first * bytes);

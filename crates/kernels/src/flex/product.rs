@@ -51,7 +51,7 @@ pub(super) fn worth_threads([m, n, k]: [usize; 3]) -> bool {
     m * n * k >= WORTH_THREADS
 }
 
-/// Rows from which on panels are faster than another library's products.
+/// Rows from which on panels are taken for faster than another library's products.
 const ROWS_OF_PANELS: usize = 4;
 
 /// `out = factor a b`, or `out += factor a b` if it is `added` to; `a` is `[m, k]`, `b` `[k, n]`.

@@ -43,13 +43,19 @@ impl<'a, const BITS: usize> Quantised<'a, BITS> {
         let scales = &self.scales[first..][..blocks.len()];
         let codes = &self.codes[first * Self::BYTES..][..blocks.len() * Self::BYTES];
         for (chunk, scales) in scales.chunks(SCALES).enumerate() {
-            let mut stored = [f16::ZERO; SCALES];
-            stored[..scales.len()].copy_from_slice(scales);
+            let mut rest = [f16::ZERO; SCALES];
+            // A copy of a length that is not known would be a call.
+            let stored = if scales.len() == SCALES {
+                scales.as_ptr()
+            } else {
+                rest[..scales.len()].copy_from_slice(scales);
+                rest.as_ptr()
+            };
             let mut factors = [0.0; SCALES];
             for at in (0..SCALES).step_by(L::COUNT) {
                 // SAFETY: a register's numbers lie in both; the rest is the caller's promise.
                 unsafe {
-                    let factor = L::load_f16(stored.as_ptr().add(at)).mul(L::splat(1.0 / 128.0));
+                    let factor = L::load_f16(stored.add(at)).mul(L::splat(1.0 / 128.0));
                     factor.store(factors.as_mut_ptr().add(at));
                 }
             }
