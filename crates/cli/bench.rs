@@ -13,7 +13,7 @@ use anyhow::{Context, bail, ensure};
 use flamingo_config::ModelConfig;
 use flamingo_engine::{Engine, Machine, Pixels, Precision, SessionOptions, Text, Weights, open_weights};
 use flamingo_generate::{EarlyStopping, GenerationConfig, Strategy, generate};
-use flamingo_weights::{Dtype, Format, ModelFolder, layout};
+use flamingo_weights::{Format, ModelFolder, layout};
 use flamingo_zoo::find;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
@@ -320,10 +320,7 @@ fn for_each_token(config: &ModelConfig, name: &str) -> bool {
 
 /// Bytes of weights that a token reads.
 fn bytes_a_token(config: &ModelConfig, precision: &str) -> Option<f64> {
-    let format = match precision.parse().ok()? {
-        Precision::Plain(dtype) => Format { dtype, scheme: None },
-        Precision::Quantised(scheme) => Format { dtype: Dtype::F16, scheme: Some(scheme) },
-    };
+    let format = Format::from(precision.parse::<Precision>().ok()?);
     let read = layout(config).into_iter().filter(|spec| for_each_token(config, &spec.name));
     Some(read.map(|spec| spec.bytes(format) as f64).sum())
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::ensure;
 use flamingo_config::ModelConfig;
-use flamingo_engine::{Device, Dtype, Precision};
+use flamingo_engine::{Device, Precision};
 use flamingo_metrics::interval::{bootstrap, interval_of_mean};
 use flamingo_weights::{Format, layout};
 use flamingo_zoo::Model;
@@ -131,10 +131,7 @@ fn continuation(question: &Question) -> String {
 
 /// Size of a model folder's weights. Beside quantised matrices numbers are f16.
 fn megabytes(config: &ModelConfig, precision: Precision) -> f64 {
-    let format = match precision {
-        Precision::Plain(dtype) => Format::from(dtype),
-        Precision::Quantised(scheme) => Format { dtype: Dtype::F16, scheme: Some(scheme) },
-    };
+    let format = Format::from(precision);
     layout(config).iter().map(|tensor| tensor.bytes(format)).sum::<u64>() as f64 / 1e6
 }
 

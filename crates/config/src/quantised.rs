@@ -25,9 +25,9 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// How the matrix of this name in a model is quantised by this, if it is one of whole blocks. Mistakes in the vision
-    /// tower, the embedding table and the head cost most and their 4 bits would save least: they take 8. The resampler
-    /// stays as it is.
+    /// How the matrix of this name in a model is quantised by this, if it is one of whole blocks. The vision tower, the
+    /// embedding table and the head take 8 bits always, as they are a small part of a large model and all else depends on
+    /// them; what 4 would cost there was not measured. The resampler stays as it is.
     pub fn of(self, name: &str) -> Option<Self> {
         match name {
             _ if name.starts_with("resampler") => None,

@@ -122,8 +122,8 @@ pub(crate) struct BurnEngine<B: Kernels> {
     pub(crate) model: Flamingo<B>,
     pub(crate) config: ModelConfig,
     pub(crate) device: B::Device,
-    /// The format that it computes in.
     pub(crate) precision: Precision,
+    /// The format that it computes in.
     pub(crate) compute: Dtype,
     pub(crate) name: String,
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::recipe::{self, Piece, Sources};
 use crate::write::{self, REPORT, Staging, TOKENIZER};
-use crate::{Dtype, WeightsError, check_clip, check_language_model, readers};
+use crate::{Dtype, Precision, WeightsError, check_clip, check_language_model, readers};
 
 /// The three parts that upstream assembles at run time.
 #[derive(Clone, Debug)]
@@ -35,6 +35,16 @@ pub struct Format {
 impl From<Dtype> for Format {
     fn from(dtype: Dtype) -> Self {
         Self { dtype, scheme: None }
+    }
+}
+
+impl From<Precision> for Format {
+    /// Beside quantised matrices numbers are f16.
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::Plain(dtype) => dtype.into(),
+            Precision::Quantised(scheme) => Self { dtype: Dtype::F16, scheme: Some(scheme) },
+        }
     }
 }
 
