@@ -149,6 +149,16 @@ def median_ms(run, runs, warmup):
     return statistics.median(times), result
 
 
+def machine_rates(device):
+    """What the GPU does at best: bytes read and written a second by a copy, operations of a bf16 product."""
+    source, target = (torch.empty(2**30, dtype=torch.uint8, device=device).random_() for _ in range(2))
+    copy_ms, _ = median_ms(lambda: target.copy_(source), 10, 3)
+    side = 8192
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    product_ms, _ = median_ms(lambda: a @ b, 10, 3)
+    return {"copy_bytes_per_second": 2 * 2**30 / copy_ms * 1e3, "product_flops_per_second": 2 * side**3 / product_ms * 1e3}
+
+
 def peak_rss_mib():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
@@ -233,6 +243,7 @@ def main():
     parser.add_argument("--dtype", choices=["f32", "bf16"], default="f32", help="bf16 is upstream's precision bf16")
     parser.add_argument("--generate", action="store_true", help="also time upstream's generate, end to end")
     parser.add_argument("--beams", type=int, default=1, help="beams of --generate")
+    parser.add_argument("--machine", action="store_true", help="on a GPU: also what it copies and multiplies at best")
     args = parser.parse_args()
     for name in ["batch", "images", "decode", "runs", "threads"]:
         if getattr(args, name) < 1:
@@ -258,6 +269,8 @@ def main():
     report["peak_rss_mib"] = round(peak_rss_mib(), 1)
     if args.device != "cpu":
         report["peak_device_mib"] = round(torch.cuda.max_memory_reserved() / 2**20, 1)
+        if args.machine:
+            report.update(machine_rates(args.device))
     report["config"] = {
         "shape": shape["name"],
         **{key: value for key, value in vars(args).items() if key != "shape"},

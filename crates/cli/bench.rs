@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
 use flamingo_config::ModelConfig;
-use flamingo_engine::{Engine, Machine, Pixels, Precision, SessionOptions, Text, Weights, open_weights};
+use flamingo_engine::{Device, Engine, Machine, Pixels, Precision, SessionOptions, Text, Weights, open_weights};
 use flamingo_generate::{EarlyStopping, GenerationConfig, Strategy, generate};
 use flamingo_weights::{Format, ModelFolder, layout};
 use flamingo_zoo::find;
@@ -44,8 +44,10 @@ struct Measured {
     generate: f64,
     /// To the first token of another question after the same demonstrations, its picture included.
     second_query: f64,
-    /// Most memory that the process had.
+    /// Most memory that the process had; on an NVIDIA GPU, most of the GPU's, as its driver counts it.
     peak_bytes: Option<f64>,
+    /// Whether the processor did it.
+    on_host: bool,
     /// What the weights were and where.
     precision: String,
     device: String,
@@ -59,7 +61,6 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         println!("{}", serde_json::to_string(&measured)?);
         return Ok(());
     }
-    let machine = Machine::measure();
     let precisions: Vec<Option<Precision>> = match args.precision[..] {
         [] => vec![None],
         ref given => given.iter().copied().map(Some).collect(),
@@ -69,14 +70,18 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         let name = precision.map_or("as stored".into(), |precision| precision.to_string());
         ours.push(waiting(&format!("measuring {name}"), || measure_apart(args, precision))?);
     }
+    let on_gpu = ours.iter().any(|measured| !measured.on_host);
     let torch = match &args.compare_torch {
-        Some(python) => Some(waiting("measuring PyTorch", || torch(python, source.config(), args))?),
+        Some(python) => Some(waiting("measuring PyTorch", || torch(python, source.config(), args, on_gpu))?),
         None => None,
     };
+    let (torch, of_gpu) = torch.map_or((None, None), |(torch, of_gpu)| (Some(torch), of_gpu));
+    // What a GPU can do is measured by PyTorch, whose products are NVIDIA's own.
+    let machine = if on_gpu { of_gpu } else { Some(Machine::measure()) };
     let page = page(source.config(), args, machine, &ours, torch.as_ref())?;
     let result = json!({
         "model": source.config().name,
-        "machine": {"read_bytes_per_second": machine.read, "product_flops_per_second": machine.product},
+        "machine": machine.map(|m| json!({"read_bytes_per_second": m.read, "product_flops_per_second": m.product})),
         "images": args.images, "tokens": args.tokens, "new_tokens": args.new_tokens, "beams": args.beams,
         "shots": args.shots, "runs": args.runs, "measured": ours, "torch": torch,
     });
@@ -190,8 +195,10 @@ fn pixels(config: &ModelConfig, images: usize) -> Pixels {
 fn measure(source: &Source, args: &BenchArgs, precision: Option<Precision>) -> anyhow::Result<Measured> {
     let config = source.config();
     ensure!(args.tokens >= args.images, "--tokens must leave room for the mark of each of --images");
+    let before = device_bytes(args.device);
     let start = Instant::now();
     let engine = source.engine(args, precision)?;
+    let on_host = !["cuda", "wgpu"].iter().any(|gpu| engine.device().contains(gpu));
     let load = matches!(source, Source::Folder(_)).then(|| start.elapsed().as_secs_f64());
 
     let (text, pictures) = (prompt(config, args.images, args.tokens), pixels(config, args.images));
@@ -235,10 +242,25 @@ fn measure(source: &Source, args: &BenchArgs, precision: Option<Precision>) -> a
         decode: stage(|t| t.decode),
         generate: generated,
         second_query,
-        peak_bytes: peak_bytes(),
+        // Burn keeps what it once took: what is held at the end is the most that was.
+        peak_bytes: match before {
+            Some(before) => device_bytes(args.device).map(|now| now - before),
+            None => peak_bytes().filter(|_| on_host),
+        },
         precision: engine.precision().to_string(),
         device: engine.device().to_string(),
+        on_host,
     })
+}
+
+/// Memory in use on an NVIDIA GPU.
+fn device_bytes(device: Device) -> Option<f64> {
+    let Device::Cuda(index) = device else { return None };
+    let device = format!("--id={}", index.unwrap_or(0));
+    let query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits", &device];
+    let output = Command::new("nvidia-smi").args(query).output().ok()?;
+    let mib: f64 = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().parse().ok()?;
+    Some(mib * 1024.0 * 1024.0)
 }
 
 /// The median time of so many times, after one that does not count.
@@ -263,8 +285,20 @@ fn peak_bytes() -> Option<f64> {
     Some(line.trim().trim_end_matches(" kB").parse::<f64>().ok()? * 1024.0)
 }
 
-/// The same of upstream's PyTorch, in f32; one run after one that does not count, as a run takes minutes. It keeps nothing of a prompt: a second query costs what the first did.
-fn torch(python: &Path, config: &ModelConfig, args: &BenchArgs) -> anyhow::Result<Measured> {
+/// The same of upstream's PyTorch: in f32 on the processor, one run after one that does not count, as a run takes minutes; in
+/// bf16 on a GPU, whose own rates it measures, too. It keeps nothing of a prompt: a second query costs what the first did.
+fn torch(
+    python: &Path,
+    config: &ModelConfig,
+    args: &BenchArgs,
+    on_gpu: bool,
+) -> anyhow::Result<(Measured, Option<Machine>)> {
+    let device = match args.device {
+        Device::Cuda(index) => format!("cuda:{}", index.unwrap_or(0)),
+        _ if on_gpu => "cuda:0".into(),
+        _ => "cpu".into(),
+    };
+    let (precision, runs) = if on_gpu { ("bf16", args.runs) } else { ("f32", 1) };
     let work = std::env::temp_dir().join(format!("flamingo-bench-{}", std::process::id()));
     std::fs::create_dir_all(&work).with_context(|| format!("cannot write {}", work.display()))?;
     let _gone = Removed(work.clone());
@@ -274,19 +308,23 @@ fn torch(python: &Path, config: &ModelConfig, args: &BenchArgs) -> anyhow::Resul
     let timed = |images: usize, tokens: usize, decode: usize, more: &[&str]| -> anyhow::Result<BTreeMap<String, f64>> {
         let mut command = Command::new(python);
         command.arg(&script).arg("--shape").arg(&shape);
-        for (name, number) in [("images", images), ("tokens", tokens), ("decode", decode), ("runs", 1)] {
+        for (name, number) in [("images", images), ("tokens", tokens), ("decode", decode), ("runs", runs)] {
             command.args([format!("--{name}"), number.to_string()]);
         }
+        command.args(["--device", &device, "--dtype", precision]);
         let all: BTreeMap<String, serde_json::Value> = answer(command.args(more).stderr(Stdio::piped()))?;
         Ok(all.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
     };
     let beams = args.beams.to_string();
-    let first = timed(args.images, args.tokens, args.new_tokens, &["--generate", "--beams", &beams])?;
+    let first = timed(args.images, args.tokens, args.new_tokens, &["--generate", "--beams", &beams, "--machine"])?;
     let shots = args.shots + 1;
     let again = timed(shots, shots * SHOT_TOKENS, 1, &[])?;
     let seconds = |of: &BTreeMap<String, f64>, name: &str| of.get(name).map_or(f64::NAN, |ms| ms / 1e3);
     let images = args.images as f64;
-    Ok(Measured {
+    let rate = |name| first.get(name).copied();
+    let machine = rate("copy_bytes_per_second").map(|read| Machine { read, product: rate("product_flops_per_second") });
+    let peak = first.get("peak_device_mib").or(first.get("peak_rss_mib"));
+    let measured = Measured {
         load: None,
         vision: seconds(&first, "vision_ms") / images,
         resampler: seconds(&first, "resampler_ms") / images,
@@ -294,10 +332,12 @@ fn torch(python: &Path, config: &ModelConfig, args: &BenchArgs) -> anyhow::Resul
         decode: seconds(&first, "decode_ms_per_token"),
         generate: seconds(&first, "generate_ms"),
         second_query: ["vision_ms", "resampler_ms", "prefill_ms"].map(|name| seconds(&again, name)).iter().sum(),
-        peak_bytes: first.get("peak_rss_mib").map(|mib| mib * 1024.0 * 1024.0),
-        precision: "f32".into(),
-        device: "PyTorch, CPU".into(),
-    })
+        peak_bytes: peak.map(|mib| mib * 1024.0 * 1024.0),
+        precision: precision.into(),
+        device: if on_gpu { format!("PyTorch, {device}") } else { "PyTorch, CPU".into() },
+        on_host: !on_gpu,
+    };
+    Ok((measured, machine))
 }
 
 /// A folder that is gone with this.
@@ -336,26 +376,39 @@ fn flops_of_prefill(config: &ModelConfig, tokens: usize) -> f64 {
     matrices.map(|spec| flops(&spec.name, spec.shape.iter().product())).sum()
 }
 
+/// Seconds to as many digits as were measured.
+fn brief(seconds: f64) -> String {
+    if seconds < 0.1 { format!("{seconds:.5}") } else { format!("{seconds:.3}") }
+}
+
 fn page(
     config: &ModelConfig,
     args: &BenchArgs,
-    machine: Machine,
+    machine: Option<Machine>,
     ours: &[Measured],
     torch: Option<&Measured>,
 ) -> anyhow::Result<String> {
     let mut page = format!(
-        "{}: {} pictures, {} tokens, {} new ones; medians of {} runs (PyTorch: one). This machine reads {:.1} GB/s",
-        config.name,
-        args.images,
-        args.tokens,
-        args.new_tokens,
-        args.runs,
-        machine.read / 1e9
+        "{}: {} pictures, {} tokens, {} new ones; medians of {} runs",
+        config.name, args.images, args.tokens, args.new_tokens, args.runs,
     );
-    match machine.product {
-        Some(rate) => writeln!(page, " and multiplies {:.0} GFLOP/s in f32.\n", rate / 1e9)?,
-        None => page.push_str(".\n\n"),
+    let on_host = ours.iter().all(|measured| measured.on_host);
+    page.push_str(if on_host { " (PyTorch: one)." } else { "." });
+    match machine {
+        Some(Machine { read, product: Some(product) }) if on_host => write!(
+            page,
+            " This machine reads {:.1} GB/s and multiplies {:.0} GFLOP/s in f32.",
+            read / 1e9,
+            product / 1e9
+        )?,
+        Some(Machine { read, product: Some(product) }) => {
+            write!(page, " The GPU copies {:.0} GB/s (read and written) and", read / 1e9)?;
+            write!(page, " multiplies {:.0} TFLOP/s in bf16, by PyTorch.", product / 1e12)?
+        }
+        Some(machine) => write!(page, " This machine reads {:.1} GB/s.", machine.read / 1e9)?,
+        None => {}
     }
+    page.push_str("\n\n");
     let all: Vec<&Measured> = ours.iter().chain(torch).collect();
     let mut line = |name: &str, cell: &dyn Fn(&Measured) -> String| {
         let cells: Vec<String> = all.iter().map(|measured| cell(measured)).collect();
@@ -367,27 +420,32 @@ fn page(
         Some(torch) if !std::ptr::eq(torch, own) => format!(" ({:.1} ×)", of(torch) / of(own)),
         _ => String::new(),
     };
-    let seconds = |of: fn(&Measured) -> f64| move |m: &Measured| format!("{:.3}{}", of(m), ratio(of, m));
-    // What was measured of the machine is its processor's, and what is read for a token is flex's or PyTorch's.
-    let of_host = |m: &Measured, share: String| {
-        if m.device.contains("flex") || m.device.starts_with("PyTorch") { share } else { "-".into() }
+    let seconds = |of: fn(&Measured) -> f64| move |m: &Measured| format!("{}{}", brief(of(m)), ratio(of, m));
+    // What was measured of the machine is where they ran; which weights ndarray and wgpu read for a token is not known.
+    let of_machine = |m: &Measured, share: String| {
+        let known = ["flex", "cuda", "PyTorch"].iter().any(|device| m.device.contains(device));
+        if known && m.on_host == on_host { share } else { "-".into() }
     };
     line("load, s", &|m| m.load.map_or("-".into(), |load| format!("{load:.3}")))?;
     line("image encode, s a picture", &seconds(|m| m.vision))?;
     line("resampler, s a picture", &seconds(|m| m.resampler))?;
     line("prefill, s", &seconds(|m| m.prefill))?;
     line("prefill, tokens/s", &|m| format!("{:.1}", args.tokens as f64 / m.prefill))?;
-    if let Some(rate) = machine.product {
+    if let Some(rate) = machine.and_then(|machine| machine.product) {
         let flops = flops_of_prefill(config, args.tokens);
-        line("prefill, share of the f32 product rate", &|m| {
-            of_host(m, format!("{:.0} %", flops / m.prefill / rate * 100.0))
+        let name = if on_host { "f32" } else { "bf16" };
+        line(&format!("prefill, share of the {name} product rate"), &|m| {
+            of_machine(m, format!("{:.0} %", flops / m.prefill / rate * 100.0))
         })?;
     }
     line("decode, tokens/s", &|m| format!("{:.2}{}", 1.0 / m.decode, ratio(|m| m.decode, m)))?;
-    line("decode, share of the read rate", &|m| match bytes_a_token(config, &m.precision) {
-        Some(bytes) => of_host(m, format!("{:.0} %", bytes / m.decode / machine.read * 100.0)),
-        None => "-".into(),
-    })?;
+    if let Some(machine) = machine {
+        let name = if on_host { "read" } else { "copy" };
+        line(&format!("decode, share of the {name} rate"), &|m| match bytes_a_token(config, &m.precision) {
+            Some(bytes) => of_machine(m, format!("{:.0} %", bytes / m.decode / machine.read * 100.0)),
+            None => "-".into(),
+        })?;
+    }
     line(&format!("pictures, prompt, tokens by {} beams, s", args.beams), &seconds(|m| m.generate))?;
     line(&format!("second query after {} shots, s to its first token", args.shots), &seconds(|m| m.second_query))?;
     line("peak memory, GB", &|m| {

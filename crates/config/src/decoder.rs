@@ -182,7 +182,7 @@ pub struct GptNeoConfig {
 }
 
 /// Feed-forward activations.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `x Φ(x)` with the exact error function.
@@ -230,7 +230,7 @@ pub enum Residual {
 }
 
 /// How two coordinates of a head form a rotated pair.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Pairing {
     /// Coordinate `i` with `i + dims / 2` (GPT-NeoX, Hugging Face's LLaMA).
     Halves,

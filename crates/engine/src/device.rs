@@ -314,6 +314,8 @@ fn ready<B: Kernels>(
         Weights::Random(config) => (random::<B>(config, format, &device), config),
     };
     model.compute = Some(burn_dtype(compute));
+    // What loading took beside the weights is the system's again.
+    B::memory_cleanup(&device);
     let precision = scheme.map_or(Precision::Plain(stored.dtype), Precision::Quantised);
     tracing::debug!(device = name, %precision, "model loaded");
     Ok(BurnEngine { model, config: config.clone(), device, precision, compute, name })
@@ -370,7 +372,7 @@ fn open_wgpu(_: Weights, _: Option<usize>, _: Precision) -> Result<Box<dyn Engin
 #[cfg(feature = "cuda")]
 fn open_cuda(weights: Weights, index: Option<usize>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     let index = cuda::find(index)?;
-    let stored = Stored::new(precision, Dtype::Bf16, Dtype::F32);
+    let stored = Stored::new(precision, Dtype::Bf16, Dtype::F16);
     start::<burn_cuda::Cuda>(weights, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), stored, stored.dtype)
 }
 
@@ -453,6 +455,8 @@ mod wgpu_adapters {
 mod cuda {
     //! Whether CUDA can be used: burn-cuda panics where it cannot.
 
+    use std::sync::Once;
+
     use libloading::{Library, Symbol};
 
     use crate::EngineError;
@@ -464,9 +468,46 @@ mod cuda {
     pub(super) fn find(index: Option<usize>) -> Result<usize, EngineError> {
         let (index, count) = (index.unwrap_or(0), devices().map_err(EngineError::Device)?);
         if index < count {
+            KEPT.call_once(keep_kernels);
             return Ok(index);
         }
         Err(EngineError::Device(format!("there is no cuda:{index}: this machine has {count} CUDA device(s)")))
+    }
+
+    static KEPT: Once = Once::new();
+
+    /// Has compiled kernels kept in the user's cache, apart for each kind of device: compiling takes longer than loading a
+    /// model.
+    fn keep_kernels() {
+        if let (Some(cache), Some(kinds)) = (dirs::cache_dir(), kinds()) {
+            flamingo_kernels::keep_compiled(&cache.join("openflamingo-rs/cuda").join(kinds));
+        }
+    }
+
+    /// The compute capabilities of all devices, "9.0" for one H100.
+    fn kinds() -> Option<String> {
+        const MAJOR: i32 = 75;
+        const MINOR: i32 = 76;
+        let driver = driver()?;
+        // SAFETY: the functions have these signatures in every driver, and what they write outlives the calls.
+        unsafe {
+            let device: Symbol<unsafe extern "C" fn(*mut i32, i32) -> i32> = driver.get(b"cuDeviceGet\0").ok()?;
+            let attribute: Symbol<unsafe extern "C" fn(*mut i32, i32, i32) -> i32> =
+                driver.get(b"cuDeviceGetAttribute\0").ok()?;
+            let kind = |ordinal: usize| {
+                let (mut handle, mut major, mut minor) = (0, 0, 0);
+                let status = device(&mut handle, ordinal as i32)
+                    | attribute(&mut major, MAJOR, handle)
+                    | attribute(&mut minor, MINOR, handle);
+                (status == 0).then(|| format!("{major}.{minor}"))
+            };
+            let kinds: Option<Vec<_>> = (0..devices().ok()?).map(kind).collect();
+            Some(kinds?.join("-"))
+        }
+    }
+
+    fn driver() -> Option<Library> {
+        first(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"])
     }
 
     /// Number of CUDA devices.
@@ -474,7 +515,7 @@ mod cuda {
     /// # Errors
     /// One sentence: which library or device is missing.
     pub(super) fn devices() -> Result<usize, String> {
-        let driver = first(&["libcuda.so.1", "libcuda.so", "nvcuda.dll"])
+        let driver = driver()
             .ok_or("no CUDA driver was found: install NVIDIA's driver, or use --device wgpu or --device flex")?;
         let compilers = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_120_0.dll"];
         first(&compilers).ok_or("CUDA's run-time compiler (libnvrtc) was not found: install the CUDA toolkit")?;

@@ -108,6 +108,24 @@ impl<B: Gradients, const N: usize> Backward<B, N> for Linear {
     }
 }
 
+/// `x`, `more` and the gate.
+#[derive(Debug)]
+struct GatedSum;
+
+impl<B: Gradients> Backward<B, 3> for GatedSum {
+    type State = [FloatTensor<B>; 2];
+
+    fn backward(self, ops: Ops<Self::State, 3>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [x, of_more, of_gate] = ops.parents.map(|node| node.map(|node| node.id));
+        let [more, gate] = ops.state;
+        register::<B>(grads, x, grad.clone());
+        let [d_more, d_gate] = B::gated_sum_backward(more, gate, grad);
+        register::<B>(grads, of_more, d_more);
+        register::<B>(grads, of_gate, d_gate);
+    }
+}
+
 #[derive(Debug)]
 struct Columns {
     first: usize,
@@ -238,6 +256,15 @@ impl<B: Gradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
                     OpsKind::UnTracked(prep) => prep.finish(output),
                 }
             }
+        }
+    }
+
+    fn gated_sum(x: FloatTensor<Self>, more: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
+        let state = [more.primitive.clone(), gate.primitive.clone()];
+        let output = B::gated_sum(x.primitive, more.primitive, gate.primitive);
+        match GatedSum.prepare::<C>([x.node, more.node, gate.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish(state, output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
         }
     }
 

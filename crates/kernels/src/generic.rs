@@ -77,12 +77,36 @@ fn sigmoid_slope<B: Backend>(x: Tensor<B, 1>, a: f64) -> Tensor<B, 1> {
     share.clone() + x * a * share * rest
 }
 
+/// In another format, if it has not that one.
+pub(crate) fn cast<B: Backend>(x: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    if x.dtype() == dtype { x } else { B::float_cast(x, dtype.into()) }
+}
+
+/// The format that sums over numbers of this one are made in.
+fn wide(dtype: DType) -> DType {
+    if dtype == DType::F64 { DType::F64 } else { DType::F32 }
+}
+
+pub(crate) fn norm<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+    eps: f64,
+) -> FloatTensor<B> {
+    let (dtype, wide) = (x.dtype(), wide(x.dtype()));
+    let bias = bias.map(|bias| cast::<B>(bias, wide));
+    cast::<B>(B::layer_norm(cast::<B>(x, wide), cast::<B>(weight, wide), bias, eps), dtype)
+}
+
 pub(crate) fn norm_backward<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
     eps: f64,
 ) -> [FloatTensor<B>; 3] {
+    let dtypes = [x.dtype(), weight.dtype(), weight.dtype()];
+    let format = wide(x.dtype());
+    let [x, weight, grad] = [x, weight, grad].map(|x| cast::<B>(x, format));
     let shape = x.shape();
     let dim = shape[shape.num_dims() - 1];
     let rows = shape.num_elements() / dim.max(1);
@@ -98,7 +122,8 @@ pub(crate) fn norm_backward<B: Backend>(
     let scaled = grad * weight.unsqueeze();
     let along = (scaled.clone() * normal.clone()).mean_dim(1);
     let d_x = (scaled.clone() - scaled.mean_dim(1) - normal * along) / deviation;
-    [B::float_reshape(primitive(d_x), shape), primitive(d_weight), primitive(d_bias)]
+    let mut gradients = [B::float_reshape(primitive(d_x), shape), primitive(d_weight), primitive(d_bias)].into_iter();
+    dtypes.map(|dtype| cast::<B>(gradients.next().expect("three"), dtype))
 }
 
 pub(crate) fn attend<B: Kernels>(a: Attention<B>) -> FloatTensor<B> {
@@ -251,11 +276,49 @@ pub(crate) fn dequantise<B: Backend>(
     numbers.cast(dtype).reshape([rows, blocks * BLOCK])
 }
 
+pub(crate) fn gated_sum<B: Backend>(x: FloatTensor<B>, more: FloatTensor<B>, gate: FloatTensor<B>) -> FloatTensor<B> {
+    let (shape, dtype) = (x.shape(), x.dtype());
+    let flat = |x: FloatTensor<B>| -> Tensor<B, 1> { tensor(B::float_reshape(x, [shape.num_elements()].into())) };
+    let open = tensor::<B, 1>(cast::<B>(gate, wide(dtype))).tanh().cast(dtype);
+    B::float_reshape(primitive(flat(x) + flat(more) * open), shape.clone())
+}
+
+pub(crate) fn gated_sum_backward<B: Backend>(
+    more: FloatTensor<B>,
+    gate: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> [FloatTensor<B>; 2] {
+    let (shape, dtype, of_gate) = (more.shape(), more.dtype(), gate.dtype());
+    let wide = wide(dtype);
+    let flat = |x: FloatTensor<B>| -> Tensor<B, 1> { tensor(B::float_reshape(x, [shape.num_elements()].into())) };
+    let open = tensor::<B, 1>(cast::<B>(gate, wide)).tanh();
+    let (more, grad) = (flat(more), flat(grad));
+    let along = (more.cast(wide) * grad.clone().cast(wide)).sum();
+    let d_gate = (open.clone() * open.clone()).neg().add_scalar(1.0) * along;
+    let d_more = B::float_reshape(primitive(grad * open.cast(dtype)), shape);
+    [d_more, cast::<B>(primitive(d_gate), of_gate)]
+}
+
 pub(crate) fn columns<B: Backend>(x: FloatTensor<B>, first: usize, count: usize) -> FloatTensor<B> {
     let last = x.shape().num_dims() - 1;
     let mut slices: Vec<Slice> = x.shape().iter().map(|&size| Slice::from(0..size)).collect();
     slices[last] = Slice::from(first..first + count);
     B::float_slice(x, &slices)
+}
+
+pub(crate) fn first<B: Backend>(x: FloatTensor<B>, dim: usize, count: usize) -> FloatTensor<B> {
+    let mut slices: Vec<Slice> = x.shape().iter().map(|&size| Slice::from(0..size)).collect();
+    slices[dim] = Slice::from(0..count);
+    B::float_slice(x, &slices)
+}
+
+pub(crate) fn sum_squares<B: Backend>(all: Vec<FloatTensor<B>>) -> FloatTensor<B> {
+    let square = |x: FloatTensor<B>| {
+        let (dtype, count) = (wide(x.dtype()), x.shape().num_elements());
+        let x: Tensor<B, 1> = tensor(cast::<B>(B::float_reshape(x, [count].into()), dtype));
+        (x.clone() * x).sum()
+    };
+    primitive(Tensor::cat(all.into_iter().map(square).collect(), 0).sum())
 }
 
 pub(crate) fn columns_backward<B: Backend>(grad: FloatTensor<B>, first: usize, width: usize) -> FloatTensor<B> {

@@ -1,8 +1,8 @@
 //! Operations that a backend may compute better than Burn composes them, with hand-written gradients.
 //!
-//! [`Kernels`] has a default for every operation, in Burn's own; wgpu and ndarray use those, and CUDA but for products of
-//! f32 and attention over it, which Burn would round to TF32. On the CPU through
-//! burn-flex, GELU, softmax and everything around them are vectorised loops ([`flex`]). Under `Autodiff` each is one
+//! [`Kernels`] has a default for every operation, in Burn's own, which ndarray uses. On the CPU through
+//! burn-flex, GELU, softmax and everything around them are vectorised loops ([`flex`]); on GPUs, through CUDA and wgpu, they are
+//! kernels in CubeCL. Under `Autodiff` each is one
 //! node with the gradient written here, which also puts right Burn's gradient of the exact GELU (that of its tanh
 //! approximation) and keeps attention scores out of memory between forward and backward pass.
 
@@ -10,8 +10,10 @@
 pub mod flex;
 
 mod autodiff;
-#[cfg(any(feature = "cuda", all(test, feature = "wgpu")))]
-mod cuda;
+#[cfg(any(feature = "cuda", feature = "wgpu"))]
+mod cube;
+#[cfg(feature = "cuda")]
+pub use cube::keep_compiled;
 mod generic;
 
 use burn::tensor::backend::{AutodiffBackend, Backend, BackendTypes};
@@ -77,14 +79,14 @@ pub trait Kernels: Backend {
         generic::activate::<Self>(kind, x)
     }
 
-    /// Layer norm over the last dimension.
+    /// Layer norm over the last dimension, computed in f32 at least, in the format of `x`; weight and bias may have others.
     fn norm(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
         eps: f64,
     ) -> FloatTensor<Self> {
-        Self::layer_norm(x, weight, bias, eps)
+        generic::norm::<Self>(x, weight, bias, eps)
     }
 
     /// `softmax(scale q kᵀ + bias, hidden = -inf) v`, `[batch, heads, queries, dim]`. Every query must see a key: a
@@ -96,6 +98,11 @@ pub trait Kernels: Backend {
     /// `count` columns of the last dimension, from `first` on.
     fn columns(x: FloatTensor<Self>, first: usize, count: usize) -> FloatTensor<Self> {
         generic::columns::<Self>(x, first, count)
+    }
+
+    /// The first `count` of a dimension: of keys in a buffer that holds more, say.
+    fn first(x: FloatTensor<Self>, dim: usize, count: usize) -> FloatTensor<Self> {
+        generic::first::<Self>(x, dim, count)
     }
 
     /// `x Wᵀ + b`: `[rows, d_in]` to `[rows, d_out]`; the weight is `[d_out, d_in]`.
@@ -125,6 +132,17 @@ pub trait Kernels: Backend {
         generic::linear_of_quantised::<Self>(x, weight, bias)
     }
 
+    /// The numbers of a quantised matrix, `[rows, columns]`, in a format.
+    fn dequantise(weight: Quantised<Self>, dtype: DType) -> FloatTensor<Self> {
+        let scales = tensor(weight.scales);
+        primitive(generic::dequantise::<Self>(weight.scheme, Tensor::new(weight.codes), scales, dtype))
+    }
+
+    /// `x + tanh(gate) more`; the gate is `[1]`, in any format.
+    fn gated_sum(x: FloatTensor<Self>, more: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
+        generic::gated_sum::<Self>(x, more, gate)
+    }
+
     /// Rotary embedding (arXiv 2104.09864): turns the first `dims` coordinates of `[batch, heads, tokens, dim]` by the
     /// angles whose cosines and sines are `[1, 1, tokens, dims]`, laid out for the pairing. Backwards it turns by the
     /// opposite angles.
@@ -151,7 +169,7 @@ pub trait Gradients: Kernels {
         generic::activate_backward::<Self>(kind, x, grad)
     }
 
-    /// Gradients of [`Kernels::norm`]: of `x`, `weight` and the bias.
+    /// Gradients of [`Kernels::norm`]: of `x`, `weight` and the bias, which has the weight's format.
     fn norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
@@ -181,6 +199,15 @@ pub trait Gradients: Kernels {
         generic::linear_bias_gradient::<Self>(grad)
     }
 
+    /// Gradients of [`Kernels::gated_sum`]: of `more` and the gate.
+    fn gated_sum_backward(
+        more: FloatTensor<Self>,
+        gate: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> [FloatTensor<Self>; 2] {
+        generic::gated_sum_backward::<Self>(more, gate, grad)
+    }
+
     /// The gradient of [`Kernels::columns`] for an input of `width` columns: `grad` among zeros.
     fn columns_backward(grad: FloatTensor<Self>, first: usize, width: usize) -> FloatTensor<Self> {
         generic::columns_backward::<Self>(grad, first, width)
@@ -193,6 +220,11 @@ pub trait Gradients: Kernels {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         generic::cross_entropy_backward::<Self>(logits, targets, grad)
+    }
+
+    /// The sum of the squares of all numbers, in f32 at least: `[1]`.
+    fn sum_squares(all: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        generic::sum_squares::<Self>(all)
     }
 
     /// Updates a weight and its two means of the gradient; all flat.
@@ -217,12 +249,6 @@ impl Kernels for burn_ndarray::NdArray {}
 
 #[cfg(feature = "ndarray")]
 impl Gradients for burn_ndarray::NdArray {}
-
-#[cfg(feature = "wgpu")]
-impl Kernels for burn_wgpu::Wgpu {}
-
-#[cfg(feature = "wgpu")]
-impl Gradients for burn_wgpu::Wgpu {}
 
 /// [`Kernels::product`].
 pub fn product<B: Kernels, const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {
@@ -268,6 +294,11 @@ pub fn columns<B: Kernels, const D: usize>(x: Tensor<B, D>, first: usize, count:
     tensor(B::columns(primitive(x), first, count))
 }
 
+/// [`Kernels::first`].
+pub fn first<B: Kernels, const D: usize>(x: Tensor<B, D>, dim: usize, count: usize) -> Tensor<B, D> {
+    tensor(B::first(primitive(x), dim, count))
+}
+
 /// [`Kernels::linear_layer`], in the format of `x`, whatever the weight is stored as.
 pub fn linear<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
     let bias = bias.map(|bias| primitive(bias.cast(x.dtype())));
@@ -288,14 +319,19 @@ pub fn linear_of_quantised<B: Kernels>(
     tensor(B::linear_layer_of_quantised(primitive(x), weight, bias))
 }
 
-/// The numbers of a quantised matrix, `[rows, columns]`, in a format.
-pub fn dequantise<B: Backend>(
+/// [`Kernels::dequantise`].
+pub fn dequantise<B: Kernels>(
     scheme: Scheme,
     codes: Tensor<B, 2, Int>,
     scales: Tensor<B, 2>,
     dtype: DType,
 ) -> Tensor<B, 2> {
-    generic::dequantise(scheme, codes, scales, dtype)
+    tensor(B::dequantise(Quantised { scheme, codes: codes.into_primitive(), scales: primitive(scales) }, dtype))
+}
+
+/// [`Kernels::gated_sum`].
+pub fn gated_sum<B: Kernels, const D: usize>(x: Tensor<B, D>, more: Tensor<B, D>, gate: Tensor<B, 1>) -> Tensor<B, D> {
+    tensor(B::gated_sum(primitive(x), primitive(more), primitive(gate)))
 }
 
 /// [`Kernels::rotate`].
@@ -317,6 +353,11 @@ pub fn adamw<B: Gradients>(
     step: AdamWStep,
 ) -> [Tensor<B, 1>; 3] {
     B::adamw(primitive(weight), primitive(gradient), primitive(first), primitive(second), step).map(tensor)
+}
+
+/// [`Gradients::sum_squares`].
+pub fn sum_squares<B: Gradients>(all: impl Iterator<Item = Tensor<B, 1>>) -> Tensor<B, 1> {
+    tensor(B::sum_squares(all.map(primitive).collect()))
 }
 
 fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {

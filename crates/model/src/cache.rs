@@ -1,6 +1,7 @@
 //! The decoder's key-value cache. The caller owns it: the model stays a value.
 
 use burn::tensor::{Int, Tensor, backend::Backend};
+use flamingo_kernels::{Kernels, first};
 
 /// Keys and values of all tokens so far, for each layer.
 ///
@@ -15,7 +16,7 @@ pub struct Cache<B: Backend> {
     reserve: usize,
 }
 
-impl<B: Backend> Cache<B> {
+impl<B: Kernels> Cache<B> {
     /// An empty cache of `layers` layers and `rows` rows. `reserve` tokens fit without growing.
     pub fn new(layers: usize, rows: usize, reserve: usize) -> Self {
         Self { layers: vec![None; layers], len: 0, keep: vec![Vec::with_capacity(reserve); rows], reserve }
@@ -87,7 +88,7 @@ impl<B: Backend> Cache<B> {
             let [rows, heads, _, dim] = x.dims();
             buffer.slice_assign([0..rows, 0..heads, start..end, 0..dim], x)
         });
-        let all = [&buffers[0], &buffers[1]].map(|buffer| buffer.clone().narrow(2, 0, end));
+        let all = [&buffers[0], &buffers[1]].map(|buffer| first(buffer.clone(), 2, end));
         self.layers[layer] = Some(buffers);
         all
     }
@@ -96,20 +97,28 @@ impl<B: Backend> Cache<B> {
     /// expands, reorders and shrinks its batch this way.
     pub fn select(&mut self, rows: &[usize]) {
         self.keep = rows.iter().map(|&row| self.keep[row].clone()).collect();
-        for layer in self.layers.iter_mut() {
-            *layer = layer.take().map(|buffers| buffers.map(|buffer| select_rows(buffer, rows)));
-        }
+        select_rows(self.layers.iter_mut(), rows);
     }
 }
 
-/// Rows of a tensor by index, in the given order; nothing is copied where that is all rows as they are.
-pub(crate) fn select_rows<B: Backend, const D: usize>(x: Tensor<B, D>, rows: &[usize]) -> Tensor<B, D> {
-    if rows.len() == x.dims()[0] && rows.iter().enumerate().all(|(i, &row)| i == row) {
-        return x;
+/// Rows of each layer's tensors by index, in the given order; nothing is copied where that is all rows as they are.
+pub(crate) fn select_rows<'a, B: Backend>(
+    layers: impl Iterator<Item = &'a mut Option<[Tensor<B, 4>; 2]>>,
+    rows: &[usize],
+) {
+    let mut index = None;
+    for layer in layers {
+        let Some([x, _]) = layer else { continue };
+        if rows.len() == x.dims()[0] && rows.iter().enumerate().all(|(i, &row)| i == row) {
+            continue;
+        }
+        // One for all layers: it has to get to the device.
+        let index: &Tensor<B, 1, Int> = index.get_or_insert_with(|| {
+            let index: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+            Tensor::from_ints(index.as_slice(), &x.device())
+        });
+        *layer = layer.take().map(|buffers| buffers.map(|buffer| buffer.select(0, index.clone())));
     }
-    let index: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
-    let index = Tensor::<B, 1, Int>::from_ints(index.as_slice(), &x.device());
-    x.select(0, index)
 }
 
 fn grown<B: Backend>(buffer: Tensor<B, 4>, used: usize, capacity: usize) -> Tensor<B, 4> {

@@ -3,9 +3,9 @@
 //! Source: upstream `src/helpers.py`, `MaskedCrossAttention` and `GatedCrossAttentionBlock`.
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::CrossAttentionConfig;
-use flamingo_kernels::{Kernels, attend};
+use flamingo_kernels::{Kernels, attend, gated_sum};
 
 use crate::attention::{merge_heads, split_heads, split_last};
 use crate::linear::{FeedForward, Linear};
@@ -74,19 +74,13 @@ impl<B: Kernels> GatedCrossAttention<B> {
         let x = match media {
             Some(([k, v], sight)) => {
                 let seen = self.attention.forward(x.clone(), k.clone(), v.clone(), sight);
-                open(x, seen, &self.attention_gate)
+                gated_sum(x, seen, self.attention_gate.val())
             }
             None => x,
         };
         let more = self.feed_forward.forward(x.clone());
-        open(x, more, &self.feed_forward_gate)
+        gated_sum(x, more, self.feed_forward_gate.val())
     }
-}
-
-/// `x + tanh(gate) more`.
-fn open<B: Kernels>(x: Tensor<B, 3>, more: Tensor<B, 3>, gate: &Param<Tensor<B, 1>>) -> Tensor<B, 3> {
-    let dtype = x.dtype();
-    x + more * gate.val().cast(DType::F32).tanh().cast(dtype).unsqueeze()
 }
 
 impl<B: Kernels> MaskedCrossAttention<B> {

@@ -47,9 +47,7 @@ impl<B: Backend> Media<B> {
 
     /// Row `i` becomes a copy of what was row `rows[i]`; the number of rows may change.
     pub fn select(&mut self, rows: &[usize]) {
-        for layer in self.layers.iter_mut() {
-            *layer = layer.take().map(|kv| kv.map(|x| select_rows(x, rows)));
-        }
+        select_rows(self.layers.iter_mut(), rows);
     }
 }
 

@@ -37,15 +37,13 @@ impl<B: Kernels> Norm<B> {
 
     /// `[..., dim]` to the same shape and dtype.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
+        if !self.rms {
+            return layer_norm(x, self.weight.val(), self.bias.as_ref().map(Param::val), self.eps);
+        }
         let dtype = x.dtype();
         let (x, weight) = (x.cast(DType::F32), self.weight.val().cast(DType::F32));
-        let y = if self.rms {
-            let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
-            x / (mean_square + self.eps).sqrt() * weight.unsqueeze()
-        } else {
-            let bias = self.bias.as_ref().map(|bias| bias.val().cast(DType::F32));
-            layer_norm(x, weight, bias, self.eps)
-        };
+        let mean_square = (x.clone() * x.clone()).mean_dim(D - 1);
+        let y = x / (mean_square + self.eps).sqrt() * weight.unsqueeze();
         y.cast(dtype)
     }
 }

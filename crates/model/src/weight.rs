@@ -81,7 +81,9 @@ impl<B: Backend> Weight<B> {
             }
         }
     }
+}
 
+impl<B: Kernels> Weight<B> {
     /// Rows by their numbers, `[index.len(), columns]`: in the format of a plain weight, in f32 of a quantised one.
     pub fn rows(&self, index: &[i32]) -> Tensor<B, 2> {
         match self {
@@ -98,9 +100,7 @@ impl<B: Backend> Weight<B> {
             }
         }
     }
-}
 
-impl<B: Kernels> Weight<B> {
     /// `x Wᵀ + b`: `[n, columns]` to `[n, rows]`, in the format of `x`.
     pub fn linear(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
         match self {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use flamingo_config::ModelConfig;
-use flamingo_kernels::Differentiable;
+use flamingo_kernels::{Differentiable, sum_squares};
 use flamingo_model::{Flamingo, Path};
 
 use crate::adamw::{AdamW, Moments};
@@ -115,12 +115,11 @@ impl<B: Differentiable> Trainer<B> {
     /// Scales the gradients so that their norm is `max_norm` at most; returns the norm before
     /// (`torch.nn.utils.clip_grad_norm_`). A norm that is no number leaves them as they are.
     pub fn clip(&mut self, max_norm: f64) -> f64 {
-        let squares = self.slots.values().filter_map(|slot| slot.gradient.as_ref());
-        let squares: Vec<_> = squares.map(|g| (g.clone() * g.clone()).sum()).collect();
-        if squares.is_empty() {
+        let mut gradients = self.slots.values().filter_map(|slot| slot.gradient.clone()).peekable();
+        if gradients.peek().is_none() {
             return 0.0;
         }
-        let total = Tensor::cat(squares, 0).sum().sqrt().into_data();
+        let total = sum_squares(gradients).sqrt().into_data();
         let norm: f64 = total.iter::<f64>().next().unwrap_or(f64::NAN);
         let factor = max_norm / (norm + 1e-6);
         if factor < 1.0 {

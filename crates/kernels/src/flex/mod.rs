@@ -21,7 +21,7 @@ mod stored;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use burn::tensor::ops::{FloatTensor, ModuleOps};
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Bytes, DType, Shape};
 use burn_flex::{Flex, FlexTensor, Layout};
 use flamingo_config::{Activation, Pairing};
@@ -130,9 +130,11 @@ impl Kernels for Flex {
         bias: Option<FloatTensor<Self>>,
         eps: f64,
     ) -> FloatTensor<Self> {
-        if !all_f32([&x, &weight]) {
-            return Self::layer_norm(x, weight, bias, eps);
+        if !all_f32([&x]) {
+            return generic::norm::<Self>(x, weight, bias, eps);
         }
+        let [weight, bias] = [Some(weight), bias].map(|x| x.map(|x| generic::cast::<Self>(x, DType::F32)));
+        let weight = weight.expect("there is one");
         norm::forward(x, weight, bias, eps)
     }
 

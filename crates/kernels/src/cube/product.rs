@@ -1,51 +1,86 @@
-//! Products on CUDA.
+//! Matrix products.
 
+use burn::tensor::DType;
 use burn_cubecl::CubeRuntime;
-use burn_cubecl::kernel::matmul::init_matmul_output;
+use burn_cubecl::kernel::matmul::{init_matmul_output, matmul};
 use burn_cubecl::tensor::CubeTensor;
+use cubek::matmul::components::tile::TileMatmulKind;
 use cubek::matmul::definition::{MatmulElems, MatmulGlobalElems};
 use cubek::matmul::launch::{Strategy, launch_ref};
+use cubek::matmul::routines::BlueprintStrategy::Inferred;
+use cubek::matmul::routines::double_buffering::DoubleBufferingArgs;
+use cubek::matmul::routines::ordered_double_buffering::OrderedSelectionArgs;
+use cubek::matmul::routines::simple::SimpleArgs;
 use cubek::std::InputBinding;
 
-#[cfg(feature = "cuda")]
-mod backend {
-    use burn::tensor::DType;
-    use burn::tensor::ops::{FloatTensor, FloatTensorOps};
-    use burn_cuda::Cuda;
-
-    use crate::{Attention, Gradients, Kernels, generic};
-
-    impl Kernels for Cuda {
-        fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
-            if lhs.dtype == DType::F32 { super::exact_product(lhs, rhs) } else { Self::float_matmul(lhs, rhs) }
-        }
-
-        /// Burn's fused attention rounds f32 as its products do.
-        fn attend(attention: Attention<Self>) -> FloatTensor<Self> {
-            match attention.q.dtype {
-                DType::F32 => generic::attend_by_products::<Self>(attention),
-                _ => generic::attend::<Self>(attention),
-            }
+/// [`crate::Kernels::product`].
+pub(super) fn product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R> {
+    let dtype = lhs.dtype;
+    let on_cuda = R::name(&lhs.client) == "cuda";
+    match dtype {
+        DType::F32 if on_cuda => exact_product(lhs, rhs),
+        DType::BF16 | DType::F16 if on_cuda => fast_product(lhs, rhs),
+        _ => {
+            let out = matmul(lhs, rhs, None, Default::default(), dtype);
+            out.unwrap_or_else(|error| panic!("no kernel takes this product: {error:?}"))
         }
     }
+}
 
-    impl Gradients for Cuda {}
+/// Outputs from which on large tiles give all of a GPU something to do.
+const MANY_OUTPUTS: usize = 1 << 22;
+
+/// Rows that one large tile holds.
+const ROWS_OF_TILE: usize = 128;
+
+/// A product of 16-bit numbers on tensor cores, by the kernel that was fastest for such shapes on an H100
+/// (`benches/gpu-check.md`). Burn tries them all at each new shape, or else takes its first.
+fn fast_product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R> {
+    let rank = lhs.meta.shape().num_dims();
+    let (m, n) = (lhs.meta.shape()[rank - 2], rhs.meta.shape()[rank - 1]);
+    let rows_of = |x: &CubeTensor<R>| x.meta.strides()[rank - 1] == 1;
+    let batched = lhs.meta.shape().num_elements() > m * lhs.meta.shape()[rank - 1];
+    let double = DoubleBufferingArgs { tile_matmul: TileMatmulKind::Mma, specialized: false };
+    let ordered = OrderedSelectionArgs {
+        tile_matmul: TileMatmulKind::Mma,
+        partition_k: Some(2),
+        row_count: Some(8),
+        rows_per_plane: Some(2),
+    };
+    let simple = SimpleArgs { tile_matmul: TileMatmulKind::Mma, multi_rows: false };
+    let specialised = || Strategy::SpecializedTmaMma(Inferred(().into()));
+    let first = match () {
+        () if batched => Strategy::SimpleCyclicMma(Inferred(simple.clone())),
+        () if m > ROWS_OF_TILE && m * n < MANY_OUTPUTS => Strategy::OrderedDoubleMma(Inferred(ordered)),
+        () if rows_of(&lhs) && !rows_of(&rhs) => specialised(),
+        () => Strategy::DoubleTmaMma(Inferred(double)),
+    };
+    // Not every kernel takes every shape: rows that no tensor map can describe, widths that are no whole vectors.
+    launched(lhs, rhs, [first, Strategy::SimpleCyclicMma(Inferred(simple)), Strategy::Auto, Strategy::Naive])
 }
 
 /// A product by multiplications and additions of f32. Burn's own takes the tensor cores, which round the factors of f32
 /// to TF32, ten bits: an error of 1e-3.
 fn exact_product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeTensor<R> {
+    launched(lhs, rhs, [Strategy::SimpleUnit(Default::default()), Strategy::Naive])
+}
+
+/// The product by the first kernel that takes it.
+fn launched<R: CubeRuntime, const N: usize>(
+    lhs: CubeTensor<R>,
+    rhs: CubeTensor<R>,
+    strategies: [Strategy; N],
+) -> CubeTensor<R> {
     let (client, dtype) = (lhs.client.clone(), lhs.dtype);
     let out = init_matmul_output(&lhs, &rhs, dtype);
     let (lhs, rhs) = (lhs.binding(), rhs.binding());
-    let launch = |strategy: Strategy| {
+    let taken = strategies.iter().any(|strategy| {
         let (lhs, rhs) = (InputBinding::new(lhs.clone(), dtype.into()), InputBinding::new(rhs.clone(), dtype.into()));
         let elements = MatmulGlobalElems { lhs: dtype.into(), rhs: dtype.into(), out: dtype.into() };
-        launch_ref(&strategy, &client, lhs, rhs, out.clone().binding(), &mut MatmulElems::from_globals(&elements))
-    };
-    if let Err(first) = launch(Strategy::SimpleUnit(Default::default())) {
-        launch(Strategy::Naive).unwrap_or_else(|second| panic!("no kernel takes this product: {first:?}, {second:?}"));
-    }
+        let elements = &mut MatmulElems::from_globals(&elements);
+        launch_ref(strategy, &client, lhs, rhs, out.clone().binding(), elements).is_ok()
+    });
+    assert!(taken, "no kernel takes this product");
     out
 }
 
