@@ -5,7 +5,7 @@ use burn::tensor::ops::{AttentionModuleOptions, FloatTensor};
 use burn::tensor::{Bool, DType, ElementConversion, Int, Slice, Tensor, TensorMetadata, activation, module};
 use flamingo_config::{Activation, BLOCK, LEVELS, Pairing, Scheme};
 
-use crate::{AdamWStep, Attention, Kernels, Quantised, primitive, product, tensor};
+use crate::{AdamWStep, Attention, Finish, Kernels, Matrix, Quantised, primitive, product, tensor};
 
 /// Queries up to which the scores are computed by plain matrix products. Those read keys and values where
 /// they lie (slices of a cache); the fused kernels copy them first, which is most of the work when one
@@ -206,6 +206,25 @@ pub(crate) fn linear_of_stored<B: Kernels>(
 ) -> FloatTensor<B> {
     let dtype = x.dtype().into();
     B::linear_layer(x, B::float_cast(weight, dtype), bias)
+}
+
+pub(crate) fn layer<B: Kernels>(
+    x: FloatTensor<B>,
+    weight: Matrix<B>,
+    bias: Option<FloatTensor<B>>,
+    finish: Finish<B>,
+) -> FloatTensor<B> {
+    let y = match weight {
+        Matrix::Plain(weight) if weight.dtype() == x.dtype() => B::linear_layer(x, weight, bias),
+        Matrix::Plain(weight) => B::linear_layer_of_stored(x, weight, bias),
+        Matrix::Quantised(weight) => B::linear_layer_of_quantised(x, weight, bias),
+    };
+    match finish {
+        Finish::Plain => y,
+        Finish::Activated(kind) => B::activate(kind, y),
+        Finish::Added(x) => B::float_add(x, y),
+        Finish::Gated { x, gate } => B::gated_sum(x, y, gate),
+    }
 }
 
 pub(crate) fn linear_input_gradient<B: Kernels>(weight: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {

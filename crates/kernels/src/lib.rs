@@ -49,6 +49,33 @@ pub struct Quantised<B: BackendTypes> {
     pub scales: FloatTensor<B>,
 }
 
+/// The weight of a linear layer, `[d_out, d_in]`.
+#[derive(Clone, Debug)]
+pub enum Matrix<B: BackendTypes> {
+    /// Numbers, in any format.
+    Plain(FloatTensor<B>),
+    /// Codes and scales.
+    Quantised(Quantised<B>),
+}
+
+/// What becomes of the outputs `y` of a linear layer, `[rows, d_out]`.
+#[derive(Clone, Debug)]
+pub enum Finish<B: BackendTypes> {
+    /// They stay as they are.
+    Plain,
+    /// An activation of them.
+    Activated(Activation),
+    /// `x + y`.
+    Added(FloatTensor<B>),
+    /// `x + tanh(gate) y`; the gate is `[1]`.
+    Gated {
+        /// `[rows, d_out]`.
+        x: FloatTensor<B>,
+        /// `[1]`, in any format.
+        gate: FloatTensor<B>,
+    },
+}
+
 /// One AdamW update (arXiv 1711.05101), its factors worked out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamWStep {
@@ -130,6 +157,16 @@ pub trait Kernels: Backend {
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         generic::linear_of_quantised::<Self>(x, weight, bias)
+    }
+
+    /// A linear layer and what becomes of its outputs, in the format of `x`: one of the three above, and its [`Finish`].
+    fn layer(
+        x: FloatTensor<Self>,
+        weight: Matrix<Self>,
+        bias: Option<FloatTensor<Self>>,
+        finish: Finish<Self>,
+    ) -> FloatTensor<Self> {
+        generic::layer::<Self>(x, weight, bias, finish)
     }
 
     /// The numbers of a quantised matrix, `[rows, columns]`, in a format.
@@ -306,17 +343,15 @@ pub fn linear<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Te
     tensor(layer(primitive(x), primitive(weight), bias))
 }
 
-/// [`Kernels::linear_layer_of_quantised`]: `[rows, d_in]` to `[rows, d_out]`.
-pub fn linear_of_quantised<B: Kernels>(
+/// [`Kernels::layer`]: `[rows, d_in]` to `[rows, d_out]`.
+pub fn layer<B: Kernels>(
     x: Tensor<B, 2>,
-    scheme: Scheme,
-    codes: Tensor<B, 2, Int>,
-    scales: Tensor<B, 2>,
+    weight: Matrix<B>,
     bias: Option<Tensor<B, 1>>,
+    finish: Finish<B>,
 ) -> Tensor<B, 2> {
     let bias = bias.map(|bias| primitive(bias.cast(x.dtype())));
-    let weight = Quantised { scheme, codes: codes.into_primitive(), scales: primitive(scales) };
-    tensor(B::linear_layer_of_quantised(primitive(x), weight, bias))
+    tensor(B::layer(primitive(x), weight, bias, finish))
 }
 
 /// [`Kernels::dequantise`].
@@ -360,7 +395,8 @@ pub fn sum_squares<B: Gradients>(all: impl Iterator<Item = Tensor<B, 1>>) -> Ten
     tensor(B::sum_squares(all.map(primitive).collect()))
 }
 
-fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
+/// What a tensor is to its backend.
+pub fn primitive<B: Backend, const D: usize>(x: Tensor<B, D>) -> FloatTensor<B> {
     x.into_primitive().tensor()
 }
 

@@ -9,8 +9,8 @@ use burn::tensor::{Bool, DType, Int, Tensor, TensorData, TensorPrimitive};
 use burn_flex::Flex;
 use flamingo_config::{Activation, BLOCK, Pairing, Scheme};
 use flamingo_kernels::{
-    AdamWStep, Attention, Gradients, Kernels, activate, adamw, attend, columns, cross_entropy, dequantise, first,
-    gated_sum, layer_norm, linear, linear_of_quantised, product, rotate,
+    AdamWStep, Attention, Finish, Gradients, Kernels, Matrix, Quantised, activate, adamw, attend, columns,
+    cross_entropy, dequantise, first, gated_sum, layer, layer_norm, linear, product, rotate,
 };
 
 thread_local!(static STATE: Cell<u64> = const { Cell::new(1) });
@@ -159,15 +159,34 @@ fn layers<B: Gradients>(inputs: &Inputs) -> Vec<Vec<f64>> {
     })
 }
 
+/// A layer with each of its finishes.
+fn finished<B: Kernels>(inputs: &Inputs) -> Vec<Vec<f64>> {
+    let bias = || Some(inputs.get::<B, 1>(2));
+    let (to, gate) = (|| inputs.raw::<B, 2>(3), || inputs.raw::<B, 1>(4));
+    let finishes = [
+        Finish::Plain,
+        Finish::Activated(Activation::Gelu),
+        Finish::Added(to()),
+        Finish::Gated { x: to(), gate: gate() },
+    ];
+    let weight = || Matrix::Plain(inputs.raw::<B, 2>(1));
+    finishes.map(|finish| numbers(layer(inputs.get::<B, 2>(0), weight(), bias(), finish))).to_vec()
+}
+
 fn packed<B: Kernels>(scheme: Scheme) -> impl Fn(&Inputs) -> Vec<Vec<f64>> {
     move |inputs| {
         let codes: Vec<i32> = inputs.data[1].to_vec().expect("i32");
         let codes = TensorData::new(codes, inputs.data[1].shape.clone());
         let codes = Tensor::<B, 2, Int>::from_data(codes, (&Default::default(), DType::I32));
         let (scales, bias) = (inputs.get::<B, 2>(2), inputs.get::<B, 1>(3));
+        let weight = || {
+            let codes = codes.clone().into_primitive();
+            Matrix::Quantised(Quantised { scheme, codes, scales: inputs.raw::<B, 2>(2) })
+        };
+        let finish = Finish::Gated { x: inputs.raw::<B, 2>(4), gate: inputs.raw::<B, 1>(5) };
         vec![
-            numbers(linear_of_quantised(inputs.get::<B, 2>(0), scheme, codes.clone(), scales.clone(), Some(bias))),
-            numbers(linear_of_quantised(inputs.get::<B, 2>(0), scheme, codes.clone(), scales.clone(), None)),
+            numbers(layer(inputs.get::<B, 2>(0), weight(), None, finish)),
+            numbers(layer(inputs.get::<B, 2>(0), weight(), Some(bias), Finish::Plain)),
             numbers(dequantise(scheme, codes, scales, inputs.dtype)),
         ]
     }
@@ -222,7 +241,7 @@ fn everything<B: Gradients>(dtype: DType, training: bool, rounding: f64) {
         failed.set(failed.get() + usize::from(catch_unwind(AssertUnwindSafe(work)).is_err()));
     };
     for kind in [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu, Activation::Silu] {
-        for shape in [[1, 1], [7, 33], [64, 256]] {
+        for shape in [[1, 5], [7, 33], [64, 256]] {
             let data = [random(&shape, 3.0), random(&shape, 1.0)];
             alike(&format!("{kind:?}"), &data, &activations::<B>(kind), &activations::<Flex>(kind));
         }
@@ -256,7 +275,9 @@ fn everything<B: Gradients>(dtype: DType, training: bool, rounding: f64) {
             alike(&name, &data, &attention::<B>(masked), &attention::<Flex>(masked));
         }
     }
-    for [rows, d_in, d_out] in [[1, 1, 1], [1, 64, 200], [3, 96, 7], [8, 2048, 65], [9, 33, 31], [300, 64, 96]] {
+    for [rows, d_in, d_out] in
+        [[1, 1, 1], [1, 64, 200], [3, 96, 7], [8, 2048, 65], [9, 33, 31], [16, 72, 40], [300, 64, 96]]
+    {
         let data = [
             random(&[rows, d_in], 1.0),
             random(&[d_out, d_in], 1.0),
@@ -264,6 +285,8 @@ fn everything<B: Gradients>(dtype: DType, training: bool, rounding: f64) {
             random(&[rows, d_out], 1.0),
         ];
         alike(&format!("linear {rows} {d_in} {d_out}"), &data, &layers::<B>, &layers::<Flex>);
+        let data = [&data[..], &[random(&[1], 1.0)]].concat();
+        alike(&format!("layer {rows} {d_in} {d_out}"), &data, &finished::<B>, &finished::<Flex>);
     }
     for scheme in [Scheme::Q8, Scheme::Q4] {
         for [rows, blocks, d_out] in [[1, 1, 1], [1, 70, 30], [5, 3, 17], [12, 4, 40]] {
@@ -272,6 +295,8 @@ fn everything<B: Gradients>(dtype: DType, training: bool, rounding: f64) {
                 codes([d_out, scheme.row_words(blocks * BLOCK)]),
                 random(&[d_out, blocks], 1.0),
                 random(&[d_out], 1.0),
+                random(&[rows, d_out], 1.0),
+                random(&[1], 1.0),
             ];
             alike(&format!("{scheme} {rows} {blocks} {d_out}"), &data, &packed::<B>(scheme), &packed::<Flex>(scheme));
         }
@@ -285,7 +310,7 @@ fn everything<B: Gradients>(dtype: DType, training: bool, rounding: f64) {
         ];
         alike(&format!("small {batch} {heads} {tokens} {dim} {dims}"), &data, &small::<B>, &small::<Flex>);
     }
-    for [rows, vocab] in [[1, 2], [5, 33], [17, 3000]] {
+    for [rows, vocab] in [[1, 7], [5, 33], [17, 3000]] {
         let data = [random(&[rows, vocab], 4.0), random(&[1], 1.0)];
         alike(&format!("loss {rows} {vocab}"), &data, &losses::<B>, &losses::<Flex>);
     }

@@ -72,28 +72,32 @@ impl<B: Kernels> GatedCrossAttention<B> {
     /// any image, which skips the attention and keeps the feed-forward network.
     pub fn forward(&self, x: Tensor<B, 3>, media: Option<(&[Tensor<B, 4>; 2], &Sight<B>)>) -> Tensor<B, 3> {
         let x = match media {
-            Some(([k, v], sight)) => {
-                let seen = self.attention.forward(x.clone(), k.clone(), v.clone(), sight);
-                gated_sum(x, seen, self.attention_gate.val())
-            }
+            Some(([k, v], sight)) => self.attention.gated(x, k.clone(), v.clone(), sight, self.attention_gate.val()),
             None => x,
         };
-        let more = self.feed_forward.forward(x.clone());
-        gated_sum(x, more, self.feed_forward_gate.val())
+        self.feed_forward.gated(x, self.feed_forward_gate.val())
     }
 }
 
 impl<B: Kernels> MaskedCrossAttention<B> {
-    fn forward(&self, x: Tensor<B, 3>, k: Tensor<B, 4>, v: Tensor<B, 4>, sight: &Sight<B>) -> Tensor<B, 3> {
-        let mut q = split_heads(self.to_q.forward(self.norm.forward(x)), self.heads);
+    /// `x + tanh(gate) attention(x)`.
+    fn gated(
+        &self,
+        x: Tensor<B, 3>,
+        k: Tensor<B, 4>,
+        v: Tensor<B, 4>,
+        sight: &Sight<B>,
+        gate: Tensor<B, 1>,
+    ) -> Tensor<B, 3> {
+        let mut q = split_heads(self.to_q.forward(self.norm.forward(x.clone())), self.heads);
         if let Some(sharp) = &sight.sharp {
             q = q * sharp.clone();
         }
         let scale = 1.0 / (self.dim_head as f64).sqrt();
-        let out = self.to_out.forward(merge_heads(attend(q, k, v, scale, sight.hidden.clone(), None)));
+        let seen = merge_heads(attend(q, k, v, scale, sight.hidden.clone(), None));
         match &sight.sees {
-            Some(sees) => out * sees.clone(),
-            None => out,
+            Some(sees) => gated_sum(x, self.to_out.forward(seen) * sees.clone(), gate),
+            None => self.to_out.gated(seen, x, gate),
         }
     }
 }

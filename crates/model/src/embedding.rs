@@ -3,7 +3,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_config::TokenConfig;
-use flamingo_kernels::{Kernels, linear};
+use flamingo_kernels::{Finish, Kernels, linear};
 
 use crate::weight::{Init, Weight};
 
@@ -66,7 +66,7 @@ impl<B: Kernels> TokenEmbedding<B> {
     pub fn logits(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
         let [batch, tokens, dim] = x.dims();
         let x = x.reshape([batch * tokens, dim]);
-        let base = self.base.linear(x.clone(), None);
+        let base = self.base.linear(x.clone(), None, Finish::Plain);
         let added = linear(x, self.added.val(), None);
         let logits = Tensor::cat(vec![base, added], 1);
         let vocab = logits.dims()[1];

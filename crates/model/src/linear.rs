@@ -3,7 +3,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::Activation;
-use flamingo_kernels::{Kernels, activate};
+use flamingo_kernels::{Finish, Kernels, primitive};
 
 use crate::norm::Norm;
 use crate::weight::{Init, Weight};
@@ -35,16 +35,39 @@ impl<B: Backend> Linear<B> {
 impl<B: Kernels> Linear<B> {
     /// `[..., d_in]` to `[..., d_out]`, in the dtype of `x`.
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
-        // One matrix product whatever the rank: backends split batched products by their leading
-        // dimensions, which is slower than one tall product.
+        self.finished(x, Finish::Plain)
+    }
+
+    /// An activation of the outputs.
+    pub(crate) fn activated<const D: usize>(&self, x: Tensor<B, D>, kind: Activation) -> Tensor<B, D> {
+        self.finished(x, Finish::Activated(kind))
+    }
+
+    /// The outputs, added to `to`, `[..., d_out]`.
+    pub(crate) fn added<const D: usize>(&self, x: Tensor<B, D>, to: Tensor<B, D>) -> Tensor<B, D> {
+        self.finished(x, Finish::Added(primitive(rows(to))))
+    }
+
+    /// The outputs times `tanh(gate)`, added to `to`.
+    pub(crate) fn gated<const D: usize>(&self, x: Tensor<B, D>, to: Tensor<B, D>, gate: Tensor<B, 1>) -> Tensor<B, D> {
+        self.finished(x, Finish::Gated { x: primitive(rows(to)), gate: primitive(gate) })
+    }
+
+    fn finished<const D: usize>(&self, x: Tensor<B, D>, finish: Finish<B>) -> Tensor<B, D> {
         let mut dims = x.dims();
-        let d_in = dims[D - 1];
-        let rows = dims.iter().product::<usize>() / d_in.max(1);
         let bias = self.bias.as_ref().map(Param::val);
-        let y = self.weight.linear(x.reshape([rows, d_in]), bias);
+        let y = self.weight.linear(rows(x), bias, finish);
         dims[D - 1] = y.dims()[1];
         y.reshape(dims)
     }
+}
+
+/// All but the last dimension as rows. One matrix product whatever the rank: backends split batched products by their
+/// leading dimensions, which is slower than one tall product.
+fn rows<B: Backend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, 2> {
+    let dims = x.dims();
+    let width = dims[D - 1];
+    x.reshape([dims.iter().product::<usize>() / width.max(1), width])
 }
 
 /// Layer norm, linear, exact GELU, linear, without biases (`src/helpers.py`, `FeedForward`).
@@ -68,9 +91,17 @@ impl<B: Kernels> FeedForward<B> {
         }
     }
 
-    /// `[batch, tokens, dim]` to the same shape; the residual is the caller's.
-    pub fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let hidden = activate(Activation::Gelu, self.up.forward(self.norm.forward(x)));
-        self.down.forward(hidden)
+    /// `x` and what the network makes of it, `[batch, tokens, dim]`.
+    pub fn added(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.down.added(self.hidden(x.clone()), x)
+    }
+
+    /// The same with the network's part times `tanh(gate)`.
+    pub fn gated(&self, x: Tensor<B, 3>, gate: Tensor<B, 1>) -> Tensor<B, 3> {
+        self.down.gated(self.hidden(x.clone()), x, gate)
+    }
+
+    fn hidden(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.up.activated(self.norm.forward(x), Activation::Gelu)
     }
 }

@@ -102,23 +102,22 @@ impl<B: Kernels> Resampler<B> {
         let count = latents.dims()[0];
         let mut latents = latents.unsqueeze::<3>().expand([batch * images, count, width]);
         for layer in &self.layers {
-            latents = latents.clone() + layer.attention.forward(x.clone(), latents);
-            latents = latents.clone() + layer.feed_forward.forward(latents);
+            latents = layer.feed_forward.added(layer.attention.added(x.clone(), latents));
         }
         self.norm.forward(latents).reshape([batch, images, count, width])
     }
 }
 
 impl<B: Kernels> PerceiverAttention<B> {
-    /// `x` is `[images, tokens, width]`, `latents` `[images, num_latents, width]`; the result has the
-    /// latents' shape.
-    fn forward(&self, x: Tensor<B, 3>, latents: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// Latents and what they see: `x` is `[images, tokens, width]`, `latents` `[images, num_latents, width]`, as is the
+    /// result.
+    fn added(&self, x: Tensor<B, 3>, before: Tensor<B, 3>) -> Tensor<B, 3> {
         let x = self.norm_media.forward(x);
-        let latents = self.norm_latents.forward(latents);
+        let latents = self.norm_latents.forward(before.clone());
         let q = split_heads(self.to_q.forward(latents.clone()), self.heads);
         let [k, v] = split_last(self.to_kv.forward(Tensor::cat(vec![x, latents], 1)));
         let scale = 1.0 / (self.dim_head as f64).sqrt();
         let out = attend(q, split_heads(k, self.heads), split_heads(v, self.heads), scale, None, None);
-        self.to_out.forward(merge_heads(out))
+        self.to_out.added(merge_heads(out), before)
     }
 }

@@ -7,7 +7,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_config::{Activation, VisionConfig};
-use flamingo_kernels::{Kernels, activate, attend};
+use flamingo_kernels::{Kernels, attend};
 
 use crate::attention::{merge_heads, split_heads, split_last};
 use crate::flamingo::{Observe, Point};
@@ -168,16 +168,17 @@ impl<B: Kernels> VisionBlock<B> {
     }
 
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        let x = x.clone() + self.attention.forward(self.norm_1.forward(x));
-        let hidden = activate(self.mlp.activation, self.mlp.up.forward(self.norm_2.forward(x.clone())));
-        x + self.mlp.down.forward(hidden)
+        let x = self.attention.added(self.norm_1.forward(x.clone()), x);
+        let hidden = self.mlp.up.activated(self.norm_2.forward(x.clone()), self.mlp.activation);
+        self.mlp.down.added(hidden, x)
     }
 }
 
 impl<B: Kernels> VisionAttention<B> {
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// Attention within `x`, added to `to`.
+    fn added(&self, x: Tensor<B, 3>, to: Tensor<B, 3>) -> Tensor<B, 3> {
         let [q, k, v] = split_last(self.qkv.forward(x)).map(|part| split_heads(part, self.heads));
         let scale = 1.0 / (q.dims()[3] as f64).sqrt();
-        self.out.forward(merge_heads(attend(q, k, v, scale, None, None)))
+        self.out.added(merge_heads(attend(q, k, v, scale, None, None)), to)
     }
 }

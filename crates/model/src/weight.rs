@@ -3,7 +3,7 @@
 use burn::module::{Initializer, Module, Param, ParamId};
 use burn::tensor::{DType, Distribution, Int, IntDType, Tensor, backend::Backend};
 use flamingo_config::{BLOCK, Scheme};
-use flamingo_kernels::{Kernels, dequantise, linear, linear_of_quantised};
+use flamingo_kernels::{Finish, Kernels, Matrix, Quantised, dequantise, layer, primitive};
 
 /// Where a module's weights are made, and in what.
 #[derive(Clone, Debug)]
@@ -101,14 +101,17 @@ impl<B: Kernels> Weight<B> {
         }
     }
 
-    /// `x Wᵀ + b`: `[n, columns]` to `[n, rows]`, in the format of `x`.
-    pub fn linear(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
-        match self {
-            Self::Plain(weight) => linear(x, weight.val(), bias),
-            Self::Quantised(weight) => {
-                linear_of_quantised(x, weight.scheme(), weight.codes.val(), weight.scales.val(), bias)
-            }
-        }
+    /// `x Wᵀ + b` and what becomes of it: `[n, columns]` to `[n, rows]`, in the format of `x`.
+    pub fn linear(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>, finish: Finish<B>) -> Tensor<B, 2> {
+        let matrix = match self {
+            Self::Plain(weight) => Matrix::Plain(primitive(weight.val())),
+            Self::Quantised(weight) => Matrix::Quantised(Quantised {
+                scheme: weight.scheme(),
+                codes: weight.codes.val().into_primitive(),
+                scales: primitive(weight.scales.val()),
+            }),
+        };
+        layer(x, matrix, bias, finish)
     }
 }
 

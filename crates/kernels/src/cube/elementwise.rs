@@ -25,8 +25,9 @@ fn tanh_inner<N: Size>(x: Vector<f32, N>) -> Vector<f32, N> {
     (x + x * x * x * Vector::new(TANH_CUBE)) * Vector::new(TANH_SCALE)
 }
 
+/// An activation.
 #[cube]
-fn activated<N: Size>(x: Vector<f32, N>, #[comptime] kind: Activation) -> Vector<f32, N> {
+pub(super) fn activated<N: Size>(x: Vector<f32, N>, #[comptime] kind: Activation) -> Vector<f32, N> {
     match kind {
         Activation::Gelu => {
             let erf = (x * Vector::new(std::f32::consts::FRAC_1_SQRT_2)).erf();

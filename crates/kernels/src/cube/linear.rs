@@ -6,12 +6,13 @@ use burn_cubecl::cubecl::prelude::*;
 use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime, cubecl};
-use flamingo_config::{BLOCK, LEVELS, Scheme};
+use flamingo_config::{Activation, BLOCK, LEVELS, Scheme};
 
+use super::elementwise::activated;
 use super::product::product;
 use super::reduce::of_vector;
 use super::{PLANE, cubes, empty, has_planes, spread, swapped, vector_size};
-use crate::Quantised;
+use crate::{Finish, Matrix, Quantised, generic};
 
 /// Rows up to which the weights are read once for all of them.
 const FEW: usize = 16;
@@ -47,16 +48,28 @@ fn of_plane(value: f32, shared: &mut SharedMemory<f32>, #[comptime] planes: bool
     }
 }
 
-/// Writes an output of all rows.
+/// [`Finish`], its tensors aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Last {
+    Plain,
+    Activated(Activation),
+    Added,
+    Gated,
+}
+
+/// Writes an output of all rows: the sum, the bias added to it, finished.
 #[cube]
-fn finish<X: Float>(
+fn finish<X: Float, G: Float>(
     sums: &Array<f32>,
     bias: &Array<X>,
+    to: &Array<X>,
+    gate: &Array<G>,
     y: &mut Array<X>,
     output: u32,
     outputs: u32,
     #[comptime] rows: u32,
     #[comptime] has_bias: bool,
+    #[comptime] last: Last,
     #[comptime] planes: bool,
 ) {
     let mut shared = SharedMemory::<f32>::new(comptime!((PLANE * OUTPUTS) as usize));
@@ -64,27 +77,44 @@ fn finish<X: Float>(
     for row in 0..rows {
         let mut sum = of_plane(sums[row as usize], &mut shared, planes);
         if UNIT_POS_X == 0 && output < outputs {
+            let at = row as usize * outputs as usize + output as usize;
             if has_bias {
                 sum += f32::cast_from(bias[output as usize]);
             }
-            y[row as usize * outputs as usize + output as usize] = X::cast_from(sum);
+            match last {
+                Last::Plain => {}
+                Last::Activated(kind) => {
+                    let size!(One) = 1usize;
+                    sum = activated::<One>(Vector::<f32, One>::new(sum), kind)[0];
+                }
+                Last::Added => {
+                    sum += f32::cast_from(to[at]);
+                }
+                Last::Gated => {
+                    sum = f32::cast_from(to[at]) + f32::cast_from(gate[0]).tanh() * sum;
+                }
+            }
+            y[at] = X::cast_from(sum);
         }
     }
 }
 
 /// A plane for each output; lengths count vectors.
 #[cube(launch_unchecked)]
-fn few_kernel<X: Float, W: Float, N: Size>(
+fn few_kernel<X: Float, W: Float, G: Float, N: Size>(
     x: &Array<Vector<X, N>>,
     weight: &Array<Vector<W, N>>,
     bias: &Array<X>,
+    to: &Array<X>,
+    gate: &Array<G>,
     y: &mut Array<X>,
     width: u32,
     outputs: u32,
     #[comptime] rows: u32,
     #[comptime] has_bias: bool,
+    #[comptime] last: Last,
     #[comptime] planes: bool,
-    #[define(X, W)] _dtypes: [StorageType; 2],
+    #[define(X, W, G)] _dtypes: [StorageType; 3],
 ) {
     let output = CUBE_POS as u32 * OUTPUTS + UNIT_POS_Y;
     let mut sums = Array::<f32>::new(comptime!(rows as usize));
@@ -114,7 +144,7 @@ fn few_kernel<X: Float, W: Float, N: Size>(
             sums[row as usize] = of_vector::<N>(terms[row as usize]);
         }
     }
-    finish::<X>(&sums, bias, y, output, outputs, rows, has_bias, planes);
+    finish::<X, G>(&sums, bias, to, gate, y, output, outputs, rows, has_bias, last, planes);
 }
 
 /// The value in 128ths of byte `i` of a word.
@@ -145,19 +175,22 @@ fn levels() -> SharedMemory<f32> {
 
 /// A plane for each output, a unit for each four words: half a block of eight bits, a block of four.
 #[cube(launch_unchecked)]
-fn few_packed_kernel<X: Float, S: Float, N: Size>(
+fn few_packed_kernel<X: Float, S: Float, G: Float, N: Size>(
     x: &Array<Vector<X, N>>,
     codes: &Array<Vector<i32, N>>,
     scales: &Array<S>,
     bias: &Array<X>,
+    to: &Array<X>,
+    gate: &Array<G>,
     y: &mut Array<X>,
     blocks: u32,
     outputs: u32,
     #[comptime] rows: u32,
     #[comptime] four_bits: bool,
     #[comptime] has_bias: bool,
+    #[comptime] last: Last,
     #[comptime] planes: bool,
-    #[define(X, S)] _dtypes: [StorageType; 2],
+    #[define(X, S, G)] _dtypes: [StorageType; 3],
 ) {
     let output = CUBE_POS as u32 * OUTPUTS + UNIT_POS_Y;
     let table = levels();
@@ -204,7 +237,7 @@ fn few_packed_kernel<X: Float, S: Float, N: Size>(
             i += comptime!(PLANE as usize);
         }
     }
-    finish::<X>(&sums, bias, y, output, outputs, rows, has_bias, planes);
+    finish::<X, G>(&sums, bias, to, gate, y, output, outputs, rows, has_bias, last, planes);
 }
 
 /// A unit for each word.
@@ -243,7 +276,39 @@ fn unpack_kernel<X: Float, S: Float, N: Size>(
     }
 }
 
-fn few<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, bias: Option<CubeTensor<R>>) -> CubeTensor<R> {
+/// What a kernel of few rows needs to finish an output; what is not there is not read.
+struct Ending<R: CubeRuntime> {
+    bias: CubeTensor<R>,
+    to: CubeTensor<R>,
+    gate: CubeTensor<R>,
+    has_bias: bool,
+    last: Last,
+}
+
+impl<R: CubeRuntime> Ending<R> {
+    fn new<B: BoolElement>(
+        x: &CubeTensor<R>,
+        bias: Option<CubeTensor<R>>,
+        finish: Finish<CubeBackend<R, f32, i32, B>>,
+    ) -> Self {
+        let has_bias = bias.is_some();
+        let none = || x.clone();
+        let (to, gate, last) = match finish {
+            Finish::Plain => (none(), none(), Last::Plain),
+            Finish::Activated(kind) => (none(), none(), Last::Activated(kind)),
+            Finish::Added(to) => (into_contiguous(to), none(), Last::Added),
+            Finish::Gated { x, gate } => (into_contiguous(x), gate, Last::Gated),
+        };
+        Self { bias: bias.unwrap_or_else(none), to, gate, has_bias, last }
+    }
+}
+
+fn few<R: CubeRuntime, B: BoolElement>(
+    x: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    bias: Option<CubeTensor<R>>,
+    finish: Finish<CubeBackend<R, f32, i32, B>>,
+) -> CubeTensor<R> {
     let ([rows, width], outputs) = (x.meta.shape().dims(), weight.meta.shape()[0]);
     let (x, weight) = (into_contiguous(x), into_contiguous(weight));
     let y = empty(&x, [rows, outputs], x.dtype);
@@ -251,9 +316,8 @@ fn few<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, bias: Option<Cub
     if rows > SEVERAL {
         size = size.min(LANES);
     }
-    let has_bias = bias.is_some();
-    let bias = bias.unwrap_or_else(|| x.clone());
-    let (planes, dtypes) = (has_planes(&x), [x.dtype.into(), weight.dtype.into()]);
+    let Ending { bias, to, gate, has_bias, last } = Ending::new(&x, bias, finish);
+    let (planes, dtypes) = (has_planes(&x), [x.dtype.into(), weight.dtype.into(), gate.dtype.into()]);
     // SAFETY: units stay within rows; planes beyond the outputs read and write nothing.
     unsafe {
         few_kernel::launch_unchecked::<R>(
@@ -264,11 +328,14 @@ fn few<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, bias: Option<Cub
             x.into_array_arg(),
             weight.into_array_arg(),
             bias.into_array_arg(),
+            to.into_array_arg(),
+            gate.into_array_arg(),
             y.clone().into_array_arg(),
             (width / size) as u32,
             outputs as u32,
             rows as u32,
             has_bias,
+            last,
             planes,
             dtypes,
         );
@@ -276,14 +343,68 @@ fn few<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>, bias: Option<Cub
     y
 }
 
+fn few_packed<R: CubeRuntime, B: BoolElement>(
+    x: CubeTensor<R>,
+    weight: Quantised<CubeBackend<R, f32, i32, B>>,
+    bias: Option<CubeTensor<R>>,
+    finish: Finish<CubeBackend<R, f32, i32, B>>,
+) -> CubeTensor<R> {
+    let Quantised { scheme, codes, scales } = weight;
+    let rows = x.meta.shape()[0];
+    let [outputs, blocks] = scales.meta.shape().dims();
+    let [x, codes, scales] = [x, codes, scales].map(into_contiguous);
+    let y = empty(&x, [rows, outputs], x.dtype);
+    let Ending { bias, to, gate, has_bias, last } = Ending::new(&x, bias, finish);
+    let (planes, dtypes) = (has_planes(&x), [x.dtype.into(), scales.dtype.into(), gate.dtype.into()]);
+    // SAFETY: units stay within rows; planes beyond the outputs read and write nothing.
+    unsafe {
+        few_packed_kernel::launch_unchecked::<R>(
+            &y.client,
+            spread(outputs.div_ceil(OUTPUTS as usize)),
+            CubeDim::new_2d(PLANE, OUTPUTS),
+            LANES,
+            x.into_array_arg(),
+            codes.into_array_arg(),
+            scales.into_array_arg(),
+            bias.into_array_arg(),
+            to.into_array_arg(),
+            gate.into_array_arg(),
+            y.clone().into_array_arg(),
+            blocks as u32,
+            outputs as u32,
+            rows as u32,
+            scheme == Scheme::Q4,
+            has_bias,
+            last,
+            planes,
+            dtypes,
+        );
+    }
+    y
+}
+
+/// [`crate::Kernels::layer`]: in one kernel where there are few rows.
+pub(super) fn layer<R: CubeRuntime, B: BoolElement>(
+    x: CubeTensor<R>,
+    weight: Matrix<CubeBackend<R, f32, i32, B>>,
+    bias: Option<CubeTensor<R>>,
+    finish: Finish<CubeBackend<R, f32, i32, B>>,
+) -> CubeTensor<R> {
+    match weight {
+        _ if x.meta.shape()[0] > FEW => generic::layer::<CubeBackend<R, f32, i32, B>>(x, weight, bias, finish),
+        Matrix::Plain(weight) => few(x, weight, bias, finish),
+        Matrix::Quantised(weight) => few_packed(x, weight, bias, finish),
+    }
+}
+
 /// [`crate::Kernels::linear_layer`], with a weight of any format.
-pub(super) fn linear<R: CubeRuntime>(
+pub(super) fn linear<R: CubeRuntime, B: BoolElement>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
     bias: Option<CubeTensor<R>>,
 ) -> CubeTensor<R> {
     if x.meta.shape()[0] <= FEW {
-        return few(x, weight, bias);
+        return few::<R, B>(x, weight, bias, Finish::Plain);
     }
     let weight = if weight.dtype == x.dtype { weight } else { cast(weight, x.dtype) };
     let y = product(x, swapped(weight, 0, 1));
@@ -331,38 +452,9 @@ pub(super) fn linear_of_quantised<R: CubeRuntime, B: BoolElement>(
     weight: Quantised<CubeBackend<R, f32, i32, B>>,
     bias: Option<CubeTensor<R>>,
 ) -> CubeTensor<R> {
-    let rows = x.meta.shape()[0];
-    if rows > FEW {
-        let dtype = x.dtype;
-        return linear(x, dequantise(weight, dtype), bias);
+    if x.meta.shape()[0] <= FEW {
+        return few_packed(x, weight, bias, Finish::Plain);
     }
-    let Quantised { scheme, codes, scales } = weight;
-    let [outputs, blocks] = scales.meta.shape().dims();
-    let [x, codes, scales] = [x, codes, scales].map(into_contiguous);
-    let y = empty(&x, [rows, outputs], x.dtype);
-    let has_bias = bias.is_some();
-    let bias = bias.unwrap_or_else(|| x.clone());
-    let (planes, dtypes) = (has_planes(&x), [x.dtype.into(), scales.dtype.into()]);
-    // SAFETY: units stay within rows; planes beyond the outputs read and write nothing.
-    unsafe {
-        few_packed_kernel::launch_unchecked::<R>(
-            &y.client,
-            spread(outputs.div_ceil(OUTPUTS as usize)),
-            CubeDim::new_2d(PLANE, OUTPUTS),
-            LANES,
-            x.into_array_arg(),
-            codes.into_array_arg(),
-            scales.into_array_arg(),
-            bias.into_array_arg(),
-            y.clone().into_array_arg(),
-            blocks as u32,
-            outputs as u32,
-            rows as u32,
-            scheme == Scheme::Q4,
-            has_bias,
-            planes,
-            dtypes,
-        );
-    }
-    y
+    let dtype = x.dtype;
+    linear::<R, B>(x, dequantise(weight, dtype), bias)
 }

@@ -55,7 +55,7 @@ fn forward<T: Float>(
     let start = row * width as usize;
     let (largest, sum) = normaliser::<T>(logits, start, width, &mut shared, planes);
     if UNIT_POS == 0 {
-        losses[row] = largest + sum.ln() - f32::cast_from(logits[start + targets[row] as usize]);
+        losses[row] = sum.ln() - (f32::cast_from(logits[start + targets[row] as usize]) - largest);
     }
 }
 

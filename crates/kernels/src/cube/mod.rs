@@ -21,7 +21,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{BoolElement, CubeBackend, CubeRuntime};
 use flamingo_config::{Activation, Pairing};
 
-use crate::{AdamWStep, Attention, Gradients, Kernels, Quantised, generic};
+use crate::{AdamWStep, Attention, Finish, Gradients, Kernels, Matrix, Quantised, generic};
 
 /// Units of a plane where planes are used: those of NVIDIA's warps.
 const PLANE: u32 = 32;
@@ -53,7 +53,7 @@ impl<R: CubeRuntime, B: BoolElement> Kernels for CubeBackend<R, f32, i32, B> {
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        linear::linear(x, weight, bias)
+        linear::linear::<R, B>(x, weight, bias)
     }
 
     fn linear_layer_of_stored(
@@ -61,7 +61,7 @@ impl<R: CubeRuntime, B: BoolElement> Kernels for CubeBackend<R, f32, i32, B> {
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        linear::linear(x, weight, bias)
+        linear::linear::<R, B>(x, weight, bias)
     }
 
     fn linear_layer_of_quantised(
@@ -70,6 +70,15 @@ impl<R: CubeRuntime, B: BoolElement> Kernels for CubeBackend<R, f32, i32, B> {
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         linear::linear_of_quantised(x, weight, bias)
+    }
+
+    fn layer(
+        x: FloatTensor<Self>,
+        weight: Matrix<Self>,
+        bias: Option<FloatTensor<Self>>,
+        finish: Finish<Self>,
+    ) -> FloatTensor<Self> {
+        linear::layer(x, weight, bias, finish)
     }
 
     fn dequantise(weight: Quantised<Self>, dtype: DType) -> FloatTensor<Self> {

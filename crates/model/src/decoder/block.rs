@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::{Activation, Architecture, Norm as NormKind, NormPlacement, Position, Residual};
-use flamingo_kernels::{Kernels, activate, attend};
+use flamingo_kernels::{Kernels, attend};
 
 use super::position::Context;
 use crate::attention::{merge_heads, split_heads, split_last};
@@ -104,28 +104,36 @@ impl<B: Kernels> Block<B> {
         };
         match (self.norm_placement, self.residual) {
             (NormPlacement::Pre, Residual::Sequential) => {
-                let x = x.clone() + self.attention.forward(self.norm_1.forward(x), context, cache);
-                x.clone() + self.mlp.forward(norm_2(x))
+                let x = self.attention.added(self.norm_1.forward(x.clone()), x, context, cache);
+                self.mlp.added(norm_2(x.clone()), x)
             }
             (NormPlacement::Pre, Residual::Parallel) => {
-                let attention = self.attention.forward(self.norm_1.forward(x.clone()), context, cache);
-                x.clone() + attention + self.mlp.forward(norm_2(x))
+                let sum = self.attention.added(self.norm_1.forward(x.clone()), x.clone(), context, cache);
+                self.mlp.added(norm_2(x), sum)
             }
             (NormPlacement::Pre, Residual::ParallelSharedNorm) => {
                 let normed = self.norm_1.forward(x.clone());
-                x + self.attention.forward(normed.clone(), context, cache) + self.mlp.forward(normed)
+                let sum = self.attention.added(normed.clone(), x, context, cache);
+                self.mlp.added(normed, sum)
             }
             // Only OPT-350M is post-norm, and it is sequential.
             (NormPlacement::Post, _) => {
-                let x = self.norm_1.forward(x.clone() + self.attention.forward(x, context, cache));
-                norm_2(x.clone() + self.mlp.forward(x))
+                let x = self.norm_1.forward(self.attention.added(x.clone(), x, context, cache));
+                norm_2(self.mlp.added(x.clone(), x))
             }
         }
     }
 }
 
 impl<B: Kernels> SelfAttention<B> {
-    fn forward(&self, x: Tensor<B, 3>, context: &Context<B>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+    /// Attention within `x`, added to `to`.
+    fn added(
+        &self,
+        x: Tensor<B, 3>,
+        to: Tensor<B, 3>,
+        context: &Context<B>,
+        cache: Option<&mut Cache<B>>,
+    ) -> Tensor<B, 3> {
         let mut qkv = self.qkv.forward(x);
         if let Some(clip) = self.clip_qkv {
             qkv = qkv.clamp(-clip, clip);
@@ -148,16 +156,17 @@ impl<B: Kernels> SelfAttention<B> {
         };
         let out = attend(q, k, v.clone(), self.scale, context.hidden(self.window), context.bias.clone());
         let out = context.blind(self.window, out, v);
-        self.out.forward(merge_heads(out))
+        self.out.added(merge_heads(out), to)
     }
 }
 
 impl<B: Kernels> Mlp<B> {
-    fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// What the network makes of `x`, added to `to`.
+    fn added(&self, x: Tensor<B, 3>, to: Tensor<B, 3>) -> Tensor<B, 3> {
         let hidden = match &self.gate {
-            Some(gate) => activate(self.activation, gate.forward(x.clone())) * self.up.forward(x),
-            None => activate(self.activation, self.up.forward(x)),
+            Some(gate) => gate.activated(x.clone(), self.activation) * self.up.forward(x),
+            None => self.up.activated(x, self.activation),
         };
-        self.down.forward(hidden)
+        self.down.added(hidden, to)
     }
 }
