@@ -3,6 +3,9 @@
 //! A token of a decoder is a few hundred small operations, and a GPU spends more time between two kernels than in one of them:
 //! so what Burn composes of five to ten kernels is one here.
 
+// CubeCL does not know `is_multiple_of`.
+#![allow(clippy::manual_is_multiple_of)]
+
 mod attention;
 mod elementwise;
 mod linear;
