@@ -385,6 +385,77 @@ fn demonstrations_that_all_share_are_read_once_and_change_nothing() {
     }
 }
 
+/// A trained model to which embeddings of three places are added.
+fn model_of_places(folder: &Path) -> String {
+    let (from, to) = (root().join("models/flamingo-tiny-neox"), folder.join("places"));
+    fs::create_dir(&to).expect("a folder");
+    for file in fs::read_dir(&from).expect("a model") {
+        let file = file.expect("a file").path();
+        fs::copy(&file, to.join(file.file_name().expect("a name"))).expect("a copy");
+    }
+    let shape = fs::read_to_string(from.join("model.toml")).expect("a shape");
+    let width: usize = 128;
+    assert!(shape.contains(&format!("width = {width}")), "the tower's width has changed");
+    fs::write(to.join("model.toml"), shape.replace("[resampler]", "[resampler]\nmax_num_media = 3")).expect("a shape");
+    let bytes = fs::read(from.join("model.safetensors")).expect("weights");
+    let stored = safetensors::SafeTensors::deserialize(&bytes).expect("tensors");
+    let like = stored.tensor("resampler.latents").expect("latents").dtype();
+    assert_eq!(like, safetensors::Dtype::F16);
+    // From -0.25 to 0.25, another number in each place: f16 has its sign on top, and 0x3400 is 0.25.
+    let numbers =
+        (0..3 * width).flat_map(|i| (0x3400u16 | if i % 7 < 3 { 0x8000 } else { 0 } | (i as u16 % 5)).to_le_bytes());
+    let numbers: Vec<u8> = numbers.collect();
+    let places = safetensors::tensor::TensorView::new(like, vec![3, width], &numbers).expect("a tensor");
+    let all = stored.tensors().into_iter().chain([("resampler.media_time_embeddings".to_string(), places)]);
+    fs::write(to.join("model.safetensors"), safetensors::serialize(all, None).expect("bytes")).expect("weights");
+    text_of(&to)
+}
+
+#[test]
+fn pictures_whose_places_a_model_tells_are_seen_once_for_each_place() {
+    let folder = own();
+    let model = model_of_places(folder.path());
+    let task = fs::read_to_string(folder.path().join("mine.toml")).expect("a task");
+    let written = "[answer.generate]\nmax_new_tokens = 6\nnum_beams = 1\nlength_penalty = 0.0\n[test]";
+    let (classes, test) = (task.find("[answer").expect("an answer"), task.find("[test]").expect("a test"));
+    let path = folder.path().join("written.toml");
+    fs::write(&path, format!("{}{written}{}", &task[..classes], &task[test + "[test]".len()..])).expect("a task");
+    let out = folder.path().join("run");
+    let asks = |shots: &str| -> Vec<String> {
+        let task =
+            ["--task", &text_of(&path), "--demonstrations", "random,fixed", "--trial-seeds", "1"].map(String::from);
+        let model = ["eval", "--model", &model, "--device", "flex", "--shots", shots, "--out", &text_of(&out)]
+            .map(String::from);
+        [&model[..], &task].concat()
+    };
+    let run = |args: &[String]| flamingo(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    let output = run(&asks("2"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    for choice in ["random", "fixed"] {
+        for answer in lines(&out.join(format!("predictions/mine-{choice}-2-1.jsonl"))).iter().take(3) {
+            // The same prompt, whole, in a process that keeps nothing of pictures.
+            let mut images: Vec<&Value> = answer["demonstration_images"].as_array().expect("a list").iter().collect();
+            images.push(&answer["image"]);
+            let texts: Vec<&str> = answer["prompt"].as_str().expect("a prompt").split("<image>").collect();
+            assert_eq!(texts.len(), images.len() + 1);
+            let mut parts = vec![json!(texts[0])];
+            parts.extend(
+                images.iter().zip(&texts[1..]).flat_map(|(image, text)| [json!({"image": image}), json!(text)]),
+            );
+            let file = folder.path().join("prompt.json");
+            fs::write(&file, Value::from(parts).to_string()).expect("a prompt");
+            let whole = ["generate", "--model", &model, "--device", "flex", "--max-new-tokens", "6", "--json"];
+            let whole = flamingo(&[&whole[..], &["--interleaved", &text_of(&file)]].concat());
+            let whole: Value = serde_json::from_str(&stdout(&whole)).expect("JSON");
+            assert_eq!(whole["prompt"], answer["prompt"]);
+            assert_eq!(whole["sequences"][0]["text"], answer["generated"]);
+        }
+    }
+    let args = asks("3");
+    let error = fails(&args.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(error.contains("4 pictures, and the model has places for 3"), "{error}");
+}
+
 #[test]
 fn broken_data_are_one_clear_sentence() {
     let folder = own();

@@ -228,7 +228,7 @@ fn measure(source: &Source, args: &BenchArgs, precision: Option<Precision>) -> a
     let (prefix, _) = engine.start(&shots, Some(&pixels(config, args.shots)), SessionOptions::default())?;
     let (question, picture) = (prompt(config, 1, SHOT_TOKENS), pixels(config, 1));
     let second_query = repeated(args.runs, || {
-        let latents = engine.latents(&picture)?;
+        let latents = engine.latents(&picture, args.shots)?;
         let mut session = prefix.fork();
         session.show(&latents)?;
         session.feed(question.ids.clone(), question.keep.clone())?;

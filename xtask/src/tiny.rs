@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use flamingo_data::Interleaved;
 use flamingo_engine::{Device, Precision};
-use flamingo_eval::Gallery;
+use flamingo_eval::{Gallery, Shown};
 use flamingo_zoo::{Latents, Model};
 use serde::{Deserialize, Serialize};
 
@@ -64,15 +64,15 @@ impl<'a> Asked<'a> {
 
     /// Questions with their pictures, ready to be answered.
     pub(crate) fn prompts(&mut self, questions: &[Question]) -> anyhow::Result<Vec<Interleaved<Latents>>> {
-        let paths: Vec<Vec<PathBuf>> =
-            questions.iter().map(|q| q.images.iter().map(|name| self.data.join(name)).collect()).collect();
-        let wanted: Vec<&Path> = paths.iter().flatten().map(PathBuf::as_path).collect();
+        let placed = |q: &Question| q.images.iter().map(|name| self.data.join(name)).zip(0..).collect();
+        let all: Vec<Vec<(PathBuf, usize)>> = questions.iter().map(placed).collect();
+        let wanted: Vec<Shown> = all.iter().flatten().map(|(path, place)| (path.as_path(), *place)).collect();
         let seen = self.gallery.look(self.model, &wanted, std::iter::empty())?;
-        let prompt = |(question, paths): (&Question, &Vec<PathBuf>)| Interleaved {
+        let prompt = |(question, shown): (&Question, &Vec<(PathBuf, usize)>)| Interleaved {
             text: question.prompt.clone(),
-            images: paths.iter().map(|path| seen[path].clone()).collect(),
+            images: shown.iter().map(|(path, place)| seen.of((path, *place))).collect(),
         };
-        Ok(questions.iter().zip(&paths).map(prompt).collect())
+        Ok(questions.iter().zip(&all).map(prompt).collect())
     }
 
     /// What the model says, greedily.

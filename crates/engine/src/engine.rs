@@ -57,12 +57,12 @@ pub trait Engine: Send {
     ) -> Result<Forward, EngineError>;
 
     /// What the model keeps of each picture, `[rows, images, num_latents, width]`: [`Engine::start_seen`] takes it in
-    /// place of pixels, as often as the picture is shown.
+    /// place of pixels, as often as the picture is shown. `first` is the place of each row's first picture in the rows
+    /// that will be read; it matters to models with embeddings of places alone.
     ///
     /// # Errors
-    /// As [`Engine::image_features`]; [`EngineError::Input`] for a model whose latents depend on a picture's place in
-    /// its row.
-    fn latents(&self, pixels: &Pixels) -> Result<Array, EngineError>;
+    /// As [`Engine::image_features`]; [`EngineError::Input`] for a place that such a model has no embedding for.
+    fn latents(&self, pixels: &Pixels, first: usize) -> Result<Array, EngineError>;
 
     /// Reads a prompt and gets ready to continue it. Returns the session and the logits that follow the
     /// last token of each row, `rows * vocab_size`.
@@ -167,9 +167,9 @@ impl<B: Kernels> BurnEngine<B> {
 
     fn media(&self, pixels: Option<&Pixels>) -> Result<Option<Media<B>>, EngineError> {
         let Some(pixels) = pixels else { return Ok(None) };
-        self.check_media(pixels)?;
+        self.check_media(pixels, 0)?;
         let tokens = self.see(self.pixels(pixels)?);
-        Ok(Some(self.model.media(self.model.resampler.forward(tokens))))
+        Ok(Some(self.model.media(self.model.resampler.forward(tokens, 0))))
     }
 
     /// Patch tokens of distinct pictures, `[distinct, 1, 1, patches, width]`; `features` remembers those of a frozen
@@ -248,7 +248,7 @@ impl<B: Kernels> BurnEngine<B> {
     }
 
     pub(crate) fn check_pixels(&self, pixels: &Pixels) -> Result<(), EngineError> {
-        self.check_media(pixels)?;
+        self.check_media(pixels, 0)?;
         pixels.check(self.config.vision.image_size)
     }
 
@@ -259,9 +259,9 @@ impl<B: Kernels> BurnEngine<B> {
         self.check_labels(text, labels)
     }
 
-    fn check_media(&self, pixels: &Pixels) -> Result<(), EngineError> {
+    fn check_media(&self, pixels: &Pixels, first: usize) -> Result<(), EngineError> {
         let r = &self.config.resampler;
-        let limits = [("frames", pixels.frames, r.max_num_frames), ("images", pixels.images, r.max_num_media)];
+        let limits = [("frames", pixels.frames, r.max_num_frames), ("images", first + pixels.images, r.max_num_media)];
         for (what, count, limit) in limits {
             if let Some(limit) = limit
                 && count > limit
@@ -402,9 +402,9 @@ impl<B: Kernels> Engine for BurnEngine<B> {
             let media = match pixels {
                 None => None,
                 Some(pixels) => {
-                    self.check_media(pixels)?;
+                    self.check_media(pixels, 0)?;
                     let tokens = self.see(self.pixels(pixels)?);
-                    let latents = self.model.resampler.forward(tokens.clone());
+                    let latents = self.model.resampler.forward(tokens.clone(), 0);
                     if trace {
                         let [rows, images, frames, patches, dim] = tokens.dims();
                         let tokens = tokens.reshape([rows * images * frames, patches, dim]);
@@ -450,13 +450,10 @@ impl<B: Kernels> Engine for BurnEngine<B> {
         })
     }
 
-    fn latents(&self, pixels: &Pixels) -> Result<Array, EngineError> {
+    fn latents(&self, pixels: &Pixels, first: usize) -> Result<Array, EngineError> {
         guard(|| {
-            if !self.pictures_may_repeat(pixels) {
-                return Err(EngineError::Input("latents of this model depend on a picture's place in its row".into()));
-            }
-            self.check_media(pixels)?;
-            Array::from_tensor(&self.model.resampler.forward(self.see(self.pixels(pixels)?)))
+            self.check_media(pixels, first)?;
+            Array::from_tensor(&self.model.resampler.forward(self.see(self.pixels(pixels)?), first))
         })
     }
 
@@ -476,7 +473,7 @@ impl<B: Kernels> Engine for BurnEngine<B> {
         guard(|| {
             self.check_text(prompt, 0)?;
             self.check_rows(prompt, Some(pixels))?;
-            self.check_media(pixels)?;
+            self.check_media(pixels, 0)?;
             let x = self.pixels(pixels)?;
             self.sync()?;
             let timed = |since: std::time::Instant| since.elapsed();
@@ -487,7 +484,7 @@ impl<B: Kernels> Engine for BurnEngine<B> {
             let vision = timed(start);
 
             let start = std::time::Instant::now();
-            let media = self.model.media(self.model.resampler.forward(tokens));
+            let media = self.model.media(self.model.resampler.forward(tokens, 0));
             self.sync()?;
             let resampler = timed(start);
 

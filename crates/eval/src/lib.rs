@@ -21,7 +21,7 @@ mod trial;
 
 pub use dataset::{Sample, read};
 pub use error::EvalError;
-pub use gallery::Gallery;
+pub use gallery::{Gallery, Seen, Shown};
 pub use random::{Numpy, Python, torch_permutation};
 pub use report::report;
 pub use rices::{FeatureCache, Features, fingerprint};

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::EvalError;
 use crate::dataset::{self, Sample};
-use crate::gallery::Gallery;
+use crate::gallery::{Gallery, Shown};
 use crate::rices::FeatureCache;
 use crate::run::Choice;
 use crate::select::{Choose, Query, Selection};
@@ -175,8 +175,8 @@ impl Asked<'_> {
         self.sample.id.to_string()
     }
 
-    fn pictures(&self) -> impl Iterator<Item = &Path> {
-        self.prompts.iter().flat_map(|prompt| &prompt.images).copied()
+    fn pictures(&self) -> impl Iterator<Item = Shown<'_>> {
+        self.prompts.iter().flat_map(|prompt| placed(&prompt.images))
     }
 }
 
@@ -286,6 +286,7 @@ impl<'a> Evaluator<'a> {
         let pool = benchmark.pool();
         let tokenizer = self.model.tokenizer();
         let longest = longest_prompt(self.model.config(), task);
+        let places = self.model.config().resampler.max_num_media;
         // Upstream's classification shows pictures of demonstrations whose marks it has taken away: the one mark that
         // is left then stands for the first of them.
         let misled = shots == 0 && self.settings.upstream_compat && matches!(task.answer, Answer::Classify(_));
@@ -306,6 +307,12 @@ impl<'a> Evaluator<'a> {
             if marks != images.len() {
                 return wrong(format!("its prompt has {marks} marks <image> for {} pictures", images.len()));
             }
+            if let Some(most) = places.filter(|&most| images.len() > most) {
+                return wrong(format!(
+                    "its prompt has {} pictures, and the model has places for {most}: ask with fewer --shots",
+                    images.len()
+                ));
+            }
             let tokens = tokenizer.encode(text).map_err(ZooError::from)?.len();
             if tokens > longest {
                 return wrong(format!(
@@ -323,8 +330,8 @@ impl<'a> Evaluator<'a> {
     /// The demonstrations that all questions share, read.
     fn prefix(&mut self, benchmark: &Benchmark, order: &[usize], shots: usize) -> Result<Prefix<'a>, EvalError> {
         let (text, paths) = demonstrations(benchmark, order, shots)?;
-        let seen = self.gallery.look(self.model, &paths, std::iter::empty())?;
-        let images = paths.iter().map(|&path| seen[path].clone()).collect();
+        let seen = self.gallery.look(self.model, &placed(&paths).collect::<Vec<_>>(), std::iter::empty())?;
+        let images = placed(&paths).map(|shown| seen.of(shown)).collect();
         Ok(self.model.prefix(&Interleaved { text, images })?)
     }
 
@@ -340,16 +347,16 @@ impl<'a> Evaluator<'a> {
         &mut self,
         task: &Task,
         batch: &'p [Asked],
-        soon: impl Iterator<Item = &'p Path>,
+        soon: impl Iterator<Item = Shown<'p>>,
         prefix: Option<&Prefix>,
         classes: &[Vec<u32>],
     ) -> Result<Vec<Prediction>, EvalError> {
-        let paths: Vec<&Path> = batch.iter().flat_map(Asked::pictures).collect();
-        let seen = self.gallery.look(self.model, &paths, soon)?;
+        let wanted: Vec<Shown> = batch.iter().flat_map(Asked::pictures).collect();
+        let seen = self.gallery.look(self.model, &wanted, soon)?;
         let prompts = |order: usize| -> Vec<Interleaved<Latents>> {
             let prompt = |asked: &Asked| {
                 let prompt = &asked.prompts[order];
-                let images = prompt.images.iter().map(|&path| seen[path].clone()).collect();
+                let images = placed(&prompt.images).map(|shown| seen.of(shown)).collect();
                 Interleaved { text: prompt.text.clone(), images }
             };
             batch.iter().map(prompt).collect()
@@ -443,6 +450,11 @@ fn longest_prompt(config: &ModelConfig, task: &Task) -> usize {
         Position::Learned { offset, rows } => rows.saturating_sub(offset + answer),
         _ => usize::MAX,
     }
+}
+
+/// Pictures of a prompt, with their places.
+fn placed<'p>(images: &[&'p Path]) -> impl Iterator<Item = Shown<'p>> {
+    images.iter().enumerate().map(|(place, &path)| (path, place))
 }
 
 /// The text of a prompt's demonstrations, and their pictures: none in a zero-shot prompt.

@@ -110,7 +110,7 @@ impl<B: Kernels> Flamingo<B> {
     /// Latents of a batch whose pictures may repeat: patch tokens of distinct pictures, `[distinct, 1, 1, patches,
     /// width]`, and which of them stands at each place of `rows * images`. Gives `[rows, images, num_latents, width]`.
     pub fn latents(&self, tokens: Tensor<B, 5>, places: &[i32], images: usize) -> Tensor<B, 4> {
-        let latents = self.resampler.forward(tokens);
+        let latents = self.resampler.forward(tokens, 0);
         let [distinct, _, num_latents, width] = latents.dims();
         let index = Tensor::<B, 1, Int>::from_ints(places, &latents.device());
         let latents = latents.reshape([distinct, num_latents * width]).select(0, index);

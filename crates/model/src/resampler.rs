@@ -82,11 +82,11 @@ impl<B: Kernels> Resampler<B> {
     }
 
     /// `[batch, images, frames, tokens, width]` to `[batch, images, num_latents, width]`. Images do not see
-    /// each other.
+    /// each other; `first` is the place of the first of them in its row.
     ///
     /// # Panics
     /// If there are more frames or images than the model has embeddings for.
-    pub fn forward(&self, x: Tensor<B, 5>) -> Tensor<B, 4> {
+    pub fn forward(&self, x: Tensor<B, 5>, first: usize) -> Tensor<B, 4> {
         let [batch, images, frames, tokens, width] = x.dims();
         let dtype = x.dtype();
         let x = match &self.frame_embeddings {
@@ -94,7 +94,7 @@ impl<B: Kernels> Resampler<B> {
             None => x,
         };
         let x = match &self.media_time_embeddings {
-            Some(table) => x + table.val().cast(dtype).narrow(0, 0, images).reshape([1, images, 1, 1, width]),
+            Some(table) => x + table.val().cast(dtype).narrow(0, first, images).reshape([1, images, 1, 1, width]),
             None => x,
         };
         let x = x.reshape([batch * images, frames * tokens, width]);

@@ -44,15 +44,20 @@ struct Read<'a> {
 }
 
 impl Model {
-    /// Looks at pictures.
+    /// Whether what is kept of a picture depends on its place among a prompt's pictures.
+    pub fn tells_places(&self) -> bool {
+        self.config().resampler.max_num_media.is_some()
+    }
+
+    /// Looks at pictures, each of which is number `place` of its prompt, from 0 on.
     ///
     /// # Errors
-    /// [`ZooError::Engine`] if the device fails, or for a model that tells pictures apart by their place in a prompt.
-    pub fn latents(&self, pictures: &[&Picture]) -> Result<Vec<Latents>, ZooError> {
+    /// [`ZooError::Engine`] if the device fails, or for a place that a model which tells places has no embedding for.
+    pub fn latents(&self, pictures: &[&Picture], place: usize) -> Result<Vec<Latents>, ZooError> {
         if pictures.is_empty() {
             return Ok(Vec::new());
         }
-        let latents = self.engine.latents(&self.pixels(pictures))?;
+        let latents = self.engine.latents(&self.pixels(pictures), place)?;
         let each = latents.data.len() / pictures.len();
         Ok(latents.data.chunks(each).map(|latents| Latents(latents.into())).collect())
     }

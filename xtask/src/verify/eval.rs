@@ -281,7 +281,7 @@ fn model_values(model: &Path, case: &Path, recorded: &Value, device: Device) -> 
     let model = Model::open(&folder, device, Precision::F32)?;
     let pictures = list(&recorded["images"]).iter().map(|name| Picture::open(&case.with_file_name(text(name))));
     let pictures: Vec<Picture> = pictures.collect::<Result<_, _>>()?;
-    let seen = model.latents(&pictures.iter().collect::<Vec<_>>())?;
+    let seen = model.latents(&pictures.iter().collect::<Vec<_>>(), 0)?;
 
     let mut outputs = Vec::new();
     for call in list(&recorded["outputs"]) {
