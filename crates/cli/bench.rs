@@ -44,10 +44,8 @@ struct Measured {
     generate: f64,
     /// To the first token of another question after the same demonstrations, its picture included.
     second_query: f64,
-    /// Most memory that the process had; on an NVIDIA GPU, most of the GPU's, as its driver counts it.
+    /// Most memory that the process had; on an NVIDIA GPU, most of the GPU's: as its driver counts it, or PyTorch itself.
     peak_bytes: Option<f64>,
-    /// Whether the processor did it.
-    on_host: bool,
     /// What the weights were and where.
     precision: String,
     device: String,
@@ -70,7 +68,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
         let name = precision.map_or("as stored".into(), |precision| precision.to_string());
         ours.push(waiting(&format!("measuring {name}"), || measure_apart(args, precision))?);
     }
-    let on_gpu = ours.iter().any(|measured| !measured.on_host);
+    let on_gpu = ours.iter().any(|measured| measured.device.contains("cuda"));
     let torch = match &args.compare_torch {
         Some(python) => Some(waiting("measuring PyTorch", || torch(python, source.config(), args, on_gpu))?),
         None => None,
@@ -244,23 +242,25 @@ fn measure(source: &Source, args: &BenchArgs, precision: Option<Precision>) -> a
         second_query,
         // Burn keeps what it once took: what is held at the end is the most that was.
         peak_bytes: match before {
-            Some(before) => device_bytes(args.device).map(|now| now - before),
-            None => peak_bytes().filter(|_| on_host),
+            Some(before) if engine.device().contains("cuda") => device_bytes(args.device).map(|now| now - before),
+            _ => peak_bytes().filter(|_| on_host),
         },
         precision: engine.precision().to_string(),
         device: engine.device().to_string(),
-        on_host,
     })
 }
 
-/// Memory in use on an NVIDIA GPU.
+/// Memory in use on the NVIDIA GPU, where there is one alone: the driver counts them through otherwise than CUDA.
 fn device_bytes(device: Device) -> Option<f64> {
-    let Device::Cuda(index) = device else { return None };
-    let device = format!("--id={}", index.unwrap_or(0));
-    let query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits", &device];
+    if matches!(device, Device::Flex | Device::NdArray | Device::Wgpu(_)) {
+        return None;
+    }
+    let query = ["--query-gpu=memory.used", "--format=csv,noheader,nounits"];
     let output = Command::new("nvidia-smi").args(query).output().ok()?;
-    let mib: f64 = String::from_utf8_lossy(&output.stdout).lines().next()?.trim().parse().ok()?;
-    Some(mib * 1024.0 * 1024.0)
+    let listed = String::from_utf8_lossy(&output.stdout);
+    let mut gpus = listed.lines();
+    let (Some(only), None) = (gpus.next(), gpus.next()) else { return None };
+    Some(only.trim().parse::<f64>().ok()? * 1024.0 * 1024.0)
 }
 
 /// The median time of so many times, after one that does not count.
@@ -335,7 +335,6 @@ fn torch(
         peak_bytes: peak.map(|mib| mib * 1024.0 * 1024.0),
         precision: precision.into(),
         device: if on_gpu { format!("PyTorch, {device}") } else { "PyTorch, CPU".into() },
-        on_host: !on_gpu,
     };
     Ok((measured, machine))
 }
@@ -392,10 +391,10 @@ fn page(
         "{}: {} pictures, {} tokens, {} new ones; medians of {} runs",
         config.name, args.images, args.tokens, args.new_tokens, args.runs,
     );
-    let on_host = ours.iter().all(|measured| measured.on_host);
-    page.push_str(if on_host { " (PyTorch: one)." } else { "." });
+    let on_gpu = ours.iter().any(|measured| measured.device.contains("cuda"));
+    page.push_str(if on_gpu { "." } else { " (PyTorch: one)." });
     match machine {
-        Some(Machine { read, product: Some(product) }) if on_host => write!(
+        Some(Machine { read, product: Some(product) }) if !on_gpu => write!(
             page,
             " This machine reads {:.1} GB/s and multiplies {:.0} GFLOP/s in f32.",
             read / 1e9,
@@ -421,10 +420,10 @@ fn page(
         _ => String::new(),
     };
     let seconds = |of: fn(&Measured) -> f64| move |m: &Measured| format!("{}{}", brief(of(m)), ratio(of, m));
-    // What was measured of the machine is where they ran; which weights ndarray and wgpu read for a token is not known.
+    // What was measured of the machine is flex's and PyTorch's, or CUDA's and PyTorch's.
     let of_machine = |m: &Measured, share: String| {
-        let known = ["flex", "cuda", "PyTorch"].iter().any(|device| m.device.contains(device));
-        if known && m.on_host == on_host { share } else { "-".into() }
+        let known = [if on_gpu { "cuda" } else { "flex" }, "PyTorch"].iter().any(|device| m.device.contains(device));
+        if known { share } else { "-".into() }
     };
     line("load, s", &|m| m.load.map_or("-".into(), |load| format!("{load:.3}")))?;
     line("image encode, s a picture", &seconds(|m| m.vision))?;
@@ -433,14 +432,14 @@ fn page(
     line("prefill, tokens/s", &|m| format!("{:.1}", args.tokens as f64 / m.prefill))?;
     if let Some(rate) = machine.and_then(|machine| machine.product) {
         let flops = flops_of_prefill(config, args.tokens);
-        let name = if on_host { "f32" } else { "bf16" };
+        let name = if on_gpu { "bf16" } else { "f32" };
         line(&format!("prefill, share of the {name} product rate"), &|m| {
             of_machine(m, format!("{:.0} %", flops / m.prefill / rate * 100.0))
         })?;
     }
     line("decode, tokens/s", &|m| format!("{:.2}{}", 1.0 / m.decode, ratio(|m| m.decode, m)))?;
     if let Some(machine) = machine {
-        let name = if on_host { "read" } else { "copy" };
+        let name = if on_gpu { "copy" } else { "read" };
         line(&format!("decode, share of the {name} rate"), &|m| match bytes_a_token(config, &m.precision) {
             Some(bytes) => of_machine(m, format!("{:.0} %", bytes / m.decode / machine.read * 100.0)),
             None => "-".into(),
@@ -448,7 +447,8 @@ fn page(
     }
     line(&format!("pictures, prompt, tokens by {} beams, s", args.beams), &seconds(|m| m.generate))?;
     line(&format!("second query after {} shots, s to its first token", args.shots), &seconds(|m| m.second_query))?;
-    line("peak memory, GB", &|m| {
+    // The driver's count has CUDA's own in it, PyTorch's of itself has not.
+    line(if on_gpu { "memory, GB (ours with CUDA's own)" } else { "peak memory, GB" }, &|m| {
         let share = torch.and_then(|torch| Some(m.peak_bytes? / torch.peak_bytes?));
         let share = share.filter(|share| *share != 1.0).map_or(String::new(), |share| format!(" ({share:.2} ×)"));
         m.peak_bytes.map_or("-".into(), |bytes| format!("{:.2}{share}", bytes / 1e9))

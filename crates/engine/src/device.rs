@@ -455,6 +455,7 @@ mod wgpu_adapters {
 mod cuda {
     //! Whether CUDA can be used: burn-cuda panics where it cannot.
 
+    use std::panic::catch_unwind;
     use std::sync::Once;
 
     use libloading::{Library, Symbol};
@@ -474,18 +475,45 @@ mod cuda {
         Err(EngineError::Device(format!("there is no cuda:{index}: this machine has {count} CUDA device(s)")))
     }
 
+    const COMPILERS: [&str; 5] =
+        ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_120_0.dll"];
+
     static KEPT: Once = Once::new();
 
-    /// Has compiled kernels kept in the user's cache, apart for each kind of device: compiling takes longer than loading a
-    /// model.
+    /// Has compiled kernels kept in the user's cache, apart for each kind of device and compiler: compiling takes longer than
+    /// loading a model. CubeCL gives up where it cannot write them, so that is tried first.
     fn keep_kernels() {
-        if let (Some(cache), Some(kinds)) = (dirs::cache_dir(), kinds()) {
-            flamingo_kernels::keep_compiled(&cache.join("openflamingo-rs/cuda").join(kinds));
+        let keep = || -> Option<()> {
+            let (kind, [major, minor]) = (kind()?, compiler()?);
+            let folder = dirs::cache_dir()?.join(format!("openflamingo-rs/cuda/{kind}-nvrtc{major}.{minor}"));
+            std::fs::create_dir_all(&folder).ok()?;
+            let probe = folder.join(format!("writable-{}", std::process::id()));
+            std::fs::write(&probe, [0; 1 << 16]).and_then(|()| std::fs::remove_file(&probe)).ok()?;
+            flamingo_kernels::keep_compiled(&folder);
+            Some(())
+        };
+        // A broken cubecl.toml is a panic, of which the device will tell.
+        if !matches!(catch_unwind(keep), Ok(Some(()))) {
+            tracing::debug!("compiled kernels are not kept");
         }
     }
 
-    /// The compute capabilities of all devices, "9.0" for one H100.
-    fn kinds() -> Option<String> {
+    /// The version of CUDA's run-time compiler.
+    fn compiler() -> Option<[i32; 2]> {
+        let library = first(&COMPILERS)?;
+        let (mut major, mut minor) = (0, 0);
+        // SAFETY: the function has this signature in every version, and what it writes outlives the call.
+        let status = unsafe {
+            let version: Symbol<unsafe extern "C" fn(*mut i32, *mut i32) -> i32> =
+                library.get(b"nvrtcVersion\0").ok()?;
+            version(&mut major, &mut minor)
+        };
+        (status == 0).then_some([major, minor])
+    }
+
+    /// The compute capability and the driver's version, "9.0-driver13000" for an H100; nothing where devices differ, as what
+    /// is compiled for one does not run on another.
+    fn kind() -> Option<String> {
         const MAJOR: i32 = 75;
         const MINOR: i32 = 76;
         let driver = driver()?;
@@ -501,8 +529,14 @@ mod cuda {
                     | attribute(&mut minor, MINOR, handle);
                 (status == 0).then(|| format!("{major}.{minor}"))
             };
-            let kinds: Option<Vec<_>> = (0..devices().ok()?).map(kind).collect();
-            Some(kinds?.join("-"))
+            let version: Symbol<unsafe extern "C" fn(*mut i32) -> i32> = driver.get(b"cuDriverGetVersion\0").ok()?;
+            let mut number = 0;
+            if version(&mut number) != 0 {
+                return None;
+            }
+            let kinds = (0..devices().ok()?).map(kind).collect::<Option<Vec<_>>>()?;
+            let one = kinds.first()?;
+            kinds.iter().all(|kind| kind == one).then(|| format!("{one}-driver{number}"))
         }
     }
 
@@ -517,8 +551,7 @@ mod cuda {
     pub(super) fn devices() -> Result<usize, String> {
         let driver = driver()
             .ok_or("no CUDA driver was found: install NVIDIA's driver, or use --device wgpu or --device flex")?;
-        let compilers = ["libnvrtc.so", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so.11", "nvrtc64_120_0.dll"];
-        first(&compilers).ok_or("CUDA's run-time compiler (libnvrtc) was not found: install the CUDA toolkit")?;
+        first(&COMPILERS).ok_or("CUDA's run-time compiler (libnvrtc) was not found: install the CUDA toolkit")?;
         // SAFETY: both functions have these signatures in every driver that exports them, and `count` outlives
         // the call.
         let (status, count) = unsafe {

@@ -12,9 +12,6 @@ use crate::{AdamWStep, Attention, Finish, Kernels, Matrix, Quantised, primitive,
 /// token looks at a thousand.
 const FEW_QUERIES: usize = 8;
 
-/// Rows from which on they are added up in two stages.
-const MANY_ROWS: usize = 256;
-
 /// `sqrt(2 / π)`, of the tanh approximation.
 const TANH_SCALE: f64 = 0.797_884_560_802_865_4;
 const TANH_CUBE: f64 = 0.044_715;
@@ -239,21 +236,10 @@ pub(crate) fn linear_bias_gradient<B: Backend>(grad: FloatTensor<B>) -> FloatTen
     primitive(sum_rows(tensor::<B, 2>(grad)))
 }
 
-/// The sum over the rows of `[rows, columns]`. A GPU gives a thread to each output: many rows are added up in two stages,
-/// so that there is work for all of it.
+/// The sum over the rows of `[rows, columns]`.
 fn sum_rows<B: Backend>(x: Tensor<B, 2>) -> Tensor<B, 1> {
-    let [rows, columns] = x.dims();
-    let parts = rows.isqrt();
-    if rows < MANY_ROWS {
-        return x.sum_dim(0).reshape([columns]);
-    }
-    let each = rows / parts;
-    let sums = x.clone().narrow(0, 0, parts * each).reshape([parts, each, columns]).sum_dim(1);
-    let sum = sums.reshape([parts, columns]).sum_dim(0).reshape([columns]);
-    match rows - parts * each {
-        0 => sum,
-        rest => sum + x.narrow(0, parts * each, rest).sum_dim(0).reshape([columns]),
-    }
+    let columns = x.dims()[1];
+    x.sum_dim(0).reshape([columns])
 }
 
 pub(crate) fn linear_of_quantised<B: Kernels>(

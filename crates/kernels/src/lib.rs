@@ -93,7 +93,7 @@ pub struct AdamWStep {
     pub root_bias_2: f64,
 }
 
-/// A backend with these operations. All tensors of one call have one dtype.
+/// A backend with these operations. All tensors of one call have one dtype, but for what says otherwise.
 pub trait Kernels: Backend {
     /// Matrix products, `[..., m, k]` by `[..., k, n]` with the same leading dimensions. Factors keep their precision: f32 is
     /// multiplied as f32.

@@ -159,6 +159,12 @@ fn layers<B: Gradients>(inputs: &Inputs) -> Vec<Vec<f64>> {
     })
 }
 
+/// The same as part of wider rows, as what a device pads is.
+fn part_of_wider<B: Kernels>(x: Tensor<B, 2>) -> Tensor<B, 2> {
+    let width = x.dims()[1];
+    columns(Tensor::cat(vec![x.clone() * 2.0, x], 1), width, width)
+}
+
 /// A layer with each of its finishes.
 fn finished<B: Kernels>(inputs: &Inputs) -> Vec<Vec<f64>> {
     let bias = || Some(inputs.get::<B, 1>(2));
@@ -169,7 +175,7 @@ fn finished<B: Kernels>(inputs: &Inputs) -> Vec<Vec<f64>> {
         Finish::Added(to()),
         Finish::Gated { x: to(), gate: gate() },
     ];
-    let weight = || Matrix::Plain(inputs.raw::<B, 2>(1));
+    let weight = || Matrix::Plain(part_of_wider(inputs.get::<B, 2>(1)).into_primitive().tensor());
     finishes.map(|finish| numbers(layer(inputs.get::<B, 2>(0), weight(), bias(), finish))).to_vec()
 }
 
@@ -180,8 +186,10 @@ fn packed<B: Kernels>(scheme: Scheme) -> impl Fn(&Inputs) -> Vec<Vec<f64>> {
         let codes = Tensor::<B, 2, Int>::from_data(codes, (&Default::default(), DType::I32));
         let (scales, bias) = (inputs.get::<B, 2>(2), inputs.get::<B, 1>(3));
         let weight = || {
-            let codes = codes.clone().into_primitive();
-            Matrix::Quantised(Quantised { scheme, codes, scales: inputs.raw::<B, 2>(2) })
+            let words = codes.dims()[1];
+            let wider = Tensor::cat(vec![codes.clone(), codes.clone()], 1).narrow(1, words, words);
+            let scales = part_of_wider(scales.clone()).into_primitive().tensor();
+            Matrix::Quantised(Quantised { scheme, codes: wider.into_primitive(), scales })
         };
         let finish = Finish::Gated { x: inputs.raw::<B, 2>(4), gate: inputs.raw::<B, 1>(5) };
         vec![
@@ -220,11 +228,12 @@ fn small<B: Gradients>(inputs: &Inputs) -> Vec<Vec<f64>> {
 }
 
 fn losses<B: Gradients>(inputs: &Inputs) -> Vec<Vec<f64>> {
-    let logits = inputs.get::<B, 2>(0);
+    let logits = part_of_wider(inputs.get::<B, 2>(0));
     let [rows, vocab] = logits.dims();
     let targets: Vec<i32> = (0..rows).map(|row| (row * 7 % vocab) as i32).collect();
     results(inputs, vec![numbers(cross_entropy(logits, &targets))], || {
-        let (logits, grad) = (inputs.raw::<B, 2>(0), inputs.raw::<B, 1>(1));
+        let logits = part_of_wider(inputs.get::<B, 2>(0)).into_primitive().tensor();
+        let grad = inputs.raw::<B, 1>(1);
         vec![of::<B, 2>(B::cross_entropy_backward(logits, &targets, grad))]
     })
 }
@@ -289,7 +298,7 @@ fn everything<B: Gradients>(dtype: DType, training: bool, rounding: f64) {
         alike(&format!("layer {rows} {d_in} {d_out}"), &data, &finished::<B>, &finished::<Flex>);
     }
     for scheme in [Scheme::Q8, Scheme::Q4] {
-        for [rows, blocks, d_out] in [[1, 1, 1], [1, 70, 30], [5, 3, 17], [12, 4, 40]] {
+        for [rows, blocks, d_out] in [[1, 1, 1], [1, 70, 30], [5, 3, 17], [2, 64, 9], [12, 4, 40], [40, 64, 9]] {
             let data = [
                 random(&[rows, blocks * BLOCK], 1.0),
                 codes([d_out, scheme.row_words(blocks * BLOCK)]),
@@ -310,7 +319,7 @@ fn everything<B: Gradients>(dtype: DType, training: bool, rounding: f64) {
         ];
         alike(&format!("small {batch} {heads} {tokens} {dim} {dims}"), &data, &small::<B>, &small::<Flex>);
     }
-    for [rows, vocab] in [[1, 7], [5, 33], [17, 3000]] {
+    for [rows, vocab] in [[1, 7], [5, 33], [4, 256], [17, 3000]] {
         let data = [random(&[rows, vocab], 4.0), random(&[1], 1.0)];
         alike(&format!("loss {rows} {vocab}"), &data, &losses::<B>, &losses::<Flex>);
     }

@@ -189,6 +189,8 @@ fn masks<R: CubeRuntime, B: BoolElement>(a: &Attention<CubeBackend<R, f32, i32, 
 
 /// [`crate::Kernels::attend`].
 pub(super) fn attend<R: CubeRuntime, B: BoolElement>(a: Attention<CubeBackend<R, f32, i32, B>>) -> CubeTensor<R> {
+    let alike = a.bias.iter().chain([&a.k, &a.v]).all(|x| x.dtype == a.q.dtype);
+    assert!(alike, "one format for queries, keys, values and bias");
     let masks = masks(&a);
     let [_, _, queries, dim] = a.q.meta.shape().dims();
     if queries <= FEW_QUERIES && dim <= UNITS as usize {

@@ -11,7 +11,7 @@ use flamingo_config::{Activation, BLOCK, LEVELS, Scheme};
 use super::elementwise::activated;
 use super::product::product;
 use super::reduce::of_vector;
-use super::{PLANE, cubes, empty, has_planes, spread, swapped, vector_size};
+use super::{PLANE, Rows, cubes, empty, has_planes, spread, swapped, vector_size};
 use crate::{Finish, Matrix, Quantised, generic};
 
 /// Rows up to which the weights are read once for all of them.
@@ -109,6 +109,7 @@ fn few_kernel<X: Float, W: Float, G: Float, N: Size>(
     gate: &Array<G>,
     y: &mut Array<X>,
     width: u32,
+    stride: u32,
     outputs: u32,
     #[comptime] rows: u32,
     #[comptime] has_bias: bool,
@@ -128,7 +129,7 @@ fn few_kernel<X: Float, W: Float, G: Float, N: Size>(
         for row in 0..rows {
             terms[row as usize] = Vector::new(0f32);
         }
-        let start = output as usize * width as usize;
+        let start = output as usize * stride as usize;
         let mut i = UNIT_POS_X;
         while i < width {
             let numbers = Vector::<f32, N>::cast_from(weight[start + i as usize]);
@@ -184,6 +185,8 @@ fn few_packed_kernel<X: Float, S: Float, G: Float, N: Size>(
     gate: &Array<G>,
     y: &mut Array<X>,
     blocks: u32,
+    codes_stride: u32,
+    scales_stride: u32,
     outputs: u32,
     #[comptime] rows: u32,
     #[comptime] four_bits: bool,
@@ -204,11 +207,12 @@ fn few_packed_kernel<X: Float, S: Float, G: Float, N: Size>(
     let parts = comptime!(if four_bits { 1usize } else { 2usize });
     let of_block = comptime!(BLOCK / LANES);
     if output < outputs {
-        let start = output as usize * blocks;
+        let start = output as usize * codes_stride as usize;
+        let scales_start = output as usize * scales_stride as usize;
         let mut i = UNIT_POS_X as usize;
         while i < blocks * parts {
-            let words = codes[start * parts + i];
-            let scale = f32::cast_from(scales[start + i / parts]) * comptime!(1f32 / 128f32);
+            let words = codes[start + i];
+            let scale = f32::cast_from(scales[scales_start + i / parts]) * comptime!(1f32 / 128f32);
             let first = i * comptime!(of_block / parts);
             #[unroll]
             for row in 0..rows {
@@ -247,6 +251,9 @@ fn unpack_kernel<X: Float, S: Float, N: Size>(
     scales: &Array<S>,
     numbers: &mut Array<Vector<X, N>>,
     words: u32,
+    row_words: u32,
+    codes_stride: u32,
+    scales_stride: u32,
     #[comptime] four_bits: bool,
     #[define(X, S)] _dtypes: [StorageType; 2],
 ) {
@@ -256,8 +263,10 @@ fn unpack_kernel<X: Float, S: Float, N: Size>(
     }
     let of_block = comptime!(if four_bits { 4usize } else { 8usize });
     let block = ABSOLUTE_POS / of_block;
-    let scale = f32::cast_from(scales[block]) * comptime!(1f32 / 128f32);
-    let code = codes[ABSOLUTE_POS];
+    let row = ABSOLUTE_POS / row_words as usize;
+    let column = ABSOLUTE_POS % row_words as usize;
+    let scale = f32::cast_from(scales[row * scales_stride as usize + column / of_block]) * comptime!(1f32 / 128f32);
+    let code = codes[row * codes_stride as usize + column];
     let at = block * comptime!(BLOCK / LANES) + ABSOLUTE_POS % of_block;
     let mut low = Vector::<f32, N>::new(0f32);
     let mut high = Vector::<f32, N>::new(0f32);
@@ -293,6 +302,12 @@ impl<R: CubeRuntime> Ending<R> {
     ) -> Self {
         let has_bias = bias.is_some();
         let none = || x.clone();
+        let alike =
+            |other: &CubeTensor<R>| assert_eq!(other.dtype, x.dtype, "one format for inputs, biases and residuals");
+        bias.iter().for_each(alike);
+        if let Finish::Added(to) | Finish::Gated { x: to, .. } = &finish {
+            alike(to);
+        }
         let (to, gate, last) = match finish {
             Finish::Plain => (none(), none(), Last::Plain),
             Finish::Activated(kind) => (none(), none(), Last::Activated(kind)),
@@ -309,10 +324,14 @@ fn few<R: CubeRuntime, B: BoolElement>(
     bias: Option<CubeTensor<R>>,
     finish: Finish<CubeBackend<R, f32, i32, B>>,
 ) -> CubeTensor<R> {
-    let ([rows, width], outputs) = (x.meta.shape().dims(), weight.meta.shape()[0]);
-    let (x, weight) = (into_contiguous(x), into_contiguous(weight));
+    let [rows, width] = x.meta.shape().dims();
+    // CUDA pads rows of most widths.
+    let (x, Rows { x: weight, count: outputs, stride, .. }) = (into_contiguous(x), Rows::of(weight));
     let y = empty(&x, [rows, outputs], x.dtype);
-    let mut size = vector_size(&x, &[width]).min(vector_size(&weight, &[width]));
+    if rows * outputs == 0 {
+        return y;
+    }
+    let mut size = vector_size(&x, &[width]).min(vector_size(&weight, &[width, stride]));
     if rows > SEVERAL {
         size = size.min(LANES);
     }
@@ -332,6 +351,7 @@ fn few<R: CubeRuntime, B: BoolElement>(
             gate.into_array_arg(),
             y.clone().into_array_arg(),
             (width / size) as u32,
+            (stride / size) as u32,
             outputs as u32,
             rows as u32,
             has_bias,
@@ -351,9 +371,12 @@ fn few_packed<R: CubeRuntime, B: BoolElement>(
 ) -> CubeTensor<R> {
     let Quantised { scheme, codes, scales } = weight;
     let rows = x.meta.shape()[0];
-    let [outputs, blocks] = scales.meta.shape().dims();
-    let [x, codes, scales] = [x, codes, scales].map(into_contiguous);
+    let Rows { x: scales, count: outputs, width: blocks, stride: scales_stride } = Rows::of(scales);
+    let (x, (codes, codes_stride)) = (into_contiguous(x), codes_of(codes));
     let y = empty(&x, [rows, outputs], x.dtype);
+    if rows * outputs == 0 {
+        return y;
+    }
     let Ending { bias, to, gate, has_bias, last } = Ending::new(&x, bias, finish);
     let (planes, dtypes) = (has_planes(&x), [x.dtype.into(), scales.dtype.into(), gate.dtype.into()]);
     // SAFETY: units stay within rows; planes beyond the outputs read and write nothing.
@@ -371,6 +394,8 @@ fn few_packed<R: CubeRuntime, B: BoolElement>(
             gate.into_array_arg(),
             y.clone().into_array_arg(),
             blocks as u32,
+            (codes_stride / LANES) as u32,
+            scales_stride as u32,
             outputs as u32,
             rows as u32,
             scheme == Scheme::Q4,
@@ -417,16 +442,23 @@ pub(super) fn linear<R: CubeRuntime, B: BoolElement>(
     }
 }
 
+/// Rows of codes that can be read by vectors of [`LANES`] words, and how far they are apart.
+fn codes_of<R: CubeRuntime>(codes: CubeTensor<R>) -> (CubeTensor<R>, usize) {
+    let Rows { x, width, stride, .. } = Rows::of(codes);
+    if stride.is_multiple_of(LANES) { (x, stride) } else { (into_contiguous(x), width) }
+}
+
 /// [`crate::Kernels::dequantise`].
 pub(super) fn dequantise<R: CubeRuntime, B: BoolElement>(
     weight: Quantised<CubeBackend<R, f32, i32, B>>,
     dtype: DType,
 ) -> CubeTensor<R> {
     let Quantised { scheme, codes, scales } = weight;
-    let [rows, blocks] = scales.meta.shape().dims();
-    let (codes, scales) = (into_contiguous(codes), into_contiguous(scales));
+    let Rows { x: scales, count: rows, width: blocks, stride: scales_stride } = Rows::of(scales);
+    let (codes, codes_stride) = codes_of(codes);
     let numbers = empty(&codes, [rows, blocks * BLOCK], dtype);
-    let words = codes.meta.num_elements();
+    let row_words = scheme.row_words(blocks * BLOCK);
+    let words = rows * row_words;
     let dtypes = [dtype.into(), scales.dtype.into()];
     // SAFETY: units beyond the last word do nothing.
     unsafe {
@@ -439,6 +471,9 @@ pub(super) fn dequantise<R: CubeRuntime, B: BoolElement>(
             scales.into_array_arg(),
             numbers.clone().into_array_arg(),
             words as u32,
+            row_words as u32,
+            codes_stride as u32,
+            scales_stride as u32,
             scheme == Scheme::Q4,
             dtypes,
         );

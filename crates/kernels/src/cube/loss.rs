@@ -10,7 +10,7 @@ use burn_cubecl::{CubeRuntime, cubecl};
 
 use super::reduce::{UNITS, of_cube};
 use super::softmax::LOWEST;
-use super::{empty, has_planes, spread};
+use super::{Rows, empty, has_planes, spread};
 use crate::tensor;
 
 /// The largest of a row and the sum of `exp(number - largest)`, for all units of the cube.
@@ -44,6 +44,7 @@ fn forward<T: Float>(
     targets: &Array<i32>,
     losses: &mut Array<f32>,
     width: u32,
+    stride: u32,
     #[comptime] planes: bool,
     #[define(T)] _dtype: StorageType,
 ) {
@@ -52,7 +53,7 @@ fn forward<T: Float>(
         terminate!();
     }
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
-    let start = row * width as usize;
+    let start = row * stride as usize;
     let (largest, sum) = normaliser::<T>(logits, start, width, &mut shared, planes);
     if UNIT_POS == 0 {
         losses[row] = sum.ln() - (f32::cast_from(logits[start + targets[row] as usize]) - largest);
@@ -66,6 +67,7 @@ fn backward<T: Float>(
     grad: &Array<T>,
     d_logits: &mut Array<T>,
     width: u32,
+    stride: u32,
     rows: u32,
     #[comptime] planes: bool,
     #[define(T)] _dtype: StorageType,
@@ -75,15 +77,14 @@ fn backward<T: Float>(
         terminate!();
     }
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
-    let start = row * width as usize;
+    let start = row * stride as usize;
     let (largest, sum) = normaliser::<T>(logits, start, width, &mut shared, planes);
     let factor = f32::cast_from(grad[0]) / f32::cast_from(rows);
     let target = targets[row] as u32;
     let mut i = UNIT_POS;
     while i < width {
-        let at = start + i as usize;
-        let share = (f32::cast_from(logits[at]) - largest).exp() / sum;
-        d_logits[at] = T::cast_from((share - select(i == target, 1f32, 0f32)) * factor);
+        let share = (f32::cast_from(logits[start + i as usize]) - largest).exp() / sum;
+        d_logits[row * width as usize + i as usize] = T::cast_from((share - select(i == target, 1f32, 0f32)) * factor);
         i += UNITS;
     }
 }
@@ -98,8 +99,7 @@ where
     R: CubeRuntime,
     B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>, Device = R::Device>,
 {
-    let logits = into_contiguous(logits);
-    let width = logits.meta.shape()[1] as u32;
+    let Rows { x: logits, width, stride, .. } = Rows::of(logits);
     let (dtype, planes) = (logits.dtype, has_planes(&logits));
     let losses = empty(&logits, [targets.len()], DType::F32);
     let targets_there = targets_of::<B>(targets, &logits.device);
@@ -112,7 +112,8 @@ where
             logits.into_array_arg(),
             targets_there.into_array_arg(),
             losses.clone().into_array_arg(),
-            width,
+            width as u32,
+            stride as u32,
             planes,
             dtype.into(),
         );
@@ -131,8 +132,7 @@ where
     R: CubeRuntime,
     B: Backend<FloatTensorPrimitive = CubeTensor<R>, IntTensorPrimitive = CubeTensor<R>, Device = R::Device>,
 {
-    let logits = into_contiguous(logits);
-    let width = logits.meta.shape()[1] as u32;
+    let Rows { x: logits, width, stride, .. } = Rows::of(logits);
     let (dtype, planes) = (logits.dtype, has_planes(&logits));
     let d_logits = empty(&logits, logits.meta.shape().clone(), dtype);
     let targets_there = targets_of::<B>(targets, &logits.device);
@@ -146,7 +146,8 @@ where
             targets_there.into_array_arg(),
             into_contiguous(grad).into_array_arg(),
             d_logits.clone().into_array_arg(),
-            width,
+            width as u32,
+            stride as u32,
             targets.len() as u32,
             planes,
             dtype.into(),

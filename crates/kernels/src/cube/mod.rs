@@ -185,16 +185,22 @@ impl<R: CubeRuntime, B: BoolElement> Gradients for CubeBackend<R, f32, i32, B> {
 
 /// Keeps what CUDA's compiler makes of kernels under a folder, so that the next process does not wait for it; what each
 /// version of these kernels becomes lies apart. A `cubecl.toml` that names another place is followed. To be called before
-/// anything runs on a device.
+/// anything runs on a device, with a folder that can be written and of one kind of device and compiler.
 #[cfg(feature = "cuda")]
 pub fn keep_compiled(folder: &std::path::Path) {
     use std::hash::{DefaultHasher, Hash, Hasher};
+    use std::sync::Arc;
 
     use cubecl::config::cache::CacheConfig;
     use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+    use flamingo_config::{BLOCK, LEVELS};
 
-    // CubeCL knows a kernel by its name.
+    // CubeCL knows a kernel by its name and by what it is compiled for, which it knows by number.
+    let activations =
+        [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Relu, Activation::Silu];
+    let pairings = [Pairing::Halves, Pairing::Neighbours];
     let sources = [
+        include_str!("mod.rs"),
         include_str!("attention.rs"),
         include_str!("elementwise.rs"),
         include_str!("linear.rs"),
@@ -205,12 +211,12 @@ pub fn keep_compiled(folder: &std::path::Path) {
     ];
     let mut hasher = DefaultHasher::new();
     sources.hash(&mut hasher);
+    (BLOCK, LEVELS).hash(&mut hasher);
+    activations.map(|kind| (kind as u8, format!("{kind:?}"))).hash(&mut hasher);
+    pairings.map(|kind| (kind as u8, format!("{kind:?}"))).hash(&mut hasher);
     let mut config = CubeClRuntimeConfig::from_current_dir().override_from_env();
     config.compilation.cache.get_or_insert(CacheConfig::File(folder.join(format!("{:016x}", hasher.finish()))));
-    let is_set = CubeClRuntimeConfig::storage().lock().is_some();
-    if !is_set {
-        CubeClRuntimeConfig::set(config);
-    }
+    CubeClRuntimeConfig::storage().lock().get_or_insert(Arc::new(config));
 }
 
 /// A tensor to be written, where `like` is.
@@ -288,8 +294,9 @@ fn cubes(work: usize, units: u32) -> CubeCount {
 /// So many cubes, in two dimensions where one does not hold them. There may be some more.
 fn spread(count: usize) -> CubeCount {
     const MOST: usize = 65_535;
-    match count {
-        0..=MOST => CubeCount::Static(count as u32, 1, 1),
-        _ => CubeCount::Static(MOST as u32, count.div_ceil(MOST) as u32, 1),
+    // CUDA takes no launch of none.
+    match count.max(1) {
+        count @ 1..=MOST => CubeCount::Static(count as u32, 1, 1),
+        count => CubeCount::Static(MOST as u32, count.div_ceil(MOST) as u32, 1),
     }
 }

@@ -151,10 +151,10 @@ pub(super) fn sum_rows<R: CubeRuntime>(x: CubeTensor<R>) -> CubeTensor<R> {
     let mut x = x;
     loop {
         let rows = Rows::of(x);
-        let parts = rows.count.div_ceil(ROWS);
+        let parts = rows.count.div_ceil(ROWS).max(1);
         let out = if parts == 1 { dtype } else { DType::F32 };
         let sums = empty(&rows.x, [parts, rows.width], out);
-        let count = CubeCount::Static((rows.width as u32).div_ceil(PLANE), parts as u32, 1);
+        let count = CubeCount::Static((rows.width as u32).div_ceil(PLANE).max(1), parts as u32, 1);
         let dtypes = [rows.x.dtype.into(), out.into()];
         let (height, width, stride) = (rows.count as u32, rows.width as u32, rows.stride as u32);
         // SAFETY: a unit reads and writes within the columns and rows that it is told.

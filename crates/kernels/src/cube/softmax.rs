@@ -6,7 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, cubecl};
 
 use super::reduce::{UNITS, of_cube};
-use super::{empty, has_planes, spread};
+use super::{Rows, empty, has_planes, spread};
 
 /// Stands for minus infinity, which some shading languages cannot write.
 pub(super) const LOWEST: f32 = -3e38;
@@ -56,6 +56,7 @@ fn softmax_kernel<T: Float, H: Numeric>(
     heads: u32,
     queries: u32,
     keys: u32,
+    stride: u32,
     rows: u32,
     scale: f32,
     #[comptime] has_hidden: bool,
@@ -71,7 +72,8 @@ fn softmax_kernel<T: Float, H: Numeric>(
     let query = row % queries as usize;
     let head = row / queries as usize % heads as usize;
     let batch = row / (queries as usize * heads as usize);
-    let start = row * keys as usize;
+    let start = row * stride as usize;
+    let to = row * keys as usize;
     let mut hidden_start = 0usize;
     let mut hidden_step = 0usize;
     if has_hidden {
@@ -109,7 +111,7 @@ fn softmax_kernel<T: Float, H: Numeric>(
         let key = i as usize;
         let (h, b) = (hidden_start + key * hidden_step, bias_start + key * bias_step);
         let score = score::<T, H>(scores, hidden, bias, start + key, h, b, scale, has_hidden, has_bias);
-        weights[start + key] = T::cast_from((score - largest).exp() * share);
+        weights[to + key] = T::cast_from((score - largest).exp() * share);
         i += UNITS;
     }
 }
@@ -121,6 +123,7 @@ fn softmax_backward_kernel<T: Float>(
     grad: &Array<T>,
     d_scores: &mut Array<T>,
     keys: u32,
+    stride: u32,
     rows: u32,
     scale: f32,
     #[comptime] planes: bool,
@@ -132,18 +135,20 @@ fn softmax_backward_kernel<T: Float>(
     }
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
     let start = row * keys as usize;
+    let grad_start = row * stride as usize;
     let mut along = 0f32;
     let mut i = UNIT_POS;
     while i < keys {
-        let at = start + i as usize;
-        along += f32::cast_from(weights[at]) * f32::cast_from(grad[at]);
+        let slope = f32::cast_from(grad[grad_start + i as usize]);
+        along += f32::cast_from(weights[start + i as usize]) * slope;
         i += UNITS;
     }
     let along = of_cube(along, &mut shared, false, planes);
     let mut i = UNIT_POS;
     while i < keys {
         let at = start + i as usize;
-        let slope = (f32::cast_from(grad[at]) - along) * f32::cast_from(weights[at]) * scale;
+        let slope = f32::cast_from(grad[grad_start + i as usize]) - along;
+        let slope = slope * f32::cast_from(weights[at]) * scale;
         d_scores[at] = T::cast_from(slope);
         i += UNITS;
     }
@@ -151,9 +156,9 @@ fn softmax_backward_kernel<T: Float>(
 
 /// `softmax(scale scores + bias, hidden = -inf)` of `[batch, heads, queries, keys]`.
 pub(super) fn softmax<R: CubeRuntime>(scores: CubeTensor<R>, scale: f64, masks: Masks<R>) -> CubeTensor<R> {
-    let scores = into_contiguous(scores);
     let shape = scores.meta.shape().clone();
     let [batch, heads, queries, keys] = shape.dims();
+    let Rows { x: scores, stride, .. } = Rows::of(scores);
     let weights = empty(&scores, shape, scores.dtype);
     let rows = batch * heads * queries;
     let planes = has_planes(&scores);
@@ -176,6 +181,7 @@ pub(super) fn softmax<R: CubeRuntime>(scores: CubeTensor<R>, scale: f64, masks: 
             heads as u32,
             queries as u32,
             keys as u32,
+            stride as u32,
             rows as u32,
             scale as f32,
             has_hidden,
@@ -193,10 +199,11 @@ pub(super) fn softmax_backward<R: CubeRuntime>(
     grad: CubeTensor<R>,
     scale: f64,
 ) -> CubeTensor<R> {
-    let [weights, grad] = [weights, grad].map(into_contiguous);
     let shape = weights.meta.shape().clone();
-    let keys = shape[3];
-    let rows = shape.num_elements() / keys;
+    let [batch, heads, queries, keys] = shape.dims();
+    let rows = batch * heads * queries;
+    let weights = into_contiguous(weights);
+    let Rows { x: grad, stride, .. } = Rows::of(grad);
     let d_scores = empty(&weights, shape, weights.dtype);
     let (planes, dtype) = (has_planes(&weights), weights.dtype.into());
     // SAFETY: units stay within rows, and cubes within their number.
@@ -209,6 +216,7 @@ pub(super) fn softmax_backward<R: CubeRuntime>(
             grad.into_array_arg(),
             d_scores.clone().into_array_arg(),
             keys as u32,
+            stride as u32,
             rows as u32,
             scale as f32,
             planes,

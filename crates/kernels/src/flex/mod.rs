@@ -130,12 +130,13 @@ impl Kernels for Flex {
         bias: Option<FloatTensor<Self>>,
         eps: f64,
     ) -> FloatTensor<Self> {
-        if !all_f32([&x]) {
+        let dtype = x.dtype();
+        if dtype == DType::F64 {
             return generic::norm::<Self>(x, weight, bias, eps);
         }
-        let [weight, bias] = [Some(weight), bias].map(|x| x.map(|x| generic::cast::<Self>(x, DType::F32)));
-        let weight = weight.expect("there is one");
-        norm::forward(x, weight, bias, eps)
+        let to_f32 = |x| generic::cast::<Self>(x, DType::F32);
+        let y = norm::forward(to_f32(x), to_f32(weight), bias.map(to_f32), eps);
+        generic::cast::<Self>(y, dtype)
     }
 
     fn attend(a: Attention<Self>) -> FloatTensor<Self> {
@@ -220,10 +221,13 @@ impl Gradients for Flex {
         grad: FloatTensor<Self>,
         eps: f64,
     ) -> [FloatTensor<Self>; 3] {
-        if !all_f32([&x, &weight, &grad]) {
+        let dtypes = [x.dtype(), weight.dtype(), weight.dtype()];
+        if dtypes[0] == DType::F64 {
             return generic::norm_backward::<Self>(x, weight, grad, eps);
         }
-        norm::backward(x, weight, grad, eps)
+        let [x, weight, grad] = [x, weight, grad].map(|x| generic::cast::<Self>(x, DType::F32));
+        let mut gradients = norm::backward(x, weight, grad, eps).into_iter();
+        dtypes.map(|dtype| generic::cast::<Self>(gradients.next().expect("three"), dtype))
     }
 
     fn attend_backward(a: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
