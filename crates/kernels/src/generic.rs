@@ -101,8 +101,7 @@ pub(crate) fn norm_backward<B: Backend>(
     grad: FloatTensor<B>,
     eps: f64,
 ) -> [FloatTensor<B>; 3] {
-    let dtypes = [x.dtype(), weight.dtype(), weight.dtype()];
-    let format = wide(x.dtype());
+    let (of_x, of_weight, format) = (x.dtype(), weight.dtype(), wide(x.dtype()));
     let [x, weight, grad] = [x, weight, grad].map(|x| cast::<B>(x, format));
     let shape = x.shape();
     let dim = shape[shape.num_dims() - 1];
@@ -119,8 +118,8 @@ pub(crate) fn norm_backward<B: Backend>(
     let scaled = grad * weight.unsqueeze();
     let along = (scaled.clone() * normal.clone()).mean_dim(1);
     let d_x = (scaled.clone() - scaled.mean_dim(1) - normal * along) / deviation;
-    let mut gradients = [B::float_reshape(primitive(d_x), shape), primitive(d_weight), primitive(d_bias)].into_iter();
-    dtypes.map(|dtype| cast::<B>(gradients.next().expect("three"), dtype))
+    let [d_weight, d_bias] = [d_weight, d_bias].map(|gradient| cast::<B>(primitive(gradient), of_weight));
+    [cast::<B>(B::float_reshape(primitive(d_x), shape), of_x), d_weight, d_bias]
 }
 
 pub(crate) fn attend<B: Kernels>(a: Attention<B>) -> FloatTensor<B> {

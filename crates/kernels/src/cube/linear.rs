@@ -17,7 +17,7 @@ use crate::{Finish, Matrix, Quantised, generic};
 /// Rows up to which the weights are read once for all of them.
 const FEW: usize = 16;
 
-/// Rows from which on a unit has no registers for the longest vectors of all.
+/// More rows than these leave a unit no registers for the longest vectors of all.
 const SEVERAL: usize = 8;
 
 /// Outputs of a cube: one for each of its planes.

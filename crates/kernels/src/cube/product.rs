@@ -48,11 +48,10 @@ fn fast_product<R: CubeRuntime>(lhs: CubeTensor<R>, rhs: CubeTensor<R>) -> CubeT
         rows_per_plane: Some(2),
     };
     let simple = SimpleArgs { tile_matmul: TileMatmulKind::Mma, multi_rows: false };
-    let specialised = || Strategy::SpecializedTmaMma(Inferred(().into()));
     let first = match () {
         () if batched => Strategy::SimpleCyclicMma(Inferred(simple.clone())),
         () if m > ROWS_OF_TILE && m * n < MANY_OUTPUTS => Strategy::OrderedDoubleMma(Inferred(ordered)),
-        () if rows_of(&lhs) && !rows_of(&rhs) => specialised(),
+        () if rows_of(&lhs) && !rows_of(&rhs) => Strategy::SpecializedTmaMma(Inferred(().into())),
         () => Strategy::DoubleTmaMma(Inferred(double)),
     };
     // Not every kernel takes every shape: rows that no tensor map can describe, widths that are no whole vectors.

@@ -12,13 +12,10 @@ use burn::tensor::f16;
 use flamingo_config::{BLOCK, LEVELS};
 
 use super::filled;
-use super::quantised::Quantised;
+use super::quantised::{Quantised, SCALES, readable};
 
 /// Weights that are worth a task.
 const TASK: usize = 1 << 16;
-
-/// Blocks whose scales are read together.
-const SCALES: usize = 16;
 
 /// [`LEVELS`] twice: a lookup takes five bits, of which the fifth is not the code's.
 const WIDE_LEVELS: [i16; 32] = {
@@ -104,12 +101,7 @@ unsafe fn dot<const BITS: usize>(codes: &[u8], scales: &[f16], inputs: &Inputs) 
         let mut sums = [_mm512_setzero_ps(); 2];
         for (chunk, scales) in scales.chunks(SCALES).enumerate() {
             let mut rest = [f16::ZERO; SCALES];
-            let stored = if scales.len() == SCALES {
-                scales.as_ptr()
-            } else {
-                rest[..scales.len()].copy_from_slice(scales);
-                rest.as_ptr()
-            };
+            let stored = readable(scales, &mut rest);
             let stored = _mm512_cvtph_ps(_mm256_loadu_si256(stored.cast()));
             let factors = _mm512_mul_ps(stored, _mm512_loadu_ps(inputs.scales.as_ptr().add(chunk * SCALES)));
             let first = chunk * SCALES;

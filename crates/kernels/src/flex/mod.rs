@@ -221,13 +221,14 @@ impl Gradients for Flex {
         grad: FloatTensor<Self>,
         eps: f64,
     ) -> [FloatTensor<Self>; 3] {
-        let dtypes = [x.dtype(), weight.dtype(), weight.dtype()];
-        if dtypes[0] == DType::F64 {
+        let (of_x, of_weight) = (x.dtype(), weight.dtype());
+        if of_x == DType::F64 {
             return generic::norm_backward::<Self>(x, weight, grad, eps);
         }
         let [x, weight, grad] = [x, weight, grad].map(|x| generic::cast::<Self>(x, DType::F32));
-        let mut gradients = norm::backward(x, weight, grad, eps).into_iter();
-        dtypes.map(|dtype| generic::cast::<Self>(gradients.next().expect("three"), dtype))
+        let [d_x, d_weight, d_bias] = norm::backward(x, weight, grad, eps);
+        let [d_weight, d_bias] = [d_weight, d_bias].map(|gradient| generic::cast::<Self>(gradient, of_weight));
+        [generic::cast::<Self>(d_x, of_x), d_weight, d_bias]
     }
 
     fn attend_backward(a: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {

@@ -9,7 +9,18 @@ use super::lanes::Lanes;
 use super::stored::Weight;
 
 /// Blocks whose scales are read together.
-const SCALES: usize = 16;
+pub(super) const SCALES: usize = 16;
+
+/// Where [`SCALES`] scales can be read at once: where they lie, or in `rest`, where there are fewer. A copy of a length that
+/// is not known would be a call.
+#[inline(always)]
+pub(super) fn readable(scales: &[f16], rest: &mut [f16; SCALES]) -> *const f16 {
+    if scales.len() == SCALES {
+        return scales.as_ptr();
+    }
+    rest[..scales.len()].copy_from_slice(scales);
+    rest.as_ptr()
+}
 
 /// A quantised weight, `BITS` bits a code.
 pub(super) struct Quantised<'a, const BITS: usize> {
@@ -44,13 +55,7 @@ impl<'a, const BITS: usize> Quantised<'a, BITS> {
         let codes = &self.codes[first * Self::BYTES..][..blocks.len() * Self::BYTES];
         for (chunk, scales) in scales.chunks(SCALES).enumerate() {
             let mut rest = [f16::ZERO; SCALES];
-            // A copy of a length that is not known would be a call.
-            let stored = if scales.len() == SCALES {
-                scales.as_ptr()
-            } else {
-                rest[..scales.len()].copy_from_slice(scales);
-                rest.as_ptr()
-            };
+            let stored = readable(scales, &mut rest);
             let mut factors = [0.0; SCALES];
             for at in (0..SCALES).step_by(L::COUNT) {
                 // SAFETY: a register's numbers lie in both; the rest is the caller's promise.
