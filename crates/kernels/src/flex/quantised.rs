@@ -40,6 +40,7 @@ impl<'a, const BITS: usize> Quantised<'a, BITS> {
     }
 
     /// Codes, scales, and blocks of a row.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn parts(&self) -> (&[u8], &[f16], usize) {
         (self.codes, self.scales, self.blocks)
     }

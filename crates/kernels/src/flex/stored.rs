@@ -75,6 +75,7 @@ impl Stored for f16 {
 /// A weight, `[d_out, d_in]`, as it lies in memory.
 pub(super) trait Weight: Sync {
     /// Whether its numbers are no finer than bf16.
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only products of bf16 ask"))]
     const COARSE: bool;
 
     /// Outputs and inputs.
@@ -260,6 +261,8 @@ pub(super) fn many_rows<W: Weight>(x: &[f32], weight: &W, out: &mut [f32], rows:
 #[cfg(test)]
 pub(super) mod tests {
     use super::super::lanes::Portable;
+    #[cfg(target_arch = "aarch64")]
+    use super::super::lanes::neon::Neon;
     #[cfg(target_arch = "x86_64")]
     use super::super::lanes::x86;
     use super::*;
@@ -271,6 +274,8 @@ pub(super) mod tests {
         Avx2,
         #[cfg(target_arch = "x86_64")]
         Avx512,
+        #[cfg(target_arch = "aarch64")]
+        Neon,
     }
 
     /// The ways that the processor of the test knows.
@@ -281,6 +286,8 @@ pub(super) mod tests {
             ways.extend(x86::has_avx2().then_some(Way::Avx2));
             ways.extend(x86::has_avx512().then_some(Way::Avx512));
         }
+        #[cfg(target_arch = "aarch64")]
+        ways.push(Way::Neon);
         ways
     }
 
@@ -293,6 +300,8 @@ pub(super) mod tests {
                 Way::Avx2 => x86::with_avx2(work),
                 #[cfg(target_arch = "x86_64")]
                 Way::Avx512 => x86::with_avx512(work),
+                #[cfg(target_arch = "aarch64")]
+                Way::Neon => work.with::<Neon>(),
             }
         }
     }
