@@ -260,18 +260,20 @@ struct Stored {
     dtype: Dtype,
     /// The format of scales.
     scales: Dtype,
+    /// Words of 32 bits that a buffer holds at most.
+    words: usize,
 }
 
 impl Stored {
     fn plain(dtype: Dtype) -> Self {
-        Self { scheme: None, dtype, scales: dtype }
+        Self { scheme: None, dtype, scales: dtype, words: usize::MAX }
     }
 
     /// Beside quantised matrices numbers are `others`.
     fn new(precision: Precision, others: Dtype, scales: Dtype) -> Self {
         match precision {
             Precision::Plain(dtype) => Self::plain(dtype),
-            Precision::Quantised(scheme) => Self { scheme: Some(scheme), dtype: others, scales },
+            Precision::Quantised(scheme) => Self { scheme: Some(scheme), dtype: others, scales, words: usize::MAX },
         }
     }
 }
@@ -299,7 +301,7 @@ fn ready<B: Kernels>(
     compute: Dtype,
     stays_f32: &dyn Fn(&str) -> bool,
 ) -> Result<BurnEngine<B>, EngineError> {
-    let Stored { scheme, dtype, scales } = stored;
+    let Stored { scheme, dtype, scales, words } = stored;
     if !B::supports_dtype(&device, burn_dtype(dtype)) {
         return Err(EngineError::Device(format!("{name} does not compute in {dtype}: use --precision f32")));
     }
@@ -308,7 +310,7 @@ fn ready<B: Kernels>(
         _ if scheme.is_some() && name.ends_with(".scales") => scales,
         _ => dtype,
     };
-    let format = Format { scheme, dtype: &dtype };
+    let format = Format { scheme, dtype: &dtype, words };
     let (mut model, config) = match weights {
         Weights::Folder(folder) => (load::<B>(folder, format, &device)?, folder.config()),
         Weights::Random(config) => (random::<B>(config, format, &device), config),
@@ -360,7 +362,7 @@ fn open_ndarray(_: Weights, _: Precision) -> Result<Box<dyn Engine>, EngineError
 #[cfg(feature = "wgpu")]
 fn open_wgpu(weights: Weights, index: Option<usize>, precision: Precision) -> Result<Box<dyn Engine>, EngineError> {
     let adapter = wgpu_adapters::find(index)?;
-    let stored = Stored::new(precision, Dtype::F32, Dtype::F32);
+    let stored = Stored { words: adapter.words, ..Stored::new(precision, Dtype::F32, Dtype::F32) };
     start::<burn_wgpu::Wgpu>(weights, adapter.device, format!("{} (wgpu)", adapter.name), stored, stored.dtype)
 }
 
@@ -394,6 +396,8 @@ mod wgpu_adapters {
     pub(super) struct Adapter {
         pub(super) device: WgpuDevice,
         pub(super) name: String,
+        /// Words of 32 bits that a kernel's buffer has at most.
+        pub(super) words: usize,
     }
 
     impl Adapter {
@@ -444,7 +448,10 @@ mod wgpu_adapters {
                     DeviceType::VirtualGpu => WgpuDevice::VirtualGpu(index),
                     _ => WgpuDevice::Cpu,
                 };
-                adapters.push(Adapter { device, name: adapter.get_info().name });
+                let limits = adapter.limits();
+                let bytes = limits.max_storage_buffer_binding_size.min(limits.max_buffer_size);
+                let words = usize::try_from(bytes / 4).unwrap_or(usize::MAX);
+                adapters.push(Adapter { device, name: adapter.get_info().name, words });
             }
         }
         adapters

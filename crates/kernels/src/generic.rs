@@ -215,6 +215,10 @@ pub(crate) fn layer<B: Kernels>(
         Matrix::Plain(weight) => B::linear_layer_of_stored(x, weight, bias),
         Matrix::Quantised(weight) => B::linear_layer_of_quantised(x, weight, bias),
     };
+    finished::<B>(y, finish)
+}
+
+pub(crate) fn finished<B: Kernels>(y: FloatTensor<B>, finish: Finish<B>) -> FloatTensor<B> {
     match finish {
         Finish::Plain => y,
         Finish::Activated(kind) => B::activate(kind, y),

@@ -354,6 +354,11 @@ pub fn layer<B: Kernels>(
     tensor(B::layer(primitive(x), weight, bias, finish))
 }
 
+/// What becomes of a layer's outputs.
+pub fn finished<B: Kernels>(y: Tensor<B, 2>, finish: Finish<B>) -> Tensor<B, 2> {
+    tensor(generic::finished::<B>(primitive(y), finish))
+}
+
 /// [`Kernels::dequantise`].
 pub fn dequantise<B: Kernels>(
     scheme: Scheme,

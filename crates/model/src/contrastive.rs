@@ -36,7 +36,7 @@ impl<B: Kernels> Contrastive<B> {
         Self {
             vision: VisionTransformer::new(&config.vision, init),
             text_projection: Linear::new(a.embed_dim, config.vision.output_dim, false, init),
-            text: Decoder::new(&a, &config.tokens, device, None),
+            text: Decoder::new(&a, &config.tokens, init),
             logit_scale: Initializer::Constant { value: (1.0f64 / 0.07).ln() }.init([1], device),
         }
     }

@@ -25,7 +25,7 @@ impl<B: Kernels> TokenEmbedding<B> {
     pub fn new(tokens: &TokenConfig, dim: usize, init: &Init<B>) -> Self {
         let normal = Initializer::Normal { mean: 0.0, std: 0.02 };
         Self {
-            base: Weight::new([tokens.base_rows(), dim], init, |device| normal.init([tokens.base_rows(), dim], device)),
+            base: Weight::new([tokens.base_rows(), dim], init, |size, device| normal.init(size, device)),
             added: normal.init([tokens.added_rows(), dim], &init.device),
         }
     }

@@ -2,7 +2,7 @@
 
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use flamingo_config::{ModelConfig, Scheme};
+use flamingo_config::ModelConfig;
 use flamingo_kernels::Kernels;
 
 use crate::cache::Cache;
@@ -58,20 +58,19 @@ pub struct Conditions<B: Backend> {
 }
 
 impl<B: Kernels> Flamingo<B> {
-    /// A model with random weights, initialised at first use; matrices are quantised, where a scheme says so.
-    pub fn new(config: &ModelConfig, device: &B::Device, scheme: Option<Scheme>) -> Self {
-        let init = |part| Init { device: device.clone(), scheme: scheme.and_then(|scheme| scheme.of(part)) };
+    /// A model with random weights, initialised at first use.
+    pub fn new(config: &ModelConfig, init: &Init<B>) -> Self {
         let a = config.decoder.architecture();
         let x = &config.cross_attention;
         let block = |layer| {
             x.has_block(layer)
-                .then(|| GatedCrossAttention::new(x, a.d_model, config.vision.width, &init("cross_attention")))
+                .then(|| GatedCrossAttention::new(x, a.d_model, config.vision.width, &init.of("cross_attention")))
         };
         Self {
-            vision: VisionTransformer::new(&config.vision, &init("vision")),
-            resampler: Resampler::new(&config.resampler, config.vision.width, &init("resampler")),
+            vision: VisionTransformer::new(&config.vision, &init.of("vision")),
+            resampler: Resampler::new(&config.resampler, config.vision.width, &init.of("resampler")),
             cross_attention: (0..a.n_layers).map(block).collect(),
-            decoder: Decoder::new(&a, &config.tokens, device, scheme),
+            decoder: Decoder::new(&a, &config.tokens, init),
             image_id: config.tokens.image as usize,
             only_attend_immediate_media: x.only_attend_immediate_media,
             compute: None,

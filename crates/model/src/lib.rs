@@ -36,4 +36,4 @@ pub use norm::Norm;
 pub use resampler::Resampler;
 pub use text::Text;
 pub use vision::VisionTransformer;
-pub use weight::{Init, Path, QuantisedWeight, Weight};
+pub use weight::{Init, Path, Piece, QuantisedWeight, Weight};

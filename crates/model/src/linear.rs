@@ -24,7 +24,7 @@ impl<B: Backend> Linear<B> {
     /// A layer initialised as PyTorch initialises `nn.Linear`: uniform in `±1/sqrt(d_in)`.
     pub fn new(d_in: usize, d_out: usize, bias: bool, init: &Init<B>) -> Self {
         let uniform = Initializer::KaimingUniform { gain: 1.0 / 3f64.sqrt(), fan_out_only: false };
-        let plain = |device: &B::Device| uniform.init_with([d_out, d_in], Some(d_in), Some(d_out), device);
+        let plain = |size: [usize; 2], device: &B::Device| uniform.init_with(size, Some(d_in), Some(d_out), device);
         Self {
             weight: Weight::new([d_out, d_in], init, plain),
             bias: bias.then(|| uniform.init_with([d_out], Some(d_in), Some(d_out), &init.device)),

@@ -12,7 +12,7 @@ pub(crate) use position::Context;
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
-use flamingo_config::{Architecture, Position, Scheme, TokenConfig};
+use flamingo_config::{Architecture, Position, TokenConfig};
 use flamingo_kernels::Kernels;
 
 use crate::embedding::TokenEmbedding;
@@ -43,11 +43,10 @@ pub struct Decoder<B: Backend> {
 }
 
 impl<B: Kernels> Decoder<B> {
-    /// A decoder with random weights; matrices are quantised, where a scheme says so.
-    pub fn new(architecture: &Architecture, tokens: &TokenConfig, device: &B::Device, scheme: Option<Scheme>) -> Self {
+    /// A decoder with random weights.
+    pub fn new(architecture: &Architecture, tokens: &TokenConfig, init: &Init<B>) -> Self {
         let a = architecture;
-        let init = |part| Init { device: device.clone(), scheme: scheme.and_then(|scheme| scheme.of(part)) };
-        let of_blocks = init("decoder.blocks");
+        let (device, of_blocks) = (&init.device, init.of("decoder.blocks"));
         let bridged = a.embed_dim != a.d_model;
         let positions = match a.position {
             Position::Learned { rows, .. } => {
@@ -56,14 +55,14 @@ impl<B: Kernels> Decoder<B> {
             _ => None,
         };
         Self {
-            embedding: TokenEmbedding::new(tokens, a.embed_dim, &init("decoder.embedding")),
+            embedding: TokenEmbedding::new(tokens, a.embed_dim, &init.of("decoder.embedding")),
             position_embedding: positions,
-            project_in: bridged.then(|| Linear::new(a.embed_dim, a.d_model, false, &init("decoder.project_in"))),
+            project_in: bridged.then(|| Linear::new(a.embed_dim, a.d_model, false, &init.of("decoder.project_in"))),
             blocks: (0..a.n_layers).map(|layer| Block::new(a, layer, &of_blocks)).collect(),
             norm: a.final_norm.then(|| Norm::new(a.norm, a.d_model, a.norm_eps, device)),
-            project_out: bridged.then(|| Linear::new(a.d_model, a.embed_dim, false, &init("decoder.project_out"))),
+            project_out: bridged.then(|| Linear::new(a.d_model, a.embed_dim, false, &init.of("decoder.project_out"))),
             head: (!a.tied_head)
-                .then(|| Linear::new(a.embed_dim, tokens.vocab_size, a.biases.head, &init("decoder.head"))),
+                .then(|| Linear::new(a.embed_dim, tokens.vocab_size, a.biases.head, &init.of("decoder.head"))),
             architecture: a.clone(),
         }
     }
