@@ -14,7 +14,7 @@ use sha2::Digest;
 
 use crate::EngineError;
 use crate::array::{Array, Pixels};
-use crate::engine::guard;
+use crate::engine::compute;
 use crate::load;
 use crate::training::{Training, array, named, no_tensor};
 
@@ -110,7 +110,7 @@ impl<B: Differentiable> BurnContrastive<B> {
 
 impl<B: Differentiable> Training for BurnContrastive<B> {
     fn backward(&mut self, text: &Text, pixels: Option<&Pixels>, _: &[i64], weight: f64) -> Result<f32, EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             let pixels = pixels.filter(|p| p.rows == text.rows && p.images == 1 && p.frames == 1);
             let Some(pixels) = pixels else {
                 return Err(EngineError::Input("contrastive training takes one picture a text".into()));
@@ -132,11 +132,11 @@ impl<B: Differentiable> Training for BurnContrastive<B> {
     }
 
     fn clip(&mut self, max_norm: f64) -> Result<f64, EngineError> {
-        guard(|| Ok(self.trainer.clip(max_norm)))
+        compute::<B, _>(|| Ok(self.trainer.clip(max_norm)))
     }
 
     fn update(&mut self, learning_rate: f64) -> Result<(), EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             self.trainer.update(&mut self.model, learning_rate);
             Ok(())
         })
@@ -147,18 +147,18 @@ impl<B: Differentiable> Training for BurnContrastive<B> {
     }
 
     fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        guard(|| self.trainer.gradients().into_iter().map(array).collect())
+        compute::<B, _>(|| self.trainer.gradients().into_iter().map(array).collect())
     }
 
     fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        guard(|| self.trainer.weights(&self.model).into_iter().map(array).collect())
+        compute::<B, _>(|| self.trainer.weights(&self.model).into_iter().map(array).collect())
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        guard(|| self.trainer.state(&self.model).into_iter().map(array).collect())
+        compute::<B, _>(|| self.trainer.state(&self.model).into_iter().map(array).collect())
     }
 
     fn restore(&mut self, state: Vec<(String, Array)>) -> Result<(), EngineError> {
-        guard(|| self.trainer.restore(&mut self.model, named(state), &self.device).map_err(no_tensor))
+        compute::<B, _>(|| self.trainer.restore(&mut self.model, named(state), &self.device).map_err(no_tensor))
     }
 }

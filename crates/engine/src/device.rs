@@ -305,8 +305,10 @@ fn ready<B: Kernels>(
     if !B::supports_dtype(&device, burn_dtype(dtype)) {
         return Err(EngineError::Device(format!("{name} does not compute in {dtype}: use --precision f32")));
     }
-    let dtype = |name: &str| match name {
+    let dtype = |name: &str, dimensions: usize| match name {
         _ if stays_f32(name) => Dtype::F32,
+        // Norms, biases and gates are little and read at each use: as they are computed with.
+        _ if dimensions == 1 && compute == Dtype::F32 => Dtype::F32,
         _ if scheme.is_some() && name.ends_with(".scales") => scales,
         _ => dtype,
     };

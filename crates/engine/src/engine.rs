@@ -1,8 +1,10 @@
 //! A model on a device.
 
+use std::any::TypeId;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
+use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData};
 use flamingo_config::ModelConfig;
 use flamingo_kernels::Kernels;
@@ -138,6 +140,28 @@ pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<
             .unwrap_or_else(|| "no reason given".to_string());
         Err(EngineError::Device(format!("the device failed: {why}")))
     })
+}
+
+/// [`guard`] of work that computes. On the CPU it runs as one of the threads that kernels share their work with: from any
+/// other, each parallel loop, of which a token has hundreds, would wake one up and go to sleep.
+pub(crate) fn compute<B: Backend, T: Send>(
+    work: impl FnOnce() -> Result<T, EngineError> + Send,
+) -> Result<T, EngineError> {
+    if on_cpu::<B>() { guard(|| rayon::scope(|_| work())) } else { guard(work) }
+}
+
+fn on_cpu<B: Backend>() -> bool {
+    let device = TypeId::of::<B::Device>();
+    #[cfg(feature = "flex")]
+    if device == TypeId::of::<burn_flex::FlexDevice>() {
+        return true;
+    }
+    #[cfg(feature = "ndarray")]
+    if device == TypeId::of::<burn_ndarray::NdArrayDevice>() {
+        return true;
+    }
+    let _ = device;
+    false
 }
 
 impl<B: Kernels> BurnEngine<B> {
@@ -356,7 +380,7 @@ impl<B: Kernels> Engine for BurnEngine<B> {
     }
 
     fn image_features(&self, pixels: &Pixels) -> Result<Array, EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             let [rows, images, frames, channels, height, width] = self.pixels(pixels)?.dims();
             let x = self.pixels(pixels)?.reshape([rows * images * frames, channels, height, width]);
             Array::from_tensor(&self.model.vision.encode(x, &mut ignore))
@@ -364,7 +388,7 @@ impl<B: Kernels> Engine for BurnEngine<B> {
     }
 
     fn trace_vision(&self, pixels: &Pixels) -> Result<Vec<(String, Array)>, EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             let x = self.pixels(pixels)?;
             let [rows, images, frames, channels, height, width] = x.dims();
             let x = x.reshape([rows * images * frames, channels, height, width]);
@@ -392,7 +416,7 @@ impl<B: Kernels> Engine for BurnEngine<B> {
         labels: Option<&[i64]>,
         trace: bool,
     ) -> Result<Forward, EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             self.check_text(text, 0)?;
             self.check_rows(text, pixels)?;
             if let Some(labels) = labels {
@@ -443,7 +467,7 @@ impl<B: Kernels> Engine for BurnEngine<B> {
         pixels: Option<&Pixels>,
         options: SessionOptions,
     ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             self.check_text(prompt, 0)?;
             self.check_rows(prompt, pixels)?;
             self.session(prompt, self.media(pixels)?, options)
@@ -451,7 +475,7 @@ impl<B: Kernels> Engine for BurnEngine<B> {
     }
 
     fn latents(&self, pixels: &Pixels, first: usize) -> Result<Array, EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             self.check_media(pixels, first)?;
             Array::from_tensor(&self.model.resampler.forward(self.see(self.pixels(pixels)?), first))
         })
@@ -463,14 +487,14 @@ impl<B: Kernels> Engine for BurnEngine<B> {
         latents: Option<&Array>,
         options: SessionOptions,
     ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             self.check_text(prompt, 0)?;
             self.session(prompt, self.media_of_latents(latents, prompt.rows)?, options)
         })
     }
 
     fn time(&self, prompt: &Text, pixels: &Pixels, decode: usize) -> Result<Timings, EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             self.check_text(prompt, 0)?;
             self.check_rows(prompt, Some(pixels))?;
             self.check_media(pixels, 0)?;

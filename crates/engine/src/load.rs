@@ -30,8 +30,8 @@ pub(crate) fn burn_dtype(dtype: Dtype) -> DType {
 pub(crate) struct Format<'a> {
     /// How matrices are quantised, if they are.
     pub scheme: Option<Scheme>,
-    /// The format of each parameter that is numbers, by its name.
-    pub dtype: &'a dyn Fn(&str) -> Dtype,
+    /// The format of each parameter that is numbers, by its name and the number of its dimensions.
+    pub dtype: &'a dyn Fn(&str, usize) -> Dtype,
     /// Words of 32 bits that a buffer of the device holds at most.
     pub words: usize,
 }
@@ -69,7 +69,7 @@ pub(crate) fn load<B: Kernels>(
 /// A model with random weights.
 pub(crate) fn random<B: Kernels>(config: &ModelConfig, format: Format, device: &B::Device) -> Flamingo<B> {
     struct Cast<'a> {
-        dtype: &'a dyn Fn(&str) -> Dtype,
+        dtype: &'a dyn Fn(&str, usize) -> Dtype,
         path: Path,
     }
     impl<B: Backend> ModuleMapper<B> for Cast<'_> {
@@ -80,7 +80,7 @@ pub(crate) fn random<B: Kernels>(config: &ModelConfig, format: Format, device: &
             self.path.exit(container);
         }
         fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-            let dtype = burn_dtype((self.dtype)(&self.path.name()));
+            let dtype = burn_dtype((self.dtype)(&self.path.name(), D));
             let id = param.id;
             Param::initialized(id, param.val().detach().cast(dtype))
         }
@@ -158,7 +158,7 @@ impl Reader {
         };
         let dtype = match codes {
             Some(true) => DType::I32,
-            _ => burn_dtype((format.dtype)(&name)),
+            _ => burn_dtype((format.dtype)(&name, shape.len())),
         };
         let (mut tensor, mut first) = (parameter.clone(), 0);
         if self.shape(&tensor).is_none() {
@@ -291,7 +291,7 @@ mod tests {
 
     /// Logits of a few tokens by a model whose buffers hold so many words.
     fn logits(folder: &Arc<ModelFolder>, scheme: Option<Scheme>, dtype: Dtype, words: usize) -> (usize, Vec<f32>) {
-        let dtype = |name: &str| if name.ends_with(".scales") { Dtype::F16 } else { dtype };
+        let dtype = |name: &str, _| if name.ends_with(".scales") { Dtype::F16 } else { dtype };
         let model = load::<Flex>(folder, Format { scheme, dtype: &dtype, words }, &FlexDevice).expect("it loads");
         let engine = BurnEngine {
             model,

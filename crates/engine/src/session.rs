@@ -6,7 +6,7 @@ use flamingo_model::{Cache, Media, Text, ignore};
 
 use crate::EngineError;
 use crate::array::Array;
-use crate::engine::{BurnEngine, guard};
+use crate::engine::{BurnEngine, compute};
 
 /// How to continue a prompt.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,7 +23,7 @@ pub struct SessionOptions {
 const RESERVE: usize = 4096;
 
 /// A prompt being continued.
-pub trait Session: Decoder<Error = EngineError> {
+pub trait Session: Decoder<Error = EngineError> + Send {
     /// Feeds several tokens a row (right-padded) and returns the logits after each, `[rows, width,
     /// vocab_size]`. `keep` tells text from padding.
     ///
@@ -105,7 +105,7 @@ impl<B: Kernels> Decoder for BurnSession<'_, B> {
     type Error = EngineError;
 
     fn step(&mut self, tokens: &[u32]) -> Result<Vec<f32>, EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             if tokens.len() != self.cache.rows() {
                 return Err(EngineError::Input(format!("{} tokens for {} rows", tokens.len(), self.cache.rows())));
             }
@@ -114,7 +114,7 @@ impl<B: Kernels> Decoder for BurnSession<'_, B> {
     }
 
     fn reorder(&mut self, rows: &[usize]) -> Result<(), EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             if let Some(row) = rows.iter().find(|&&row| row >= self.cache.rows()) {
                 return Err(EngineError::Input(format!("row {row} of {}", self.cache.rows())));
             }
@@ -138,7 +138,7 @@ impl<B: Kernels> Decoder for BurnSession<'_, B> {
 
 impl<B: Kernels> Session for BurnSession<'_, B> {
     fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             let rows = self.cache.rows();
             if ids.len() != keep.len() || ids.is_empty() || !ids.len().is_multiple_of(rows) {
                 return Err(EngineError::Input(format!("{} tokens for {rows} rows", ids.len())));
@@ -156,7 +156,7 @@ impl<B: Kernels> Session for BurnSession<'_, B> {
     }
 
     fn show(&mut self, latents: &Array) -> Result<(), EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             let shown = self.media.as_ref().map_or(0, Media::images);
             if self.marks.iter().any(|&marks| marks != shown) {
                 return Err(EngineError::Input("a row has other pictures than marks: no more can be shown".into()));

@@ -6,7 +6,7 @@ use flamingo_model::Text;
 use flamingo_train::{Named, Optimizer, Part, Pictures, Trainer};
 
 use crate::array::{Array, Pixels};
-use crate::engine::{BurnEngine, guard};
+use crate::engine::{BurnEngine, compute};
 use crate::features::{Features, distinct};
 use crate::{Dtype, EngineError};
 
@@ -141,9 +141,9 @@ impl<B: Differentiable> Training for BurnTraining<B> {
         weight: f64,
     ) -> Result<f32, EngineError> {
         if self.checkpointing && pixels.is_none_or(|pixels| self.engine.pictures_may_repeat(pixels)) {
-            return guard(|| self.backward_checkpointed(text, pixels, labels, weight));
+            return compute::<B, _>(|| self.backward_checkpointed(text, pixels, labels, weight));
         }
-        guard(|| {
+        compute::<B, _>(|| {
             let loss = self.engine.loss(text, pixels, labels, self.features.as_mut())?;
             let value = Array::from_tensor(&loss)?.data[0];
             if !value.is_nan() {
@@ -154,11 +154,11 @@ impl<B: Differentiable> Training for BurnTraining<B> {
     }
 
     fn clip(&mut self, max_norm: f64) -> Result<f64, EngineError> {
-        guard(|| Ok(self.trainer.clip(max_norm)))
+        compute::<B, _>(|| Ok(self.trainer.clip(max_norm)))
     }
 
     fn update(&mut self, learning_rate: f64) -> Result<(), EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             self.trainer.update(&mut self.engine.model, learning_rate);
             Ok(())
         })
@@ -169,19 +169,19 @@ impl<B: Differentiable> Training for BurnTraining<B> {
     }
 
     fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        guard(|| self.trainer.gradients().into_iter().map(array).collect())
+        compute::<B, _>(|| self.trainer.gradients().into_iter().map(array).collect())
     }
 
     fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        guard(|| self.trainer.weights(&self.engine.model).into_iter().map(array).collect())
+        compute::<B, _>(|| self.trainer.weights(&self.engine.model).into_iter().map(array).collect())
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        guard(|| self.trainer.state(&self.engine.model).into_iter().map(array).collect())
+        compute::<B, _>(|| self.trainer.state(&self.engine.model).into_iter().map(array).collect())
     }
 
     fn restore(&mut self, state: Vec<(String, Array)>) -> Result<(), EngineError> {
-        guard(|| {
+        compute::<B, _>(|| {
             let (model, device) = (&mut self.engine.model, &self.engine.device);
             self.trainer.restore(model, named(state), device).map_err(no_tensor)
         })

@@ -88,9 +88,9 @@ pub(super) fn forward_of_quantised(
 
 fn of_quantised<const BITS: usize>(x: &[f32], weight: &Quantised<BITS>, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
-    if rows == 1 && fixed::known() {
+    if rows <= FEW_OF_STORED && fixed::known() {
         // SAFETY: the processor was asked.
-        return unsafe { fixed::one_row(x, weight, bias) };
+        return unsafe { fixed::few_rows(x, weight, bias, rows) };
     }
     of_rows(x, weight, bias, rows, FEW_OF_STORED)
 }
