@@ -182,8 +182,7 @@ pub fn make(
 
     on_progress("few-shot sequences");
     let scenes = scenes::many(&train, &concepts, &named, 12_000, seed, "scenes of sequences");
-    let task_pictures: Vec<&[Vec<u8>]> = variants.iter().map(|v| &v[..drawing::OWN_COLOURS]).collect();
-    let pool = sequences::Pool::new(&train, &concepts, &named, &task_pictures, &shapes.train, &scenes);
+    let pool = sequences::Pool::new(&train, &concepts, &named, &variants, &shapes.train, &scenes);
     let mut shards = Shards::new(&folder, "tasks", 1000)?;
     let mut random = Random::new(seed, "sequences");
     let mut by_task = std::collections::BTreeMap::<&str, usize>::new();

@@ -6,7 +6,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use crate::concepts::Concept;
-use crate::drawing::Drawing;
+use crate::drawing::{Drawing, OWN_COLOURS};
 use crate::easy_vqa::Shape;
 use crate::random::Random;
 use crate::scenes::Scene;
@@ -93,7 +93,8 @@ impl Sequence<'_> {
 
 /// What sequences are drawn from.
 pub(crate) struct Pool<'a> {
-    pictures: &'a [&'a [Vec<u8>]],
+    /// Variants of each drawing, those in its own colours first.
+    pictures: &'a [Vec<Vec<u8>>],
     concepts: Vec<usize>,
     /// For each property, drawings by answer.
     by_answer: BTreeMap<&'static str, Vec<(String, Vec<usize>)>>,
@@ -109,7 +110,7 @@ impl<'a> Pool<'a> {
         drawings: &[Drawing],
         concepts: &[Concept],
         named: &[usize],
-        pictures: &'a [&'a [Vec<u8>]],
+        pictures: &'a [Vec<Vec<u8>>],
         shapes: &'a [Shape],
         scenes: &'a [Scene],
     ) -> Self {
@@ -168,9 +169,11 @@ impl<'a> Pool<'a> {
         (*random.of(drawings), answer)
     }
 
-    fn picture(&self, drawing: usize, random: &mut Random) -> &'a [u8] {
-        let variants: &'a [Vec<u8>] = self.pictures[drawing];
-        &variants[random.below(variants.len())]
+    /// Any variant of a drawing, or one in its own colours, where the colour is told.
+    fn picture(&self, drawing: usize, property: Property, random: &mut Random) -> &'a [u8] {
+        let variants = &self.pictures[drawing];
+        let count = if property == Property::Colour { OWN_COLOURS.min(variants.len()) } else { variants.len() };
+        &variants[random.below(count)]
     }
 
     fn properties(&self, property: Property, count: usize, random: &mut Random) -> Sequence<'a> {
@@ -199,7 +202,7 @@ impl<'a> Pool<'a> {
             } else {
                 format!("{SHOWN}{answer}")
             };
-            pictures.push((self.picture(drawing, random), text));
+            pictures.push((self.picture(drawing, property, random), text));
         }
         Sequence { task: property.task(), pictures }
     }
@@ -221,7 +224,7 @@ impl<'a> Pool<'a> {
             };
             let answer = if yes { "yes" } else { "no" };
             let text = format!("{}{answer}", if asks { question.as_str() } else { SHOWN });
-            (self.picture(drawing, random), text)
+            (self.picture(drawing, Property::Category, random), text)
         });
         let pictures = pictures.collect();
         Sequence { task: "yes_no", pictures }

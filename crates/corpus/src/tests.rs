@@ -50,10 +50,9 @@ fn sequences(count: usize) -> Vec<(&'static str, String, usize, String)> {
     assert!(train.iter().all(|d| d.style != TEST_STYLE && d.concept < 22) && train.len() == 4 * 22);
     assert!(test.iter().all(|d| d.style == TEST_STYLE) && test.len() == 26);
     let variants: Vec<Vec<Vec<u8>>> = train.iter().enumerate().map(|(i, d)| d.variants(1, i, 2, &concepts)).collect();
-    let pictures: Vec<&[Vec<u8>]> = variants.iter().map(Vec::as_slice).collect();
     let shapes = [Shape { png: variants[0][0].clone(), questions: vec![("what shape?".into(), "circle".into())] }];
     let scenes = scenes::many(&train, &concepts, &named, 30, 1, "scenes");
-    let pool = Pool::new(&train, &concepts, &named, &pictures, &shapes, &scenes);
+    let pool = Pool::new(&train, &concepts, &named, &variants, &shapes, &scenes);
     let mut random = Random::new(1, "sequences");
     let one = |sequence: Sequence| (sequence.task, sequence.json(), sequence.pictures.len(), sequence.text());
     (0..count).map(|_| one(pool.sequence(&mut random))).collect()
