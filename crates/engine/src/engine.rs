@@ -2,6 +2,7 @@
 
 use std::any::TypeId;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use burn::tensor::backend::Backend;
@@ -142,12 +143,22 @@ pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<
     })
 }
 
+/// Held by whoever computes on the CPU.
+static COMPUTING: Mutex<()> = Mutex::new(());
+
 /// [`guard`] of work that computes. On the CPU it runs as one of the threads that kernels share their work with: from any
 /// other, each parallel loop, of which a token has hundreds, would wake one up and go to sleep.
+///
+/// One call at a time: a thread of the pool that waits takes up whatever else there is to do. That would be another call within
+/// this one, further down the same stack and under the locks that Burn holds in a backward pass.
 pub(crate) fn compute<B: Backend, T: Send>(
     work: impl FnOnce() -> Result<T, EngineError> + Send,
 ) -> Result<T, EngineError> {
-    if on_cpu::<B>() { guard(|| rayon::scope(|_| work())) } else { guard(work) }
+    if !on_cpu::<B>() || rayon::current_thread_index().is_some() {
+        return guard(work);
+    }
+    let _computing = COMPUTING.lock().unwrap_or_else(PoisonError::into_inner);
+    guard(|| rayon::scope(|_| work()))
 }
 
 fn on_cpu<B: Backend>() -> bool {

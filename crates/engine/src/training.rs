@@ -205,3 +205,40 @@ pub(crate) fn array(named: Named<TensorData>) -> Result<(String, Array), EngineE
     let data = data.map_err(|e| EngineError::Device(format!("cannot read a tensor back: {e:?}")))?;
     Ok((named.name, Array { shape: named.shape, data }))
 }
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use flamingo_weights::ModelFolder;
+
+    use super::*;
+    use crate::{Device, open_training};
+
+    /// Each of several trainings in one process gets the losses that it gets alone.
+    #[test]
+    fn trainings_beside_each_other_get_their_own_losses() {
+        let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+        let folder = Arc::new(ModelFolder::open(&models.join("flamingo-tiny-neox")).expect("a shipped model"));
+        let train = || {
+            let options = TrainingOptions { parts: vec![Part::Decoder], ..TrainingOptions::default() };
+            let mut training = open_training(&folder, Device::Flex, &options).expect("it trains");
+            let ids: Vec<u32> = (0..4 * 64).map(|i| i * 31 % 900).collect();
+            let labels: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+            let text = Text::new(4, ids, vec![true; 4 * 64]);
+            let step = |_| {
+                let loss = training.backward(&text, None, &labels, 1.0).expect("a loss");
+                training.update(1e-3).expect("an update");
+                loss
+            };
+            (0..4).map(step).collect::<Vec<f32>>()
+        };
+        let alone = train();
+        let together: Vec<Vec<f32>> = std::thread::scope(|threads| {
+            let running: Vec<_> = (0..4).map(|_| threads.spawn(train)).collect();
+            running.into_iter().map(|one| one.join().expect("no panic")).collect()
+        });
+        assert!(together.iter().all(|losses| *losses == alone), "{together:?}, not {alone:?}");
+    }
+}
