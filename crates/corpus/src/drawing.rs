@@ -23,7 +23,7 @@ const AS_DRAWN: usize = 8;
 /// Variants of each further look.
 const LOOK: usize = 4;
 
-/// First variants of a drawing, whose colours are its own. Sequences draw on these.
+/// First variants of a drawing, whose colours are its own. Sequences that tell colours draw on these.
 pub(crate) const OWN_COLOURS: usize = AS_DRAWN + LOOK;
 
 /// Samples along each side of a pixel.

@@ -150,7 +150,8 @@ static COMPUTING: Mutex<()> = Mutex::new(());
 /// other, each parallel loop, of which a token has hundreds, would wake one up and go to sleep.
 ///
 /// One call at a time: a thread of the pool that waits takes up whatever else there is to do. That would be another call within
-/// this one, further down the same stack and under the locks that Burn holds in a backward pass.
+/// this one, further down the same stack and under the locks that Burn holds in a backward pass. Calls from threads of a pool
+/// go on where they are: they may be within a call already.
 pub(crate) fn compute<B: Backend, T: Send>(
     work: impl FnOnce() -> Result<T, EngineError> + Send,
 ) -> Result<T, EngineError> {

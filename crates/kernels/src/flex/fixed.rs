@@ -2,7 +2,7 @@
 //!
 //! With f32 inputs each code becomes a float and is scaled, which takes longer than memory does. Here a block of inputs gets
 //! a scale of its own and 16 bits a number (an error of 2e-5 of what the block holds, two hundred times less than that of
-//! 8-bit weights), a block's products are sums of integers, exact, and only those become floats.
+//! 8-bit weights), products are added up as integers, exact until each lane of a block becomes a float.
 //!
 //! Instructions multiply bytes, unsigned ones by signed ones. An input is therefore two bytes, `256 high + low`, and a code
 //! `w` is taken as `w + 128`, so that 128 times the block's inputs is too much, which [`Inputs`] know beforehand.
@@ -87,7 +87,7 @@ impl Inputs {
                 let halves = [_mm512_loadu_ps(x.as_ptr()), _mm512_loadu_ps(x.as_ptr().add(16))];
                 let largest = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(halves[0]), _mm512_abs_ps(halves[1])));
                 let scale = largest / LARGEST;
-                // What is no number is not hidden.
+                // What is no number is not hidden; nor what adds up to none.
                 if !_mm512_reduce_add_ps(_mm512_add_ps(halves[0], halves[1])).is_finite() {
                     scales[block] = f32::NAN;
                     continue;
