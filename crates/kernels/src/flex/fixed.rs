@@ -14,11 +14,8 @@ use std::arch::x86_64::*;
 use burn::tensor::f16;
 use flamingo_config::{BLOCK, LEVELS};
 
-use super::filled;
 use super::quantised::{Quantised, SCALES, readable};
-
-/// Weights that are worth a task.
-const TASK: usize = 1 << 16;
+use super::stored::by_columns;
 
 /// Rows of inputs that are worked on together.
 const ROWS: usize = 4;
@@ -130,12 +127,9 @@ pub(super) unsafe fn few_rows<const BITS: usize>(
     assert_eq!(x.len(), rows * d_in, "the weight is for inputs of another width");
     // SAFETY: the caller's promise.
     let inputs: Vec<Inputs> = x.chunks_exact(d_in).map(|x| unsafe { Inputs::new::<BITS>(x) }).collect();
-    let d_out = scales.len() / blocks;
-    let outputs = (TASK / d_in).clamp(1, d_out);
-    // Column by column, so that a task writes to one place.
-    let columns = filled(d_out * rows, outputs * rows, |task, columns| {
+    by_columns([scales.len() / blocks, d_in], rows, |first, columns| {
         for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
-            let output = task * outputs + i;
+            let output = first + i;
             for (inputs, dots) in inputs.chunks(ROWS).zip(column.chunks_mut(ROWS)) {
                 // SAFETY: the caller's promise.
                 unsafe {
@@ -151,11 +145,7 @@ pub(super) unsafe fn few_rows<const BITS: usize>(
                 column.iter_mut().for_each(|x| *x += bias[output]);
             }
         }
-    });
-    if rows == 1 {
-        return columns;
-    }
-    (0..rows * d_out).map(|i| columns[i % d_out * rows + i / d_out]).collect()
+    })
 }
 
 /// Writes the products of a row of the weight and `X` rows of inputs.

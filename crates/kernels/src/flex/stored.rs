@@ -230,12 +230,14 @@ unsafe fn add_dots<const ROWS: usize, const EACH: usize, L: Lanes, S: Stored>(
 
 /// `x Wᵀ + b` for `[rows, d_in]`: `[rows, d_out]`, one dot product after the other. No size is 0.
 pub(super) fn few_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
-    let [d_out, d_in] = weight.size();
+    by_columns(weight.size(), rows, |first, columns| run(Columns { columns, weight, first, x, bias, rows }))
+}
+
+/// `[rows, d_out]` from a weight of this size, `[d_out, d_in]`, on all threads: `fill` gets the first of some columns and room for
+/// them, column by column, so that a task writes to one place. No size is 0.
+pub(super) fn by_columns([d_out, d_in]: [usize; 2], rows: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let outputs = (TASK / d_in).clamp(1, d_out);
-    // Column by column, so that a task writes to one place.
-    let columns = filled(d_out * rows, outputs * rows, |task, columns| {
-        run(Columns { columns, weight, first: task * outputs, x, bias, rows });
-    });
+    let columns = filled(d_out * rows, outputs * rows, |task, columns| fill(task * outputs, columns));
     if rows == 1 {
         return columns;
     }
