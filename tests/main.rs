@@ -1,6 +1,7 @@
 //! Integration tests: one binary, so that the model is linked once.
 
 mod arrows;
+mod batch;
 mod cli;
 mod data;
 mod eval;

@@ -12,6 +12,7 @@ use flamingo_kernels::Kernels;
 use flamingo_model::{Flamingo, Media, Point, Text, ignore, next_token_loss, next_token_loss_of_hidden};
 
 use crate::array::{Array, Pixels};
+use crate::batch::{Batch, BurnBatch};
 use crate::features::{Features, distinct};
 use crate::load::burn_dtype;
 use crate::session::{BurnSession, Session, SessionOptions};
@@ -89,6 +90,9 @@ pub trait Engine: Send {
         latents: Option<&Array>,
         options: SessionOptions,
     ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError>;
+
+    /// Texts to be continued together; none yet.
+    fn batch(&self) -> Box<dyn Batch + '_>;
 
     /// Times each stage on the given input: `decode` tokens are fed after the prompt.
     ///
@@ -261,15 +265,27 @@ impl<B: Kernels> BurnEngine<B> {
         }
     }
 
-    fn session(
+    /// [`Engine::start`] with pictures that were looked at.
+    fn read(
         &self,
         prompt: &Text,
         media: Option<Media<B>>,
         options: SessionOptions,
-    ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError> {
+    ) -> Result<(BurnSession<'_, B>, Vec<f32>), EngineError> {
         let mut session = BurnSession::new(self, prompt.rows, media, options);
         let logits = session.read(prompt)?;
-        Ok((Box::new(session), logits))
+        Ok((session, logits))
+    }
+
+    /// [`Engine::start_seen`].
+    pub(crate) fn read_seen(
+        &self,
+        prompt: &Text,
+        latents: Option<&Array>,
+        options: SessionOptions,
+    ) -> Result<(BurnSession<'_, B>, Vec<f32>), EngineError> {
+        self.check_text(prompt, 0)?;
+        self.read(prompt, self.media_of_latents(latents, prompt.rows)?, options)
     }
 
     /// [`BurnEngine::media`] of a batch in training, where many pictures are the same: blank ones fill up rows.
@@ -482,7 +498,8 @@ impl<B: Kernels> Engine for BurnEngine<B> {
         compute::<B, _>(|| {
             self.check_text(prompt, 0)?;
             self.check_rows(prompt, pixels)?;
-            self.session(prompt, self.media(pixels)?, options)
+            let (session, logits) = self.read(prompt, self.media(pixels)?, options)?;
+            Ok((Box::new(session) as Box<dyn Session>, logits))
         })
     }
 
@@ -500,9 +517,13 @@ impl<B: Kernels> Engine for BurnEngine<B> {
         options: SessionOptions,
     ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError> {
         compute::<B, _>(|| {
-            self.check_text(prompt, 0)?;
-            self.session(prompt, self.media_of_latents(latents, prompt.rows)?, options)
+            let (session, logits) = self.read_seen(prompt, latents, options)?;
+            Ok((Box::new(session) as Box<dyn Session>, logits))
         })
+    }
+
+    fn batch(&self) -> Box<dyn Batch + '_> {
+        Box::new(BurnBatch::new(self))
     }
 
     fn time(&self, prompt: &Text, pixels: &Pixels, decode: usize) -> Result<Timings, EngineError> {

@@ -11,6 +11,7 @@
 )]
 
 mod array;
+mod batch;
 mod contrastive;
 mod device;
 mod engine;
@@ -21,6 +22,7 @@ mod session;
 mod training;
 
 pub use array::{Array, Pixels};
+pub use batch::{Batch, Seat};
 pub use contrastive::ContrastiveOptions;
 pub use device::{
     Device, Weights, compiled, open, open_contrastive, open_training, open_training_weights, open_weights, probe,

@@ -2,7 +2,7 @@
 
 use flamingo_generate::Decoder;
 use flamingo_kernels::Kernels;
-use flamingo_model::{Cache, Media, Text, ignore};
+use flamingo_model::{Cache, Media, Text, Turn, ignore};
 
 use crate::EngineError;
 use crate::array::Array;
@@ -83,6 +83,22 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
             *marks += row.iter().filter(|&&id| id == image).count();
         }
         self.engine.last_logits(hidden)
+    }
+
+    /// Whether this token may come next in a session of one row.
+    pub(crate) fn check_next(&self, token: u32) -> Result<(), EngineError> {
+        self.engine.check_text(&Text::after(&self.cache.kept(), vec![token], vec![true]), self.cache.len())
+    }
+
+    /// The turn of a session of one row in [`flamingo_model::Flamingo::forward_each`]. A mark that the model itself wrote
+    /// changes nothing: no image came with it.
+    pub(crate) fn turn(&mut self, token: u32) -> Turn<'_, B> {
+        Turn { token, time: self.marks[0], media: self.media.as_ref(), cache: &mut self.cache }
+    }
+
+    /// Bytes of its keys and values.
+    pub(crate) fn bytes(&self) -> usize {
+        self.cache.bytes() + self.media.as_ref().map_or(0, Media::bytes)
     }
 
     /// One token more in each row.

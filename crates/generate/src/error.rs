@@ -24,6 +24,9 @@ pub enum ConfigError {
     /// A beam search without beams.
     #[error("num_beams is 0: one beam is greedy search, two or more are a beam search")]
     NoBeams,
+    /// Beams where one sequence grows token by token.
+    #[error("{0} beams are searched together, not one sequence after the other")]
+    Beams(usize),
     /// More results than beams.
     #[error("num_return_sequences {sequences} is more than num_beams {beams}")]
     SequencesAboveBeams {

@@ -7,6 +7,7 @@
 
 mod beam;
 mod config;
+mod continuation;
 mod error;
 mod greedy;
 mod processors;
@@ -17,6 +18,7 @@ mod select;
 use std::ops::ControlFlow;
 
 pub use config::{EarlyStopping, GenerationConfig, Strategy};
+pub use continuation::Continuation;
 pub use error::{ConfigError, GenerateError, InputError};
 pub use sample::sampling_distribution;
 pub use score::{SequenceScore, sequence_log_prob};

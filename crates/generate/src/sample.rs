@@ -9,7 +9,7 @@ use crate::select::{argmax, descending, top};
 use crate::{GenerateError, InputError};
 
 /// Which tokens may be drawn, and how unequal their chances are.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Filter {
     pub(crate) temperature: f32,
     pub(crate) top_k: Option<usize>,

@@ -95,6 +95,9 @@ pub struct AdamWStep {
 
 /// A backend with these operations. All tensors of one call have one dtype, but for what says otherwise.
 pub trait Kernels: Backend {
+    /// Rows of a linear layer's inputs up to which the outputs of a row are the same numbers whatever rows are beside it.
+    const ROWS_ALIKE: usize = 1;
+
     /// Matrix products, `[..., m, k]` by `[..., k, n]` with the same leading dimensions. Factors keep their precision: f32 is
     /// multiplied as f32.
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -284,7 +284,7 @@ fn linear_layers_of_weights_in_sixteen_bits() {
             let weight = random([d_out + 1, d_in], 1.0).narrow(0, 1, d_out).cast(dtype);
             let bias = random([d_out], 1.0);
             let found = Flex::linear_layer_of_stored(raw(&x), raw(&weight), Some(raw(&bias)));
-            let rounds = dtype == DType::BF16 && rows > flex::FEW_OF_STORED && flex::multiplies_bf16();
+            let rounds = dtype == DType::BF16 && rows > flex::FEW && flex::multiplies_bf16();
             let seen = if rounds { rounded(&x) } else { x.clone() };
             let exactly = |bias| Flex::linear_layer(exact(&seen), exact(&weight), bias);
             if d_in > 0 {

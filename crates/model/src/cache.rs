@@ -27,6 +27,11 @@ impl<B: Kernels> Cache<B> {
         self.len
     }
 
+    /// Memory that its buffers take.
+    pub fn bytes(&self) -> usize {
+        bytes(&self.layers)
+    }
+
     /// Whether nothing is cached yet.
     pub fn is_empty(&self) -> bool {
         self.len == 0
@@ -119,6 +124,11 @@ pub(crate) fn select_rows<'a, B: Backend>(
         });
         *layer = layer.take().map(|buffers| buffers.map(|buffer| buffer.select(0, index.clone())));
     }
+}
+
+/// Memory that keys and values of some layers take.
+pub(crate) fn bytes<B: Backend>(layers: &[Option<[Tensor<B, 4>; 2]>]) -> usize {
+    layers.iter().flatten().flatten().map(|x| x.shape().num_elements() * x.dtype().size()).sum()
 }
 
 fn grown<B: Backend>(buffer: Tensor<B, 4>, used: usize, capacity: usize) -> Tensor<B, 4> {

@@ -9,9 +9,13 @@ use flamingo_kernels::{Kernels, attend, gated_sum};
 
 use crate::attention::{merge_heads, split_heads, split_last};
 use crate::linear::{FeedForward, Linear};
-use crate::media::Sight;
+use crate::media::{KeysValues, Sight};
 use crate::norm::Norm;
 use crate::weight::Init;
+
+/// What some rows look at, as [`GatedCrossAttention::keys_values`] gives it, and who sees which part; `None` where there is
+/// no image.
+pub type Look<'a, B> = Option<(&'a KeysValues<B>, &'a Sight<B>)>;
 
 /// Attention of text tokens to image latents.
 #[derive(Module, Debug)]
@@ -68,12 +72,14 @@ impl<B: Kernels> GatedCrossAttention<B> {
         split_last(self.attention.to_kv.forward(latents)).map(|part| split_heads(part, self.attention.heads))
     }
 
-    /// `x` is `[rows, tokens, d_model]`, `media` what [`Self::keys_values`] gave, or `None` for text without
-    /// any image, which skips the attention and keeps the feed-forward network.
-    pub fn forward(&self, x: Tensor<B, 3>, media: Option<(&[Tensor<B, 4>; 2], &Sight<B>)>) -> Tensor<B, 3> {
-        let x = match media {
-            Some(([k, v], sight)) => self.attention.gated(x, k.clone(), v.clone(), sight, self.attention_gate.val()),
-            None => x,
+    /// `x` is `[rows, tokens, d_model]`; each look is that of an equal share of the rows. Text without any image skips the
+    /// attention and keeps the feed-forward network.
+    pub fn forward(&self, x: Tensor<B, 3>, looks: &[Look<B>]) -> Tensor<B, 3> {
+        let gate = self.attention_gate.val();
+        let x = match looks {
+            [Some((keys_values, sight))] => self.attention.gated(x, keys_values, sight, gate),
+            [None] => x,
+            _ => self.attention.gated_each(x, looks, gate),
         };
         self.feed_forward.gated(x, self.feed_forward_gate.val())
     }
@@ -81,23 +87,55 @@ impl<B: Kernels> GatedCrossAttention<B> {
 
 impl<B: Kernels> MaskedCrossAttention<B> {
     /// `x + tanh(gate) attention(x)`.
-    fn gated(
-        &self,
-        x: Tensor<B, 3>,
-        k: Tensor<B, 4>,
-        v: Tensor<B, 4>,
-        sight: &Sight<B>,
-        gate: Tensor<B, 1>,
-    ) -> Tensor<B, 3> {
-        let mut q = split_heads(self.to_q.forward(self.norm.forward(x.clone())), self.heads);
-        if let Some(sharp) = &sight.sharp {
-            q = q * sharp.clone();
-        }
-        let scale = 1.0 / (self.dim_head as f64).sqrt();
-        let seen = merge_heads(attend(q, k, v, scale, sight.hidden.clone(), None));
+    fn gated(&self, x: Tensor<B, 3>, media: &KeysValues<B>, sight: &Sight<B>, gate: Tensor<B, 1>) -> Tensor<B, 3> {
+        let seen = self.seen(self.queries(x.clone()), media, sight);
         match &sight.sees {
             Some(sees) => gated_sum(x, self.to_out.forward(seen) * sees.clone(), gate),
             None => self.to_out.gated(seen, x, gate),
         }
+    }
+
+    /// The same for shares of the rows that look at pictures of their own, one token each.
+    fn gated_each(&self, x: Tensor<B, 3>, looks: &[Look<B>], gate: Tensor<B, 1>) -> Tensor<B, 3> {
+        let rows = x.dims()[0] / looks.len();
+        let part = |x: &Tensor<B, 3>, i: usize| x.clone().narrow(0, i * rows, rows);
+        // A token that sees no picture yet stays as it is, as one without any.
+        let looks: Vec<Look<B>> = looks.iter().map(|look| look.filter(|(_, sight)| sight.sees.is_none())).collect();
+        let looking: Vec<usize> = (0..looks.len()).filter(|&i| looks[i].is_some()).collect();
+        if looking.is_empty() {
+            return x;
+        }
+        let own = match looking.len() == looks.len() {
+            true => x.clone(),
+            false => Tensor::cat(looking.iter().map(|&i| part(&x, i)).collect(), 0),
+        };
+        let queries = self.queries(own.clone());
+        let each = looks.iter().flatten().enumerate();
+        let seen = each.map(|(i, (media, sight))| self.seen(part(&queries, i), media, sight)).collect();
+        let own = self.to_out.gated(Tensor::cat(seen, 0), own, gate);
+        if looking.len() == looks.len() {
+            return own;
+        }
+        let mut looked = 0..looking.len();
+        let row = |(i, look): (usize, &Look<B>)| match look {
+            Some(_) => part(&own, looked.next().expect("a row for each that looks")),
+            None => part(&x, i),
+        };
+        Tensor::cat(looks.iter().enumerate().map(row).collect(), 0)
+    }
+
+    /// `[rows, tokens, heads * dim_head]`.
+    fn queries(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.to_q.forward(self.norm.forward(x))
+    }
+
+    /// What queries see, `[rows, tokens, heads * dim_head]`.
+    fn seen(&self, queries: Tensor<B, 3>, [k, v]: &KeysValues<B>, sight: &Sight<B>) -> Tensor<B, 3> {
+        let mut q = split_heads(queries, self.heads);
+        if let Some(sharp) = &sight.sharp {
+            q = q * sharp.clone();
+        }
+        let scale = 1.0 / (self.dim_head as f64).sqrt();
+        merge_heads(attend(q, k.clone(), v.clone(), scale, sight.hidden.clone(), None))
     }
 }

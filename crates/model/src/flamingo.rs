@@ -6,8 +6,8 @@ use flamingo_config::ModelConfig;
 use flamingo_kernels::Kernels;
 
 use crate::cache::Cache;
-use crate::cross_attention::GatedCrossAttention;
-use crate::decoder::{Context, Decoder};
+use crate::cross_attention::{GatedCrossAttention, Look};
+use crate::decoder::{Context, Decoder, Group};
 use crate::media::{Media, Sight, text_time};
 use crate::resampler::Resampler;
 use crate::text::Text;
@@ -49,6 +49,23 @@ pub struct Flamingo<B: Backend> {
     /// The dtype that text is computed in, where weights have several: in training, those that train stay f32.
     #[module(skip)]
     pub compute: Option<DType>,
+}
+
+/// A text's turn in [`Flamingo::forward_each`].
+pub struct Turn<'a, B: Backend> {
+    /// The token that comes next.
+    pub token: u32,
+    /// How many `<image>` marks the text has seen, this token counted: where it looks.
+    pub time: usize,
+    /// Its pictures.
+    pub media: Option<&'a Media<B>>,
+    /// The text before the token, one row.
+    pub cache: &'a mut Cache<B>,
+}
+
+/// What the cross-attention block before layer `layer` looks at, and who sees which part of it.
+fn look<'a, B: Backend>(layer: usize, media: Option<&'a Media<B>>, sight: Option<&'a Sight<B>>) -> Look<'a, B> {
+    media.and_then(|media| media.layers[layer].as_ref()).zip(sight)
 }
 
 /// Masks and positions of a batch, shared by all layers.
@@ -144,10 +161,10 @@ impl<B: Kernels> Flamingo<B> {
                     let [rows, images, num_latents, width] = latents.dims();
                     block.keys_values(latents.clone().reshape([rows, images * num_latents, width]))
                 });
-                block.forward(x, keys_values.as_ref().zip(conditions.sight.as_ref()))
+                block.forward(x, &[keys_values.as_ref().zip(conditions.sight.as_ref())])
             }
         };
-        self.decoder.blocks[layer].forward(x, &conditions.context, None)
+        self.decoder.blocks[layer].forward(x, &mut [Group { context: &conditions.context, cache: None }])
     }
 
     /// Hidden states of a batch of text: `[rows, width, d_model]`; [`Decoder::logits`] of
@@ -181,17 +198,46 @@ impl<B: Kernels> Flamingo<B> {
         };
         let sight = media.map(|media| self.sight(text, marks, media.images, media.num_latents, &x));
 
+        let mut groups = [Group { context: &context, cache }];
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             if let Some(cross_attention) = &self.cross_attention[i] {
-                let seen = match (media, &sight) {
-                    (Some(media), Some(sight)) => media.layers[i].as_ref().map(|kv| (kv, sight)),
-                    _ => None,
-                };
-                x = cross_attention.forward(x, seen);
+                x = cross_attention.forward(x, &[look(i, media, sight.as_ref())]);
                 observe(Point::CrossAttention(i), &x);
             }
-            x = block.forward(x, &context, cache.as_deref_mut());
+            x = block.forward(x, &mut groups);
             observe(Point::DecoderLayer(i), &x);
+        }
+        x
+    }
+
+    /// One token more in each of several texts, each at its own place: hidden states `[texts, 1, d_model]`. Linear layers
+    /// take all texts together; each text's attention is computed as if it were alone, so that up to
+    /// [`Kernels::ROWS_ALIKE`] texts get the very numbers that they get by themselves.
+    pub fn forward_each(&self, turns: &mut [Turn<B>]) -> Tensor<B, 3> {
+        let seen: Vec<usize> = turns.iter().map(|turn| turn.cache.kept()[0]).collect();
+        let ids: Vec<u32> = turns.iter().map(|turn| turn.token).collect();
+        let mut x = self.embed(&Text::after(&seen, ids, vec![true; turns.len()]));
+        let mut conditions = Vec::with_capacity(turns.len());
+        for turn in turns.iter_mut() {
+            let start = turn.cache.len();
+            turn.cache.announce(&[true], 1);
+            let context = Context::new(self.decoder.architecture(), turn.cache.keep(), start, 1, false, &x);
+            let sight = turn.media.map(|media| {
+                let only_immediate = self.only_attend_immediate_media;
+                Sight::new(&[turn.time], 1, media.images, media.num_latents, only_immediate, &x)
+            });
+            conditions.push((context, sight, turn.media));
+        }
+        let each = turns.iter_mut().zip(&conditions);
+        let mut groups: Vec<Group<B>> =
+            each.map(|(turn, (context, ..))| Group { context, cache: Some(&mut *turn.cache) }).collect();
+        for (i, block) in self.decoder.blocks.iter().enumerate() {
+            if let Some(cross_attention) = &self.cross_attention[i] {
+                let looks: Vec<_> =
+                    conditions.iter().map(|(_, sight, media)| look(i, *media, sight.as_ref())).collect();
+                x = cross_attention.forward(x, &looks);
+            }
+            x = block.forward(x, &mut groups);
         }
         x
     }

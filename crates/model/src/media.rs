@@ -5,10 +5,10 @@
 
 use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
 
-use crate::cache::select_rows;
+use crate::cache::{bytes, select_rows};
 
 /// Keys and values, `[rows, heads, images * num_latents, dim_head]` each.
-type KeysValues<B> = [Tensor<B, 4>; 2];
+pub type KeysValues<B> = [Tensor<B, 4>; 2];
 
 /// Keys and values of a batch's images, for each cross-attention block. They do not change while text
 /// grows, so they are computed once (upstream recomputes them at each token).
@@ -26,6 +26,11 @@ impl<B: Backend> Media<B> {
     /// Images in each row.
     pub fn images(&self) -> usize {
         self.images
+    }
+
+    /// Memory that they take.
+    pub fn bytes(&self) -> usize {
+        bytes(&self.layers)
     }
 
     /// The same with further images behind them.

@@ -95,6 +95,15 @@ impl Model {
         self.continue_prompts(&mut *session, &text, logits, settings, &mut |_, _| ControlFlow::Continue(()))
     }
 
+    /// What the engine takes of a prompt: its tokens in one row, and its pictures.
+    ///
+    /// # Errors
+    /// [`ZooError::Prompt`] where marks and pictures disagree, [`ZooError::Data`] if the tokenizer fails.
+    pub fn inputs(&self, prompt: &Interleaved<Latents>) -> Result<(Text, Option<Array>), ZooError> {
+        let prompt = std::slice::from_ref(prompt);
+        Ok((self.text(prompt)?, self.media(prompt)))
+    }
+
     /// Reads what prompts begin with.
     ///
     /// # Errors

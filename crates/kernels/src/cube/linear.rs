@@ -17,8 +17,8 @@ use crate::{Finish, Matrix, Quantised, generic};
 /// Rows up to which the weights are read once for all of them.
 const FEW: usize = 16;
 
-/// More rows than these leave a unit no registers for the longest vectors of all.
-const SEVERAL: usize = 8;
+/// More rows than these leave a unit no registers for the longest vectors of all. Up to them a row is added up alike.
+pub(super) const SEVERAL: usize = 8;
 
 /// Outputs of a cube: one for each of its planes.
 const OUTPUTS: u32 = 8;

@@ -30,6 +30,8 @@ use crate::{AdamWStep, Attention, Finish, Gradients, Kernels, Matrix, Quantised,
 const PLANE: u32 = 32;
 
 impl<R: CubeRuntime, B: BoolElement> Kernels for CubeBackend<R, f32, i32, B> {
+    const ROWS_ALIKE: usize = linear::SEVERAL;
+
     fn product(lhs: FloatTensor<Self>, rhs: FloatTensor<Self>) -> FloatTensor<Self> {
         product::product(lhs, rhs)
     }

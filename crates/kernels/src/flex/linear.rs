@@ -29,11 +29,9 @@ unsafe fn product_of(a: Matrix, b: Matrix, size: [usize; 3]) -> Vec<f32> {
     out
 }
 
-/// Rows of inputs up to which dot products are faster than panels: of f32.
-const FEW: usize = 6;
-
-/// The same where a weight is unpacked, once for each row or four of them, or for a panel.
-pub const FEW_OF_STORED: usize = 8;
+/// Rows of inputs up to which outputs are dot products, in which no row depends on another; more go through panels. (For f32
+/// panels would be as fast from 7 rows on.)
+pub const FEW: usize = 8;
 
 /// `[rows, d_in]` times the transposed `[d_out, d_in]`, and the bias. The weight may be f32, f16 or bf16, the rest is f32.
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
@@ -46,13 +44,9 @@ pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
     let out = match weight.dtype() {
         // Nothing to add up.
         _ if size.contains(&0) => biases(bias, size),
-        DType::F16 => {
-            of_rows(x, &Plain::new(&weight.storage::<f16>()[elements(&weight)], d_in), bias, rows, FEW_OF_STORED)
-        }
-        DType::BF16 => {
-            of_rows(x, &Plain::new(&weight.storage::<bf16>()[elements(&weight)], d_in), bias, rows, FEW_OF_STORED)
-        }
-        _ => of_rows(x, &Plain::new(values(&weight), d_in), bias, rows, FEW),
+        DType::F16 => of_rows(x, &Plain::new(&weight.storage::<f16>()[elements(&weight)], d_in), bias, rows),
+        DType::BF16 => of_rows(x, &Plain::new(&weight.storage::<bf16>()[elements(&weight)], d_in), bias, rows),
+        _ => of_rows(x, &Plain::new(values(&weight), d_in), bias, rows),
     };
     fresh(out, Shape::new([rows, d_out]))
 }
@@ -88,15 +82,15 @@ pub(super) fn forward_of_quantised(
 
 fn of_quantised<const BITS: usize>(x: &[f32], weight: &Quantised<BITS>, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
     #[cfg(target_arch = "x86_64")]
-    if rows <= FEW_OF_STORED && fixed::known() {
+    if rows <= FEW && fixed::known() {
         // SAFETY: the processor was asked.
         return unsafe { fixed::few_rows(x, weight, bias, rows) };
     }
-    of_rows(x, weight, bias, rows, FEW_OF_STORED)
+    of_rows(x, weight, bias, rows)
 }
 
-fn of_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize, few: usize) -> Vec<f32> {
-    if rows <= few {
+fn of_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
+    if rows <= FEW {
         return few_rows(x, weight, bias, rows);
     }
     let [d_out, d_in] = weight.size();

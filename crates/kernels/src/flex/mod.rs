@@ -29,9 +29,9 @@ use rayon::prelude::*;
 
 use crate::{AdamWStep, Attention, Gradients, Kernels, Quantised, generic};
 
-pub use linear::FEW_OF_STORED;
+pub use linear::FEW;
 
-/// Whether this processor multiplies bf16: then products of more than [`FEW_OF_STORED`] rows by weights that are no finer than
+/// Whether this processor multiplies bf16: then products of more than [`FEW`] rows by weights that are no finer than
 /// that (bf16, q8, q4) round their inputs to it, as PyTorch's autocast does.
 pub fn multiplies_bf16() -> bool {
     #[cfg(target_arch = "x86_64")]
@@ -117,6 +117,8 @@ fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
 }
 
 impl Kernels for Flex {
+    const ROWS_ALIKE: usize = FEW;
+
     fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {
         if x.dtype() != DType::F32 {
             return generic::activate::<Self>(kind, x);

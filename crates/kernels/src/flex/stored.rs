@@ -121,13 +121,7 @@ impl<S: Stored> Weight for Plain<'_, S> {
     #[inline(always)]
     unsafe fn add_dots<const ROWS: usize, L: Lanes>(&self, row: usize, x: &[f32], sums: &mut [f32]) {
         // SAFETY: the caller's promise.
-        unsafe {
-            if ROWS == 1 {
-                add_dots::<ROWS, 4, L, S>(self.row(row), x, sums);
-            } else {
-                add_dots::<ROWS, 2, L, S>(self.row(row), x, sums);
-            }
-        }
+        unsafe { add_dots::<ROWS, L, S>(self.row(row), x, sums) };
     }
 
     #[inline(always)]
@@ -191,17 +185,17 @@ impl<W: Weight> Factor for Transposed<'_, W> {
     }
 }
 
-/// Adds to each of `ROWS` sums the product of a row of the weight and its row of `x`, with `EACH` registers a row.
+/// Registers that the products of a row are added up in: the same for any number of rows, so that a row's sum does not depend on
+/// the rows beside it.
+const EACH: usize = 2;
+
+/// Adds to each of `ROWS` sums the product of a row of the weight and its row of `x`.
 ///
 /// # Safety
 /// That of [`Lanes`] for `L`.
 #[expect(clippy::needless_range_loop, reason = "indices of what lies in several places")]
 #[inline(always)]
-unsafe fn add_dots<const ROWS: usize, const EACH: usize, L: Lanes, S: Stored>(
-    weight: &[S],
-    x: &[f32],
-    sums: &mut [f32],
-) {
+unsafe fn add_dots<const ROWS: usize, L: Lanes, S: Stored>(weight: &[S], x: &[f32], sums: &mut [f32]) {
     let d_in = weight.len();
     assert!(x.len() == ROWS * d_in && sums.len() == ROWS, "a row for each sum");
     let step = EACH * L::COUNT;

@@ -29,6 +29,14 @@ pub struct Block<B: Backend> {
     norm_placement: NormPlacement,
 }
 
+/// Rows of a batch that stand at one place of their texts. Most batches are one group; texts that are continued together,
+/// each at its own place, are a group each.
+pub(crate) struct Group<'a, B: Backend> {
+    pub(crate) context: &'a Context<B>,
+    /// What they continue, if anything.
+    pub(crate) cache: Option<&'a mut Cache<B>>,
+}
+
 /// Causal self-attention.
 #[derive(Module, Debug)]
 pub struct SelfAttention<B: Backend> {
@@ -96,29 +104,29 @@ impl<B: Kernels> Block<B> {
         }
     }
 
-    /// `[rows, tokens, d_model]` to the same shape.
-    pub(crate) fn forward(&self, x: Tensor<B, 3>, context: &Context<B>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
+    /// `[rows, tokens, d_model]` to the same shape. The groups have equal numbers of rows.
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, groups: &mut [Group<B>]) -> Tensor<B, 3> {
         let norm_2 = |x: Tensor<B, 3>| match &self.norm_2 {
             Some(norm) => norm.forward(x),
             None => x,
         };
         match (self.norm_placement, self.residual) {
             (NormPlacement::Pre, Residual::Sequential) => {
-                let x = self.attention.added(self.norm_1.forward(x.clone()), x, context, cache);
+                let x = self.attention.added(self.norm_1.forward(x.clone()), x, groups);
                 self.mlp.added(norm_2(x.clone()), x)
             }
             (NormPlacement::Pre, Residual::Parallel) => {
-                let sum = self.attention.added(self.norm_1.forward(x.clone()), x.clone(), context, cache);
+                let sum = self.attention.added(self.norm_1.forward(x.clone()), x.clone(), groups);
                 self.mlp.added(norm_2(x), sum)
             }
             (NormPlacement::Pre, Residual::ParallelSharedNorm) => {
                 let normed = self.norm_1.forward(x.clone());
-                let sum = self.attention.added(normed.clone(), x, context, cache);
+                let sum = self.attention.added(normed.clone(), x, groups);
                 self.mlp.added(normed, sum)
             }
             // Only OPT-350M is post-norm, and it is sequential.
             (NormPlacement::Post, _) => {
-                let x = self.norm_1.forward(self.attention.added(x.clone(), x, context, cache));
+                let x = self.norm_1.forward(self.attention.added(x.clone(), x, groups));
                 norm_2(self.mlp.added(x.clone(), x))
             }
         }
@@ -127,13 +135,7 @@ impl<B: Kernels> Block<B> {
 
 impl<B: Kernels> SelfAttention<B> {
     /// Attention within `x`, added to `to`.
-    fn added(
-        &self,
-        x: Tensor<B, 3>,
-        to: Tensor<B, 3>,
-        context: &Context<B>,
-        cache: Option<&mut Cache<B>>,
-    ) -> Tensor<B, 3> {
+    fn added(&self, x: Tensor<B, 3>, to: Tensor<B, 3>, groups: &mut [Group<B>]) -> Tensor<B, 3> {
         let mut qkv = self.qkv.forward(x);
         if let Some(clip) = self.clip_qkv {
             qkv = qkv.clamp(-clip, clip);
@@ -143,9 +145,23 @@ impl<B: Kernels> SelfAttention<B> {
             Some(norm) => norm.forward(x),
             None => x,
         };
-        let q = split_heads(normed(&self.q_norm, q), self.heads);
-        let k = split_heads(normed(&self.k_norm, k), self.heads);
-        let v = split_heads(v, self.heads);
+        let (q, k) = (normed(&self.q_norm, q), normed(&self.k_norm, k));
+        let seen = match groups {
+            [group] => self.seen([q, k, v], group),
+            _ => {
+                let rows = q.dims()[0] / groups.len();
+                let part = |i: usize, x: &Tensor<B, 3>| x.clone().narrow(0, i * rows, rows);
+                let each = groups.iter_mut().enumerate();
+                Tensor::cat(each.map(|(i, group)| self.seen([&q, &k, &v].map(|x| part(i, x)), group)).collect(), 0)
+            }
+        };
+        self.out.added(seen, to)
+    }
+
+    /// What the rows of a group see, `[rows, tokens, d_model]`.
+    fn seen(&self, qkv: [Tensor<B, 3>; 3], group: &mut Group<B>) -> Tensor<B, 3> {
+        let Group { context, cache } = group;
+        let [q, k, v] = qkv.map(|x| split_heads(x, self.heads));
         let (q, k) = match self.position {
             Position::Rotary { pairing, .. } => (context.rotate(q, pairing), context.rotate(k, pairing)),
             _ => (q, k),
@@ -155,8 +171,7 @@ impl<B: Kernels> SelfAttention<B> {
             None => [k, v],
         };
         let out = attend(q, k, v.clone(), self.scale, context.hidden(self.window), context.bias.clone());
-        let out = context.blind(self.window, out, v);
-        self.out.added(merge_heads(out), to)
+        merge_heads(context.blind(self.window, out, v))
     }
 }
 

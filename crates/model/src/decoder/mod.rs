@@ -8,6 +8,7 @@ mod block;
 mod position;
 
 pub use block::Block;
+pub(crate) use block::Group;
 pub(crate) use position::Context;
 
 use burn::module::{Initializer, Module, Param};

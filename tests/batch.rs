@@ -1,0 +1,137 @@
+//! Texts that are continued together get the numbers that they get alone.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use flamingo_config::Scheme;
+use flamingo_data::{Interleaved, Picture, few_shot};
+use flamingo_engine::{Batch, Device, Precision, Seat, SessionOptions};
+use flamingo_generate::{Continuation, GenerationConfig};
+use flamingo_zoo::{Latents, Model, Prompt};
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn drawing(name: &str) -> Arc<Picture> {
+    let file = root().join("tests/fixtures/emoji").join(name).with_extension("png");
+    Arc::new(Picture::open(&file).expect("a drawing"))
+}
+
+/// Prompts of one, two and three pictures and of none, of different lengths.
+fn prompts() -> Vec<Prompt> {
+    let shot = |name: &str, text: &str| (drawing(name), text.to_string());
+    let prompt =
+        |shots: Vec<_>, query: Option<&str>, text: &str| few_shot(shots, query.map(drawing), text).expect("a prompt");
+    vec![
+        prompt(vec![], Some("banana"), "A picture of"),
+        prompt(vec![shot("crab", "Output:red")], Some("carrot"), "Output:"),
+        prompt(vec![shot("crab", "Output:nature"), shot("light-bulb", "Output:object")], Some("carrot"), "Output:"),
+        prompt(vec![], None, "A picture of"),
+        prompt(vec![], Some("pizza"), "Question:what color is this? Short answer:"),
+    ]
+}
+
+/// Logits after each token of a prompt that is continued alone.
+fn alone(model: &Model, prompt: &Prompt, settings: &GenerationConfig) -> Vec<Vec<f32>> {
+    let (text, latents) = model.inputs(&look(model, prompt)).expect("a readable prompt");
+    let (mut session, mut logits) =
+        model.engine().start_seen(&text, latents.as_ref(), SessionOptions::default()).expect("a session");
+    let mut continuation = Continuation::new(text.ids, settings, 0).expect("usable settings");
+    let mut all = vec![logits.clone()];
+    loop {
+        let token = continuation.choose(&mut logits).expect("a token");
+        if continuation.ended() {
+            return all;
+        }
+        logits = session.step(&[token]).expect("logits");
+        all.push(logits.clone());
+    }
+}
+
+fn look(model: &Model, prompt: &Prompt) -> Interleaved<Latents> {
+    let pictures: Vec<&Picture> = prompt.images.iter().map(AsRef::as_ref).collect();
+    let images = model.latents(&pictures, 0).expect("latents");
+    Interleaved { text: prompt.text.clone(), images }
+}
+
+struct Running {
+    seat: Seat,
+    continuation: Continuation,
+    logits: Vec<f32>,
+    all: Vec<Vec<f32>>,
+    prompt: usize,
+}
+
+fn join(model: &Model, batch: &mut dyn Batch, prompts: &[Prompt], i: usize, settings: &GenerationConfig) -> Running {
+    let (text, latents) = model.inputs(&look(model, &prompts[i])).expect("a readable prompt");
+    let (seat, logits) = batch.read(&text, latents.as_ref(), SessionOptions::default()).expect("a seat");
+    let continuation = Continuation::new(text.ids, settings, 0).expect("usable settings");
+    Running { seat, continuation, all: vec![logits.clone()], logits, prompt: i }
+}
+
+/// Continues prompts in a batch that one more joins at each step and that each leaves when it has ended.
+fn together(model: &Model, prompts: &[Prompt], settings: &GenerationConfig) -> Vec<Vec<Vec<f32>>> {
+    let mut batch = model.engine().batch();
+    // Each twice and a half, so that there are more than a backend takes at once.
+    let order: Vec<usize> = (0..prompts.len() * 5 / 2).map(|i| i % prompts.len()).collect();
+    let mut waiting = order.iter();
+    let mut running = vec![
+        join(model, &mut *batch, prompts, *waiting.next().expect("a prompt"), settings),
+        join(model, &mut *batch, prompts, *waiting.next().expect("a prompt"), settings),
+    ];
+    let mut done: Vec<Vec<Vec<f32>>> = vec![Vec::new(); prompts.len()];
+    while !running.is_empty() {
+        for one in &mut running {
+            one.continuation.choose(&mut one.logits).expect("a token");
+        }
+        let (ended, going): (Vec<_>, Vec<_>) = running.into_iter().partition(|one| one.continuation.ended());
+        for one in ended {
+            batch.leave(one.seat);
+            let before = &mut done[one.prompt];
+            assert!(before.is_empty() || *before == one.all, "a prompt was continued in two ways");
+            *before = one.all;
+        }
+        running = going;
+        let next: Vec<(Seat, u32)> =
+            running.iter().map(|one| (one.seat, *one.continuation.ids().last().expect("a token was chosen"))).collect();
+        if !next.is_empty() {
+            let logits = batch.step(&next).expect("logits");
+            for (one, logits) in running.iter_mut().zip(logits.chunks(logits.len() / next.len())) {
+                one.logits = logits.to_vec();
+                one.all.push(logits.to_vec());
+            }
+        }
+        if let Some(&i) = waiting.next() {
+            running.push(join(model, &mut *batch, prompts, i, settings));
+        }
+    }
+    done
+}
+
+/// ALiBi, rotary embeddings and learned positions, in every format of weights.
+#[test]
+fn a_text_does_not_depend_on_those_beside_it() {
+    for (name, precisions) in [
+        (
+            "flamingo-tiny-mpt",
+            &[Precision::F16, Precision::F32, Precision::Quantised(Scheme::Q8), Precision::Quantised(Scheme::Q4)][..],
+        ),
+        ("flamingo-tiny-neox", &[Precision::F16, Precision::BF16]),
+        ("flamingo-tiny-opt", &[Precision::F16]),
+    ] {
+        for precision in precisions {
+            let model = Model::open(&root().join("models").join(name), Device::Flex, *precision).expect("a model");
+            let prompts = prompts();
+            let settings = model.settings(12);
+            let found = together(&model, &prompts, &settings);
+            for (i, (prompt, found)) in prompts.iter().zip(&found).enumerate() {
+                let wanted = alone(&model, prompt, &settings);
+                assert_eq!(found.len(), wanted.len(), "{name} {precision:?}: prompt {i}");
+                for (step, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+                    assert!(found == wanted, "{name} {precision:?}: other numbers for prompt {i} at token {step}");
+                }
+            }
+        }
+    }
+}
