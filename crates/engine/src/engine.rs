@@ -91,6 +91,13 @@ pub trait Engine: Send {
         options: SessionOptions,
     ) -> Result<(Box<dyn Session + '_>, Vec<f32>), EngineError>;
 
+    /// Where a text of one row looks: the share of each token's attention that each patch of each picture gets,
+    /// `[tokens, images, patches]`, in f32.
+    ///
+    /// # Errors
+    /// As [`Engine::forward`]; [`EngineError::Input`] for several rows or frames, or a model without cross-attention.
+    fn attention_maps(&self, text: &Text, pixels: &Pixels) -> Result<Array, EngineError>;
+
     /// Texts to be continued together; none yet.
     fn batch(&self) -> Box<dyn Batch + '_>;
 
@@ -519,6 +526,23 @@ impl<B: Kernels> Engine for BurnEngine<B> {
         compute::<B, _>(|| {
             let (session, logits) = self.read_seen(prompt, latents, options)?;
             Ok((Box::new(session) as Box<dyn Session>, logits))
+        })
+    }
+
+    fn attention_maps(&self, text: &Text, pixels: &Pixels) -> Result<Array, EngineError> {
+        compute::<B, _>(|| {
+            self.check_text(text, 0)?;
+            self.check_rows(text, Some(pixels))?;
+            self.check_media(pixels, 0)?;
+            if text.rows != 1 || pixels.frames != 1 || pixels.images == 0 {
+                return Err(EngineError::Input("attention is shown of one text with pictures of one frame".into()));
+            }
+            if self.model.cross_attention.iter().all(Option::is_none) {
+                return Err(EngineError::Input("a model without cross-attention looks at nothing".into()));
+            }
+            let maps = self.model.attention_maps(text, self.see(self.pixels(pixels)?));
+            let [_, tokens, images, patches] = maps.dims();
+            Array::from_tensor(&maps.reshape([tokens, images, patches]))
         })
     }
 

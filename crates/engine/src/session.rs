@@ -1,5 +1,6 @@
 //! A prompt being continued: its caches, its images, and how many image marks each row has seen.
 
+use burn::tensor::Tensor;
 use flamingo_generate::Decoder;
 use flamingo_kernels::Kernels;
 use flamingo_model::{Cache, Media, Text, Turn, ignore};
@@ -30,6 +31,12 @@ pub trait Session: Decoder<Error = EngineError> + Send {
     /// # Errors
     /// [`EngineError::Input`] for ids outside the vocabulary, [`EngineError::Device`] if the device fails.
     fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError>;
+
+    /// Feeds several tokens a row, all of them text, and returns the logits after the last of each, `rows * vocab_size`.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    fn go_on(&mut self, ids: Vec<u32>) -> Result<Vec<f32>, EngineError>;
 
     /// Shows further pictures, `[rows, images, num_latents, width]`: what marks in the text to come stand for.
     ///
@@ -76,13 +83,30 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
 
     /// Reads the prompt; returns the logits after its last tokens.
     pub(crate) fn read(&mut self, prompt: &Text) -> Result<Vec<f32>, EngineError> {
-        let image = self.engine.config.tokens.image;
+        let hidden = self.hidden(prompt);
+        self.engine.last_logits(hidden)
+    }
+
+    /// Hidden states of further text of any width.
+    fn forward(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Tensor<B, 3>, EngineError> {
+        let rows = self.cache.rows();
+        if ids.len() != keep.len() || ids.is_empty() || !ids.len().is_multiple_of(rows) {
+            return Err(EngineError::Input(format!("{} tokens for {rows} rows", ids.len())));
+        }
+        let text = Text::after(&self.cache.kept(), ids, keep);
+        self.engine.check_text(&text, self.cache.len())?;
+        Ok(self.hidden(&text))
+    }
+
+    /// Hidden states of text that was checked; its marks are counted.
+    fn hidden(&mut self, text: &Text) -> Tensor<B, 3> {
         let model = &self.engine.model;
-        let hidden = model.forward(prompt, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
-        for (marks, row) in self.marks.iter_mut().zip(prompt.ids.chunks(prompt.width)) {
+        let hidden = model.forward(text, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
+        let image = self.engine.config.tokens.image;
+        for (marks, row) in self.marks.iter_mut().zip(text.ids.chunks(text.width)) {
             *marks += row.iter().filter(|&&id| id == image).count();
         }
-        self.engine.last_logits(hidden)
+        hidden
     }
 
     /// Whether this token may come next in a session of one row.
@@ -155,19 +179,16 @@ impl<B: Kernels> Decoder for BurnSession<'_, B> {
 impl<B: Kernels> Session for BurnSession<'_, B> {
     fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError> {
         compute::<B, _>(|| {
-            let rows = self.cache.rows();
-            if ids.len() != keep.len() || ids.is_empty() || !ids.len().is_multiple_of(rows) {
-                return Err(EngineError::Input(format!("{} tokens for {rows} rows", ids.len())));
-            }
-            let text = Text::after(&self.cache.kept(), ids, keep);
-            self.engine.check_text(&text, self.cache.len())?;
-            let model = &self.engine.model;
-            let hidden = model.forward(&text, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
-            let image = self.engine.config.tokens.image;
-            for (marks, row) in self.marks.iter_mut().zip(text.ids.chunks(text.width)) {
-                *marks += row.iter().filter(|&&id| id == image).count();
-            }
-            Array::from_tensor(&model.decoder.logits(hidden))
+            let hidden = self.forward(ids, keep)?;
+            Array::from_tensor(&self.engine.model.decoder.logits(hidden))
+        })
+    }
+
+    fn go_on(&mut self, ids: Vec<u32>) -> Result<Vec<f32>, EngineError> {
+        compute::<B, _>(|| {
+            let keep = vec![true; ids.len()];
+            let hidden = self.forward(ids, keep)?;
+            self.engine.last_logits(hidden)
         })
     }
 

@@ -3,11 +3,11 @@
 //! Source: upstream `src/helpers.py`, `MaskedCrossAttention` and `GatedCrossAttentionBlock`.
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 use flamingo_config::CrossAttentionConfig;
 use flamingo_kernels::{Kernels, attend, gated_sum};
 
-use crate::attention::{merge_heads, split_heads, split_last};
+use crate::attention::{attention_weights, merge_heads, split_heads, split_last};
 use crate::linear::{FeedForward, Linear};
 use crate::media::{KeysValues, Sight};
 use crate::norm::Norm;
@@ -131,11 +131,30 @@ impl<B: Kernels> MaskedCrossAttention<B> {
 
     /// What queries see, `[rows, tokens, heads * dim_head]`.
     fn seen(&self, queries: Tensor<B, 3>, [k, v]: &KeysValues<B>, sight: &Sight<B>) -> Tensor<B, 3> {
-        let mut q = split_heads(queries, self.heads);
-        if let Some(sharp) = &sight.sharp {
-            q = q * sharp.clone();
+        let q = self.heads_of(queries, sight);
+        merge_heads(attend(q, k.clone(), v.clone(), self.scale(), sight.hidden.clone(), None))
+    }
+
+    /// Where the text looks, the mean of all heads: `[rows, tokens, images * num_latents]`. Text that sees no image looks
+    /// nowhere.
+    pub(crate) fn weights(&self, x: Tensor<B, 3>, [k, _]: &KeysValues<B>, sight: &Sight<B>) -> Tensor<B, 3> {
+        let q = self.heads_of(self.queries(x), sight);
+        let weights = attention_weights(q, k.clone(), self.scale(), sight.hidden.clone());
+        match &sight.sees {
+            Some(sees) => weights * sees.clone().cast(DType::F32),
+            None => weights,
         }
-        let scale = 1.0 / (self.dim_head as f64).sqrt();
-        merge_heads(attend(q, k.clone(), v.clone(), scale, sight.hidden.clone(), None))
+    }
+
+    fn heads_of(&self, queries: Tensor<B, 3>, sight: &Sight<B>) -> Tensor<B, 4> {
+        let q = split_heads(queries, self.heads);
+        match &sight.sharp {
+            Some(sharp) => q * sharp.clone(),
+            None => q,
+        }
+    }
+
+    fn scale(&self) -> f64 {
+        1.0 / (self.dim_head as f64).sqrt()
     }
 }

@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use flamingo_config::ModelConfig;
-use flamingo_kernels::Kernels;
+use flamingo_kernels::{Kernels, product};
 
 use crate::cache::Cache;
 use crate::cross_attention::{GatedCrossAttention, Look};
@@ -208,6 +208,33 @@ impl<B: Kernels> Flamingo<B> {
             observe(Point::DecoderLayer(i), &x);
         }
         x
+    }
+
+    /// Where text looks: for each of its tokens the share of its attention that each patch of each image gets,
+    /// `[rows, tokens, images, patches]`, the mean of all heads and cross-attention blocks. `tokens` is
+    /// `[1, images, 1, patches, width]`, as [`Flamingo::see`] gives it; `text` is one row.
+    ///
+    /// Text looks at latents; what those are made of is [attention rollout](https://arxiv.org/abs/2005.00928) through the
+    /// resampler. That the tower's patches have seen each other is not taken into account.
+    pub fn attention_maps(&self, text: &Text, tokens: Tensor<B, 5>) -> Tensor<B, 4> {
+        let made_of = self.resampler.rollout(tokens.clone());
+        let latents = self.resampler.forward(tokens, 0);
+        let [rows, images, num_latents, width] = latents.dims();
+        let mut x = self.embed(text);
+        let conditions = self.conditions(text, Some(&latents), &x);
+        let mut looks: Vec<Tensor<B, 3>> = Vec::new();
+        for layer in 0..self.decoder.blocks.len() {
+            if let (Some(block), Some(sight)) = (&self.cross_attention[layer], &conditions.sight) {
+                let latents = latents.clone().reshape([rows, images * num_latents, width]);
+                looks.push(block.attention.weights(x.clone(), &block.keys_values(latents), sight));
+            }
+            x = self.layer(layer, x, Some(&latents), &conditions);
+        }
+        let count = looks.len() as f64;
+        let sum = looks.into_iter().reduce(|sum, more| sum + more).expect("a model with cross-attention");
+        // [images, tokens, latents] times what an image's latents are made of.
+        let of_latents = (sum / count).reshape([text.width, images, num_latents]).swap_dims(0, 1);
+        product(of_latents, made_of.cast(DType::F32)).swap_dims(0, 1).unsqueeze()
     }
 
     /// One token more in each of several texts, each at its own place: hidden states `[texts, 1, d_model]`. Linear layers

@@ -7,9 +7,9 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::ResamplerConfig;
-use flamingo_kernels::{Kernels, attend};
+use flamingo_kernels::{Kernels, attend, product};
 
-use crate::attention::{merge_heads, split_heads, split_last};
+use crate::attention::{attention_weights, merge_heads, split_heads, split_last};
 use crate::linear::{FeedForward, Linear};
 use crate::norm::Norm;
 use crate::weight::Init;
@@ -87,6 +87,38 @@ impl<B: Kernels> Resampler<B> {
     /// # Panics
     /// If there are more frames or images than the model has embeddings for.
     pub fn forward(&self, x: Tensor<B, 5>, first: usize) -> Tensor<B, 4> {
+        let [batch, images, ..] = x.dims();
+        let (x, mut latents) = self.begin(x, first);
+        for layer in &self.layers {
+            latents = layer.feed_forward.added(layer.attention.added(x.clone(), latents));
+        }
+        let [_, count, width] = latents.dims();
+        self.norm.forward(latents).reshape([batch, images, count, width])
+    }
+
+    /// What each latent is made of, `[images, num_latents, tokens]`, each row adding up to 1, of tokens
+    /// `[1, images, 1, tokens, width]`: attention rollout (arXiv 2005.00928), in which a layer's latent is half its attention
+    /// and half what it was. What was learned, before any image, is left out of the sum.
+    ///
+    /// # Panics
+    /// As [`Resampler::forward`].
+    pub(crate) fn rollout(&self, x: Tensor<B, 5>) -> Tensor<B, 3> {
+        let (x, mut latents) = self.begin(x, 0);
+        let [images, tokens, _] = x.dims();
+        let count = latents.dims()[1];
+        let mut made_of = Tensor::<B, 3>::zeros([images, count, tokens], &x.device());
+        for layer in &self.layers {
+            let weights = layer.attention.weights(x.clone(), latents.clone());
+            let (of_image, of_latents) = (weights.clone().narrow(2, 0, tokens), weights.narrow(2, tokens, count));
+            made_of = (of_image + product(of_latents, made_of.clone()) + made_of) * 0.5;
+            latents = layer.feed_forward.added(layer.attention.added(x.clone(), latents));
+        }
+        made_of.clone() / made_of.sum_dim(2).clamp_min(f32::MIN_POSITIVE)
+    }
+
+    /// The image's tokens, embeddings of frames and places added, and the latents as they were learned:
+    /// `[batch * images, frames * tokens, width]` and `[batch * images, num_latents, width]`.
+    fn begin(&self, x: Tensor<B, 5>, first: usize) -> (Tensor<B, 3>, Tensor<B, 3>) {
         let [batch, images, frames, tokens, width] = x.dims();
         let dtype = x.dtype();
         let x = match &self.frame_embeddings {
@@ -100,11 +132,7 @@ impl<B: Kernels> Resampler<B> {
         let x = x.reshape([batch * images, frames * tokens, width]);
         let latents = self.latents.val().cast(dtype);
         let count = latents.dims()[0];
-        let mut latents = latents.unsqueeze::<3>().expand([batch * images, count, width]);
-        for layer in &self.layers {
-            latents = layer.feed_forward.added(layer.attention.added(x.clone(), latents));
-        }
-        self.norm.forward(latents).reshape([batch, images, count, width])
+        (x, latents.unsqueeze::<3>().expand([batch * images, count, width]))
     }
 }
 
@@ -112,12 +140,25 @@ impl<B: Kernels> PerceiverAttention<B> {
     /// Latents and what they see: `x` is `[images, tokens, width]`, `latents` `[images, num_latents, width]`, as is the
     /// result.
     fn added(&self, x: Tensor<B, 3>, before: Tensor<B, 3>) -> Tensor<B, 3> {
-        let x = self.norm_media.forward(x);
-        let latents = self.norm_latents.forward(before.clone());
-        let q = split_heads(self.to_q.forward(latents.clone()), self.heads);
+        let [q, k, v] = self.queries_keys_values(x, before.clone());
+        self.to_out.added(merge_heads(attend(q, k, v, self.scale(), None, None)), before)
+    }
+
+    /// Who looks at what, the mean of all heads: `[images, num_latents, tokens + num_latents]`.
+    fn weights(&self, x: Tensor<B, 3>, before: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [q, k, _] = self.queries_keys_values(x, before);
+        attention_weights(q, k, self.scale(), None)
+    }
+
+    fn scale(&self) -> f64 {
+        1.0 / (self.dim_head as f64).sqrt()
+    }
+
+    /// `[images, heads, num_latents, dim_head]`, and twice `[images, heads, tokens + num_latents, dim_head]`.
+    fn queries_keys_values(&self, x: Tensor<B, 3>, latents: Tensor<B, 3>) -> [Tensor<B, 4>; 3] {
+        let (x, latents) = (self.norm_media.forward(x), self.norm_latents.forward(latents));
+        let q = self.to_q.forward(latents.clone());
         let [k, v] = split_last(self.to_kv.forward(Tensor::cat(vec![x, latents], 1)));
-        let scale = 1.0 / (self.dim_head as f64).sqrt();
-        let out = attend(q, split_heads(k, self.heads), split_heads(v, self.heads), scale, None, None);
-        self.to_out.added(merge_heads(out), before)
+        [q, k, v].map(|x| split_heads(x, self.heads))
     }
 }
