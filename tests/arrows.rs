@@ -31,6 +31,18 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     ("crates/plot", &[]),
     ("crates/run", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-weights"]),
+    (
+        "crates/web",
+        &[
+            "flamingo-config",
+            "flamingo-data",
+            "flamingo-engine",
+            "flamingo-generate",
+            "flamingo-weights",
+            "flamingo-zoo",
+        ],
+    ),
+    ("crates/serve", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-zoo"]),
     ("crates/zoo", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-generate", "flamingo-weights"]),
     (
         "xtask",
@@ -57,6 +69,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "flamingo-generate",
             "flamingo-plot",
             "flamingo-run",
+            "flamingo-serve",
             "flamingo-weights",
             "flamingo-zoo",
         ],

@@ -9,6 +9,7 @@ mod experiment;
 mod gpu_check;
 mod hub;
 mod layout;
+mod serve;
 mod tiny;
 mod train;
 mod training;

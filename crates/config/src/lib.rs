@@ -218,6 +218,15 @@ impl CrossAttentionConfig {
 }
 
 impl ModelConfig {
+    /// Tokens of a text that the decoder was trained for: the rows of its table of positions, where it has one.
+    pub fn max_tokens(&self) -> usize {
+        let a = self.decoder.architecture();
+        match a.position {
+            Position::Learned { offset, rows } => rows.saturating_sub(offset),
+            _ => a.max_positions,
+        }
+    }
+
     /// Reads and checks the text of a `model.toml`.
     ///
     /// # Errors

@@ -9,7 +9,7 @@ mod seen;
 
 pub use folders::{Entry, find, list};
 pub use memory::{Part, parts};
-pub use seen::{Latents, Prefix};
+pub use seen::{Latents, Prefix, View};
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -74,8 +74,20 @@ impl Model {
     /// [`ZooError::Weights`] for an unusable folder, [`ZooError::Engine`] for an unusable device,
     /// [`ZooError::Data`] for an unusable tokenizer.
     pub fn open(folder: &Path, device: Device, precision: impl Into<Option<Precision>>) -> Result<Self, ZooError> {
-        let mut tokenizer = Tokenizer::open(folder)?;
-        let weights = Arc::new(ModelFolder::open(folder)?);
+        Self::new(Tokenizer::open(folder)?, ModelFolder::open(folder)?, device, precision)
+    }
+
+    /// Opens a model on a device, as [`Model::open`] does, from the parts of its folder.
+    ///
+    /// # Errors
+    /// As [`Model::open`].
+    pub fn new(
+        mut tokenizer: Tokenizer,
+        weights: ModelFolder,
+        device: Device,
+        precision: impl Into<Option<Precision>>,
+    ) -> Result<Self, ZooError> {
+        let weights = Arc::new(weights);
         let special = tokenizer.add_flamingo_tokens()?;
         let tokens = &weights.config().tokens;
         if (special.endofchunk, special.image) != (tokens.endofchunk, tokens.image) {
@@ -103,6 +115,11 @@ impl Model {
     /// The tokenizer, upstream's tokens added.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
+    }
+
+    /// How pictures are prepared.
+    pub fn transform(&self) -> &ImageTransform {
+        &self.transform
     }
 
     /// Settings that end at `<|endofchunk|>`, greedy, as many new tokens as given.

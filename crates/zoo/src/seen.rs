@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use flamingo_config::DecoderConfig;
-use flamingo_data::{Interleaved, PaddingSide, Picture, pad_batch};
+use flamingo_data::{ImageTransform, Interleaved, PaddingSide, Picture, pad_batch};
 use flamingo_engine::{Array, Pixels, Session, SessionOptions, Text};
 use flamingo_generate::{GenerationConfig, SequenceScore, log_softmax, sequence_log_prob};
 
@@ -25,6 +25,17 @@ impl Latents {
     /// Memory that they take.
     pub fn bytes(&self) -> usize {
         self.0.len() * size_of::<f32>()
+    }
+}
+
+/// A picture as the vision tower takes it, `[3, side, side]`.
+#[derive(Clone, Debug)]
+pub struct View(Arc<[f32]>);
+
+impl View {
+    /// Prepares a picture with a model's [`Model::transform`].
+    pub fn new(transform: &ImageTransform, picture: &Picture) -> Self {
+        Self(transform.tensor(picture).into())
     }
 }
 
@@ -54,11 +65,19 @@ impl Model {
     /// # Errors
     /// [`ZooError::Engine`] if the device fails, or for a place that a model which tells places has no embedding for.
     pub fn latents(&self, pictures: &[&Picture], place: usize) -> Result<Vec<Latents>, ZooError> {
-        if pictures.is_empty() {
+        self.latents_of(&self.views(pictures), place)
+    }
+
+    /// [`Model::latents`] of pictures that are prepared.
+    ///
+    /// # Errors
+    /// As [`Model::latents`].
+    pub fn latents_of(&self, views: &[View], place: usize) -> Result<Vec<Latents>, ZooError> {
+        if views.is_empty() {
             return Ok(Vec::new());
         }
-        let latents = self.engine.latents(&self.pixels(pictures), place)?;
-        let each = latents.data.len() / pictures.len();
+        let latents = self.engine.latents(&self.pixels(views.len(), views), place)?;
+        let each = latents.data.len() / views.len();
         Ok(latents.data.chunks(each).map(|latents| Latents(latents.into())).collect())
     }
 
@@ -67,11 +86,19 @@ impl Model {
     /// # Errors
     /// [`ZooError::Engine`] if the device fails.
     pub fn features(&self, pictures: &[&Picture]) -> Result<Vec<Vec<f32>>, ZooError> {
-        if pictures.is_empty() {
+        self.features_of(&self.views(pictures))
+    }
+
+    /// [`Model::features`] of pictures that are prepared.
+    ///
+    /// # Errors
+    /// As [`Model::features`].
+    pub fn features_of(&self, views: &[View]) -> Result<Vec<Vec<f32>>, ZooError> {
+        if views.is_empty() {
             return Ok(Vec::new());
         }
-        let features = self.engine.image_features(&self.pixels(pictures))?;
-        let each = features.data.len() / pictures.len();
+        let features = self.engine.image_features(&self.pixels(views.len(), views))?;
+        let each = features.data.len() / views.len();
         let normalised = |features: &[f32]| {
             let length = features.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
             features.iter().map(|&x| (f64::from(x) / length) as f32).collect()
@@ -93,6 +120,19 @@ impl Model {
         let options = SessionOptions { reserve: text.width.saturating_add(settings.max_new_tokens), upstream_compat };
         let (mut session, logits) = self.engine.start_seen(&text, self.media(prompts).as_ref(), options)?;
         self.continue_prompts(&mut *session, &text, logits, settings, &mut |_, _| ControlFlow::Continue(()))
+    }
+
+    /// Where a text looks that sees these pictures: for each token the share of its attention that each patch of each picture
+    /// gets, `[tokens, images, patches]`.
+    ///
+    /// # Errors
+    /// [`ZooError::Prompt`] without tokens or pictures, [`ZooError::Engine`] for ids outside the vocabulary or if the device fails.
+    pub fn attention_maps(&self, ids: &[u32], views: &[View]) -> Result<Array, ZooError> {
+        if ids.is_empty() || views.is_empty() {
+            return Err(ZooError::Prompt("there is no text, or no picture to look at: give both".into()));
+        }
+        let text = Text::new(1, ids.to_vec(), vec![true; ids.len()]);
+        Ok(self.engine.attention_maps(&text, &self.pixels(1, views))?)
     }
 
     /// What the engine takes of a prompt: its tokens in one row, and its pictures.
@@ -226,7 +266,10 @@ impl Model {
 
     /// Log-likelihood of each candidate after each of the `prompts` that a session has read; `first` are their last
     /// logits, `tokens` how many a prompt has.
-    pub(crate) fn scores(
+    ///
+    /// # Errors
+    /// [`ZooError::Prompt`] for a candidate without a token, [`ZooError::Engine`] if the device fails.
+    pub fn scores(
         &self,
         session: &dyn Session,
         mut first: Vec<f32>,
@@ -234,6 +277,7 @@ impl Model {
         tokens: usize,
         candidates: &[Vec<u32>],
     ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
+        check_candidates(candidates)?;
         let vocab = self.config().tokens.vocab_size;
         // Every candidate's first token is looked up in these.
         first.chunks_mut(vocab).for_each(log_softmax);
@@ -280,13 +324,18 @@ impl Model {
         2 * size_of::<f32>() * (text + blocks * latents * cross.heads * cross.dim_head)
     }
 
-    fn pixels(&self, pictures: &[&Picture]) -> Pixels {
-        let data = pictures.iter().flat_map(|picture| self.transform.tensor(picture)).collect();
-        Pixels { rows: pictures.len(), images: 1, frames: 1, side: self.transform.size, data }
+    fn views(&self, pictures: &[&Picture]) -> Vec<View> {
+        pictures.iter().map(|picture| View::new(&self.transform, picture)).collect()
+    }
+
+    /// Prepared pictures in rows of equal length.
+    fn pixels(&self, rows: usize, views: &[View]) -> Pixels {
+        let data = views.iter().flat_map(|view| view.0.iter().copied()).collect();
+        Pixels { rows, images: views.len() / rows, frames: 1, side: self.transform.size, data }
     }
 
     /// The pictures of a batch; rows with fewer than others are filled with blank ones, which no text looks at.
-    fn media(&self, prompts: &[Interleaved<Latents>]) -> Option<Array> {
+    pub fn media(&self, prompts: &[Interleaved<Latents>]) -> Option<Array> {
         let images = prompts.iter().map(|prompt| prompt.images.len()).max().unwrap_or(0);
         if images == 0 {
             return None;

@@ -1,0 +1,602 @@
+//! The thread that the model belongs to. It takes requests from the queue, reads their prompts, and continues all of them
+//! together, a token each at a time.
+//!
+//! What a request gets does not depend on the others: texts are decoded with the numbers of each alone
+//! ([`flamingo_engine::Batch`]), each samples from a stream of its own, and a prompt is read in the same pieces whether its
+//! beginning is remembered or not.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use flamingo_data::{Interleaved, TextStream};
+use flamingo_engine::{Array, Batch, Seat, SessionOptions, Text};
+use flamingo_generate::{Continuation, GenerationConfig, SequenceScore, log_softmax};
+use flamingo_zoo::{Latents, Model, View, ZooError};
+use sha2::{Digest, Sha256};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::bounded::Bounded;
+use crate::error::Refusal;
+use crate::metrics::Metrics;
+use crate::stops::Stops;
+
+/// How long prompts are read before texts that are being written go on.
+const READING: Duration = Duration::from_millis(100);
+
+/// What names a picture or a beginning: the hash of its content.
+pub(crate) type Key = [u8; 32];
+
+/// Pictures that were seen, by their content and, where that matters, their place.
+pub(crate) type Seen = Arc<Mutex<Bounded<(Key, usize), Latents>>>;
+
+/// A picture of a prompt.
+#[derive(Clone, Debug)]
+pub(crate) struct Image {
+    pub(crate) key: Key,
+    pub(crate) content: Content,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    /// It is remembered.
+    Seen(Latents),
+    /// It has to be looked at.
+    New(View),
+}
+
+/// A prompt that was checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Prompt {
+    pub(crate) text: String,
+    pub(crate) ids: Vec<u32>,
+    pub(crate) images: Vec<Image>,
+}
+
+/// A request, on its way to the model.
+pub(crate) struct Job {
+    pub(crate) work: Work,
+    pub(crate) arrived: Instant,
+    pub(crate) deadline: Instant,
+}
+
+type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
+
+pub(crate) enum Work {
+    Complete { completion: Completion, events: mpsc::UnboundedSender<Event> },
+    Score { prompt: Prompt, candidates: Vec<Vec<u32>>, answer: Answer<(Vec<SequenceScore>, Stats)> },
+    Embed { views: Vec<View>, answer: Answer<Vec<Vec<f32>>> },
+    Attend { ids: Vec<u32>, views: Vec<View>, answer: Answer<Array> },
+}
+
+/// A prompt to be continued.
+#[derive(Clone, Debug)]
+pub(crate) struct Completion {
+    pub(crate) prompt: Prompt,
+    pub(crate) settings: GenerationConfig,
+    /// Continuations, and the number of the first.
+    pub(crate) n: usize,
+    pub(crate) first: usize,
+    pub(crate) stops: Vec<String>,
+    /// How many of the likeliest tokens are told beside each, where log-probabilities are asked for.
+    pub(crate) logprobs: Option<usize>,
+}
+
+/// What a continuation sends as it grows.
+#[derive(Debug)]
+pub(crate) enum Event {
+    Piece {
+        index: usize,
+        text: String,
+        tokens: Vec<TokenProbability>,
+    },
+    End {
+        index: usize,
+        finish: Finish,
+    },
+    /// All continuations have ended.
+    Done(Box<Stats>),
+    Failed(Refusal),
+}
+
+/// A token that was chosen, and the likeliest in its place.
+#[derive(Clone, Debug)]
+pub(crate) struct TokenProbability {
+    pub(crate) id: u32,
+    pub(crate) log_prob: f32,
+    pub(crate) top: Vec<(u32, f32)>,
+}
+
+/// Why a continuation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finish {
+    /// By itself, or at a stop string.
+    Stop,
+    /// It has as many tokens as are allowed.
+    Length,
+}
+
+/// What a request took.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Stats {
+    pub(crate) prompt: String,
+    pub(crate) queue: Duration,
+    pub(crate) images: Duration,
+    pub(crate) prefill: Duration,
+    pub(crate) decode: Duration,
+    pub(crate) pictures: usize,
+    pub(crate) cached_pictures: usize,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) cached_tokens: usize,
+    pub(crate) new_tokens: usize,
+}
+
+impl Stats {
+    /// Adds what another prompt of the same request took.
+    pub(crate) fn add(&mut self, other: &Self) {
+        if self.prompt.is_empty() {
+            self.prompt.clone_from(&other.prompt);
+        }
+        self.queue = self.queue.max(other.queue);
+        self.images += other.images;
+        self.prefill += other.prefill;
+        self.decode = self.decode.max(other.decode);
+        self.pictures += other.pictures;
+        self.cached_pictures += other.cached_pictures;
+        self.prompt_tokens += other.prompt_tokens;
+        self.cached_tokens += other.cached_tokens;
+        self.new_tokens += other.new_tokens;
+    }
+}
+
+/// What the thread needs besides the model.
+pub(crate) struct Scheduling {
+    pub(crate) max_batch: usize,
+    pub(crate) cache_bytes: usize,
+    pub(crate) seen: Seen,
+    pub(crate) metrics: Arc<Metrics>,
+}
+
+/// Works until the queue is closed and everything in it is done.
+pub(crate) fn run(model: &Model, jobs: mpsc::Receiver<Job>, scheduling: Scheduling) {
+    let prefixes = Bounded::new(scheduling.cache_bytes);
+    let batch = model.engine().batch();
+    Scheduler { model, batch, running: Vec::new(), prefixes, scheduling }.run(jobs);
+}
+
+struct Scheduler<'m> {
+    model: &'m Model,
+    batch: Box<dyn Batch + 'm>,
+    running: Vec<Request<'m>>,
+    /// Beginnings of prompts that were read.
+    prefixes: Bounded<Key, Seat>,
+    scheduling: Scheduling,
+}
+
+/// A request whose continuations are being written.
+struct Request<'m> {
+    events: mpsc::UnboundedSender<Event>,
+    deadline: Instant,
+    lanes: Vec<Lane<'m>>,
+    logprobs: Option<usize>,
+    stats: Stats,
+    read: Instant,
+}
+
+/// One continuation.
+struct Lane<'m> {
+    index: usize,
+    seat: Seat,
+    continuation: Continuation,
+    stream: TextStream<'m>,
+    stops: Stops,
+    ended: bool,
+}
+
+impl<'m> Scheduler<'m> {
+    fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let mut waiting = None;
+        loop {
+            let started = Instant::now();
+            while started.elapsed() < READING {
+                let idle = self.running.is_empty();
+                let next = match waiting.take() {
+                    Some(job) => Some(job),
+                    None if idle => jobs.blocking_recv(),
+                    None => jobs.try_recv().ok(),
+                };
+                match next {
+                    Some(job) if self.fits(&job) => self.begin(job),
+                    Some(job) => {
+                        waiting = Some(job);
+                        break;
+                    }
+                    // The queue is closed, and nothing is left.
+                    None if idle => return,
+                    None => break,
+                }
+                self.scheduling.metrics.queued(jobs.len() + usize::from(waiting.is_some()));
+            }
+            self.step();
+        }
+    }
+
+    /// Whether there is room for a request's continuations; there always is beside none.
+    fn fits(&self, job: &Job) -> bool {
+        let lanes: usize = self.running.iter().map(|request| request.lanes.len()).sum();
+        match &job.work {
+            Work::Complete { completion, .. } => lanes == 0 || lanes + completion.n <= self.scheduling.max_batch,
+            _ => true,
+        }
+    }
+
+    fn begin(&mut self, job: Job) {
+        let Job { work, arrived, deadline } = job;
+        let queue = arrived.elapsed();
+        self.scheduling.metrics.waited(queue);
+        let late = Instant::now() > deadline;
+        let too_late = || Refusal::timeout("the request waited for the model for longer than it may take");
+        // An answer that nobody waits for any more is not begun.
+        match work {
+            Work::Complete { events, .. } if late => drop(events.send(Event::Failed(too_late()))),
+            Work::Score { answer, .. } if late => drop(answer.send(Err(too_late()))),
+            Work::Embed { answer, .. } if late => drop(answer.send(Err(too_late()))),
+            Work::Attend { answer, .. } if late => drop(answer.send(Err(too_late()))),
+            Work::Complete { events, .. } if events.is_closed() => self.scheduling.metrics.cancelled(),
+            Work::Complete { completion, events } => {
+                match self.read(&completion.prompt, completion.settings.max_new_tokens) {
+                    Ok((seat, logits, stats)) => {
+                        self.launch(completion, events, deadline, seat, logits, Stats { queue, ..stats })
+                    }
+                    Err(e) => drop(events.send(Event::Failed(refused(e)))),
+                }
+            }
+            Work::Score { prompt, candidates, answer } if !answer.is_closed() => {
+                let scores = self.score(&prompt, &candidates);
+                let _ = answer.send(scores.map(|(scores, stats)| (scores, Stats { queue, ..stats })).map_err(refused));
+            }
+            Work::Embed { views, answer } if !answer.is_closed() => {
+                let _ = answer.send(self.model.features_of(&views).map_err(refused));
+            }
+            Work::Attend { ids, views, answer } if !answer.is_closed() => {
+                let _ = answer.send(self.model.attention_maps(&ids, &views).map_err(refused));
+            }
+            Work::Score { .. } | Work::Embed { .. } | Work::Attend { .. } => self.scheduling.metrics.cancelled(),
+        }
+    }
+
+    /// Reads a prompt: a seat, the logits that follow, and what it took.
+    fn read(&mut self, prompt: &Prompt, new_tokens: usize) -> Result<(Seat, Vec<f32>, Stats), ZooError> {
+        let mut stats = Stats {
+            prompt: prompt.text.clone(),
+            pictures: prompt.images.len(),
+            prompt_tokens: prompt.ids.len(),
+            ..Stats::default()
+        };
+        let started = Instant::now();
+        let latents = self.look(&prompt.images, &mut stats)?;
+        stats.images = started.elapsed();
+        let started = Instant::now();
+        let (seat, logits) = self.read_seen(prompt, &latents, new_tokens, &mut stats)?;
+        stats.prefill = started.elapsed();
+        self.scheduling.metrics.read(&stats);
+        Ok((seat, logits, stats))
+    }
+
+    /// Latents of a prompt's pictures; those that are not remembered are looked at, one by one, so that their numbers do not
+    /// depend on each other.
+    fn look(&mut self, images: &[Image], stats: &mut Stats) -> Result<Vec<Latents>, ZooError> {
+        let mut latents = Vec::with_capacity(images.len());
+        for (place, image) in images.iter().enumerate() {
+            let place = if self.model.tells_places() { place } else { 0 };
+            let known = match &image.content {
+                Content::Seen(latents) => Some(latents.clone()),
+                // Another request, or this one, may have brought it since.
+                Content::New(_) => self.seen().get(&(image.key, place)).cloned(),
+            };
+            stats.cached_pictures += usize::from(known.is_some());
+            latents.push(match (known, &image.content) {
+                (Some(latents), _) => latents,
+                (None, Content::Seen(latents)) => latents.clone(),
+                (None, Content::New(view)) => {
+                    let found = self.model.latents_of(std::slice::from_ref(view), place)?.swap_remove(0);
+                    self.seen().put((image.key, place), found.clone(), found.bytes());
+                    found
+                }
+            });
+        }
+        Ok(latents)
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Bounded<(Key, usize), Latents>> {
+        self.scheduling.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads a prompt in two pieces: its demonstrations, which other prompts may share, and the rest.
+    fn read_seen(
+        &mut self,
+        prompt: &Prompt,
+        latents: &[Latents],
+        new_tokens: usize,
+        stats: &mut Stats,
+    ) -> Result<(Seat, Vec<f32>), ZooError> {
+        let tokens = &self.model.config().tokens;
+        let ids = &prompt.ids;
+        let whole = SessionOptions { reserve: ids.len() + new_tokens, upstream_compat: false };
+        let shared = ids[..ids.len() - 1].iter().rposition(|&id| id == tokens.endofchunk).map_or(0, |last| last + 1);
+        if shared == 0 {
+            let read = self.batch.read(&row(ids), media(self.model, latents).as_ref(), whole)?;
+            return Ok(read);
+        }
+        let shown = ids[..shared].iter().filter(|&&id| id == tokens.image).count();
+        let key = key_of(&ids[..shared], &prompt.images[..shown]);
+        let seat = match self.prefixes.get(&key) {
+            Some(&prefix) => {
+                stats.cached_tokens = shared;
+                self.batch.fork(prefix)?
+            }
+            None => {
+                let options = SessionOptions { reserve: shared, upstream_compat: false };
+                let (prefix, _) =
+                    self.batch.read(&row(&ids[..shared]), media(self.model, &latents[..shown]).as_ref(), options)?;
+                let seat = self.batch.fork(prefix)?;
+                for gone in self.prefixes.put(key, prefix, self.batch.bytes(prefix)) {
+                    self.batch.leave(gone);
+                }
+                self.scheduling.metrics.prefixes(self.prefixes.bytes());
+                seat
+            }
+        };
+        let rest = self.batch.session(seat)?;
+        let read = match media(self.model, &latents[shown..]) {
+            Some(media) => rest.show(&media),
+            None => Ok(()),
+        };
+        match read.and_then(|()| rest.go_on(ids[shared..].to_vec())) {
+            Ok(logits) => Ok((seat, logits)),
+            Err(e) => {
+                self.batch.leave(seat);
+                Err(e.into())
+            }
+        }
+    }
+
+    fn score(&mut self, prompt: &Prompt, candidates: &[Vec<u32>]) -> Result<(Vec<SequenceScore>, Stats), ZooError> {
+        let longest = candidates.iter().map(Vec::len).max().unwrap_or(0);
+        let (seat, logits, mut stats) = self.read(prompt, longest)?;
+        let started = Instant::now();
+        let scores = match self.batch.session(seat) {
+            Ok(session) => self.model.scores(session, logits, 1, prompt.ids.len(), candidates),
+            Err(e) => Err(e.into()),
+        };
+        self.batch.leave(seat);
+        stats.decode = started.elapsed();
+        Ok((scores?.swap_remove(0), stats))
+    }
+
+    /// Begins the continuations of a prompt that was read.
+    fn launch(
+        &mut self,
+        completion: Completion,
+        events: mpsc::UnboundedSender<Event>,
+        deadline: Instant,
+        seat: Seat,
+        logits: Vec<f32>,
+        stats: Stats,
+    ) {
+        let Completion { prompt, settings, n, first, stops, logprobs } = completion;
+        let mut request =
+            Request { events, deadline, lanes: Vec::with_capacity(n), logprobs, stats, read: Instant::now() };
+        for index in 0..n {
+            let own = if index == 0 { Ok(seat) } else { self.batch.fork(seat) };
+            let lane = own.map_err(|e| refused(e.into())).and_then(|seat| {
+                let continuation = Continuation::new(prompt.ids.clone(), &settings, index)
+                    .map_err(|e| Refusal::invalid(e.to_string()))?;
+                let (stream, stops) = (self.model.tokenizer().stream(), Stops::new(stops.clone()));
+                Ok(Lane { index: first + index, seat, continuation, stream, stops, ended: false })
+            });
+            match lane {
+                Ok(lane) => request.lanes.push(lane),
+                Err(refusal) => {
+                    self.drop_lanes(&request);
+                    self.batch.leave(seat);
+                    drop(request.events.send(Event::Failed(refusal)));
+                    return;
+                }
+            }
+        }
+        let all = logits.repeat(n);
+        self.advance(&mut request, all);
+        self.running.push(request);
+        self.sweep();
+    }
+
+    /// Every text that is being written gets its next token.
+    fn step(&mut self) {
+        self.sweep();
+        let next: Vec<(Seat, u32)> = self.running.iter().flat_map(Request::next).collect();
+        if next.is_empty() {
+            return;
+        }
+        let started = Instant::now();
+        match self.batch.step(&next) {
+            Ok(logits) => {
+                self.scheduling.metrics.stepped(next.len(), started.elapsed());
+                let vocab = logits.len() / next.len();
+                let mut rest = &logits[..];
+                let mut running = std::mem::take(&mut self.running);
+                for request in &mut running {
+                    let (own, others) = rest.split_at(request.next().count() * vocab);
+                    self.advance(request, own.to_vec());
+                    rest = others;
+                }
+                self.running = running;
+            }
+            Err(e) => {
+                let refusal = refused(e.into());
+                tracing::error!(error = refusal.detail.message, "a step failed");
+                for request in std::mem::take(&mut self.running) {
+                    self.drop_lanes(&request);
+                    let _ = request.events.send(Event::Failed(refusal.clone()));
+                }
+            }
+        }
+        self.sweep();
+    }
+
+    /// Chooses the next token of each continuation that goes on, by its logits in turn.
+    fn advance(&mut self, request: &mut Request<'m>, mut logits: Vec<f32>) {
+        let going: Vec<usize> = (0..request.lanes.len()).filter(|&i| !request.lanes[i].ended).collect();
+        let vocab = logits.len() / going.len().max(1);
+        for (i, logits) in going.into_iter().zip(logits.chunks_mut(vocab)) {
+            let lane = &mut request.lanes[i];
+            if let Err(refusal) = lane.advance(logits, request.logprobs, &request.events, self.model) {
+                let _ = request.events.send(Event::Failed(refusal));
+                request.lanes.iter_mut().for_each(|lane| lane.ended = true);
+                return;
+            }
+            request.stats.new_tokens += 1;
+            self.scheduling.metrics.token();
+        }
+    }
+
+    /// Lets go of continuations that have ended, and of requests that are done, late, or that nobody waits for.
+    fn sweep(&mut self) {
+        let now = Instant::now();
+        let mut running = std::mem::take(&mut self.running);
+        running.retain_mut(|request| {
+            if request.events.is_closed() {
+                self.scheduling.metrics.cancelled();
+                self.drop_lanes(request);
+                return false;
+            }
+            if now > request.deadline {
+                let refusal = Refusal::timeout("the answer took longer than a request may take");
+                let _ = request.events.send(Event::Failed(refusal));
+                self.drop_lanes(request);
+                return false;
+            }
+            let (ended, going): (Vec<_>, Vec<_>) = request.lanes.drain(..).partition(|lane| lane.ended);
+            ended.iter().for_each(|lane| self.batch.leave(lane.seat));
+            request.lanes = going;
+            if request.lanes.is_empty() {
+                request.stats.decode = request.read.elapsed();
+                let _ = request.events.send(Event::Done(Box::new(request.stats.clone())));
+            }
+            !request.lanes.is_empty()
+        });
+        self.running = running;
+        self.scheduling.metrics.running(self.running.iter().map(|request| request.lanes.len()).sum());
+    }
+
+    fn drop_lanes(&mut self, request: &Request) {
+        let seats: HashSet<Seat> = request.lanes.iter().map(|lane| lane.seat).collect();
+        seats.into_iter().for_each(|seat| self.batch.leave(seat));
+    }
+}
+
+impl Request<'_> {
+    /// The seats that go on, and the tokens that they go on with.
+    fn next(&self) -> impl Iterator<Item = (Seat, u32)> {
+        let going = self.lanes.iter().filter(|lane| !lane.ended);
+        going.filter_map(|lane| Some((lane.seat, *lane.continuation.ids().last()?)))
+    }
+}
+
+impl Lane<'_> {
+    /// Chooses a token and sends what text became certain with it.
+    fn advance(
+        &mut self,
+        logits: &mut [f32],
+        logprobs: Option<usize>,
+        events: &mpsc::UnboundedSender<Event>,
+        model: &Model,
+    ) -> Result<(), Refusal> {
+        let likely = logprobs.map(|top| Likely::new(logits, top));
+        let id = self.continuation.choose(logits).map_err(|e| Refusal::failed(e.to_string()))?;
+        let (mut text, mut stopped) = match self.stream.push(id) {
+            Some(piece) => self.stops.push(&piece),
+            None => (String::new(), false),
+        };
+        let ends = self.continuation.ended();
+        if ends && !stopped {
+            if let Some(rest) = self.stream.finish() {
+                let (more, found) = self.stops.push(&rest);
+                text += &more;
+                stopped = found;
+            }
+            if !stopped {
+                text += &self.stops.finish();
+            }
+        }
+        let tokens = match likely {
+            // The end of the text is no part of it.
+            Some(likely) if id != model.config().tokens.endofchunk => vec![likely.of(id)],
+            _ => Vec::new(),
+        };
+        let index = self.index;
+        if !text.is_empty() || !tokens.is_empty() {
+            let _ = events.send(Event::Piece { index, text, tokens });
+        }
+        if ends || stopped {
+            self.ended = true;
+            let finish = if stopped || self.continuation.finished() { Finish::Stop } else { Finish::Length };
+            let _ = events.send(Event::End { index, finish });
+        }
+        Ok(())
+    }
+}
+
+/// Log-probabilities of what may come next.
+struct Likely {
+    all: Vec<f32>,
+    top: Vec<(u32, f32)>,
+}
+
+impl Likely {
+    fn new(logits: &[f32], top: usize) -> Self {
+        let mut all = logits.to_vec();
+        log_softmax(&mut all);
+        let mut order: Vec<u32> = (0..all.len() as u32).collect();
+        let by_probability = |a: &u32, b: &u32| all[*b as usize].total_cmp(&all[*a as usize]).then(a.cmp(b));
+        let count = top.min(order.len());
+        if count > 0 && count < order.len() {
+            order.select_nth_unstable_by(count - 1, by_probability);
+        }
+        order.truncate(count);
+        order.sort_unstable_by(by_probability);
+        let top = order.into_iter().map(|id| (id, all[id as usize])).collect();
+        Self { all, top }
+    }
+
+    fn of(self, id: u32) -> TokenProbability {
+        TokenProbability { id, log_prob: self.all[id as usize], top: self.top }
+    }
+}
+
+fn row(ids: &[u32]) -> Text {
+    Text::new(1, ids.to_vec(), vec![true; ids.len()])
+}
+
+/// Pictures of one text as the engine takes them.
+fn media(model: &Model, latents: &[Latents]) -> Option<Array> {
+    model.media(&[Interleaved { text: String::new(), images: latents.to_vec() }])
+}
+
+/// A beginning by its content.
+fn key_of(ids: &[u32], images: &[Image]) -> Key {
+    let mut hash = Sha256::new();
+    hash.update((ids.len() as u64).to_le_bytes());
+    ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
+    images.iter().for_each(|image| hash.update(image.key));
+    hash.finalize().into()
+}
+
+fn refused(error: ZooError) -> Refusal {
+    match error {
+        ZooError::Prompt(message) => Refusal::invalid(message),
+        ZooError::Data(e) => Refusal::invalid(e.to_string()),
+        ZooError::Engine(flamingo_engine::EngineError::Input(message)) => Refusal::invalid(message),
+        error => Refusal::failed(error.to_string()),
+    }
+}

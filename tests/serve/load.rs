@@ -1,0 +1,79 @@
+//! Many at once.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Server, categories, picture, text};
+
+/// Prompts that share demonstrations with some others and nothing with the rest.
+fn prompts() -> Vec<Value> {
+    let mut prompts = Vec::new();
+    for name in ["banana", "bicycle", "carrot", "cherries", "crab", "guitar"] {
+        prompts.push(json!({"prompt": categories(name)}));
+        prompts.push(json!({"prompt": [picture(name), text("A picture of")], "logprobs": 2}));
+        prompts.push(json!({
+            "prompt": [picture("octopus"), text("Output:red<|endofchunk|>"), picture(name), text("Output:")],
+            "temperature": 1.3, "seed": 5, "n": 3, "logprobs": 1,
+        }));
+    }
+    prompts
+}
+
+/// What does not depend on time or on what is remembered.
+fn essence(answer: &Value) -> String {
+    json!([answer["choices"], answer["usage"]["completion_tokens"], answer["usage"]["prompt_tokens"]]).to_string()
+}
+
+/// Asked by 12 clients at once, in different orders, each prompt has the answer that it has alone, to the last digit of its
+/// log-probabilities.
+#[test]
+fn answers_do_not_depend_on_other_requests() {
+    let prompts = prompts();
+    let alone: HashMap<String, String> = prompts
+        .iter()
+        .map(|prompt| {
+            // Each by a server that knows nothing yet.
+            let server = Server::start(&["--cache", "0"]);
+            (prompt.to_string(), essence(&server.answer("/v1/completions", prompt.clone())))
+        })
+        .collect();
+    let server = Server::start(&[]);
+    std::thread::scope(|scope| {
+        for client in 0..12 {
+            let (server, prompts, alone) = (&server, &prompts, &alone);
+            scope.spawn(move || {
+                for i in 0..prompts.len() {
+                    let prompt = &prompts[(i * 5 + client * 7) % prompts.len()];
+                    let answer = server.answer("/v1/completions", prompt.clone());
+                    assert_eq!(essence(&answer), alone[&prompt.to_string()], "client {client}");
+                }
+            });
+        }
+    });
+    assert!(server.metric("flamingo_cached_pictures_total") > 0.0);
+    assert!(server.metric("flamingo_cached_tokens_total") > 0.0);
+}
+
+/// Asked to end, a server finishes what it has begun and takes nothing new.
+#[test]
+fn what_was_begun_is_finished() {
+    let server = Server::start(&["--model", "golden-tiny", "--max-context", "100000"]);
+    let body = json!({"prompt": "a", "max_tokens": 3000, "stream": true}).to_string();
+    let mut client = server.connect();
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    client.write_all(head.as_bytes()).and_then(|()| client.write_all(body.as_bytes())).expect("a connection");
+    let mut answer = vec![0; 64];
+    client.read_exact(&mut answer).expect("a beginning");
+    let killed = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().expect("kill");
+    assert!(killed.success());
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(std::net::TcpStream::connect(&server.address).is_err(), "it still takes connections");
+    client.read_to_end(&mut answer).expect("the rest");
+    let answer = String::from_utf8_lossy(&answer);
+    assert!(answer.contains("data: [DONE]"), "{}", &answer[answer.len().saturating_sub(300)..]);
+    assert!(server.ended(), "it did not end well");
+}
