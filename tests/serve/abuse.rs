@@ -119,7 +119,8 @@ fn wrong_fields_are_named() {
         (json!({"prompt": "A", "max_tokens": -1}), "-1"),
         (json!({"prompt": "A", "max_tokens": 0}), "max_tokens"),
         (json!({"prompt": "A", "max_tokens": 4_000_000_000u32}), "tokens"),
-        (json!({"prompt": "A", "max_tokens": 1e30}), "max_tokens"),
+        (json!({"prompt": "A", "max_tokens": 1e30}), "1e+30"),
+        (json!({"prompt": "A", "min_tokens": 65}), "min_tokens"),
         (json!({"prompt": "A", "n": 0}), "n is 0"),
         (json!({"prompt": "A", "n": 100_000}), "n is 100000"),
         (json!({"prompt": "A", "temperature": -0.1}), "temperature"),
@@ -234,7 +235,7 @@ fn slow_clients_are_left() {
 #[test]
 fn work_for_nobody_stops() {
     let server = Server::start(&["--model", "golden-tiny", "--max-context", "10000000"]);
-    let body = json!({"prompt": "a", "max_tokens": 9_000_000, "stream": true}).to_string();
+    let body = json!({"prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000, "stream": true}).to_string();
     let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
     for stream in [true, false] {
         let mut client = server.connect();
@@ -269,7 +270,7 @@ fn requests_beyond_the_queue_are_refused() {
         "--timeout",
         "3",
     ]);
-    let long = json!({"prompt": "a", "max_tokens": 9_000_000});
+    let long = json!({"prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000});
     std::thread::scope(|scope| {
         // One is written, one waits in the scheduler's hand, one in the queue.
         let ask = || server.ask("/v1/completions", &long);

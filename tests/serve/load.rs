@@ -62,7 +62,7 @@ fn answers_do_not_depend_on_other_requests() {
 #[test]
 fn what_was_begun_is_finished() {
     let server = Server::start(&["--model", "golden-tiny", "--max-context", "100000"]);
-    let body = json!({"prompt": "a", "max_tokens": 3000, "stream": true}).to_string();
+    let body = json!({"prompt": "a", "max_tokens": 3000, "min_tokens": 3000, "stream": true}).to_string();
     let mut client = server.connect();
     let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
     client.write_all(head.as_bytes()).and_then(|()| client.write_all(body.as_bytes())).expect("a connection");

@@ -18,6 +18,9 @@ use crate::metrics::Metrics;
 use crate::pictures::Pictures;
 use crate::scheduler::{Job, Prompt, Work};
 
+/// No vocabulary has longer tokens.
+const MAX_TOKEN_BYTES: usize = 256;
+
 pub(crate) struct App {
     pub(crate) options: Options,
     pub(crate) config: ModelConfig,
@@ -128,6 +131,12 @@ impl App {
 
     /// Token ids, on a thread where a long text disturbs nobody; `whole` texts begin as the model's texts do.
     pub(crate) async fn tokens(&self, text: String, whole: bool) -> Result<Vec<u32>, Refusal> {
+        if text.len() / MAX_TOKEN_BYTES > self.max_context() {
+            let limit = self.max_context();
+            let message =
+                format!("a text of {} bytes: the model reads and writes {limit} tokens together here", text.len());
+            return Err(Refusal::invalid(message).coded("context_length_exceeded"));
+        }
         let tokenizer = self.tokenizer.clone();
         let encode = move || if whole { tokenizer.encode(&text) } else { tokenizer.encode_plain(&text) };
         let ids = tokio::task::spawn_blocking(encode).await.map_err(|_| Refusal::failed("the tokenizer failed"))?;

@@ -3,18 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderMap, Request, StatusCode};
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::Refusal;
 
 /// Memory is counted in pieces of this size.
 const PIECE: usize = 1024;
+
+/// How many times the largest body a client may still send after it was refused.
+const DISCARDED: usize = 4;
 
 /// Memory for bodies that are being read.
 #[derive(Clone, Debug)]
@@ -39,46 +42,81 @@ impl Bodies {
     /// Reads a body of JSON.
     pub(crate) async fn json<T: DeserializeOwned>(&self, request: Request<Body>) -> Result<Received<T>, Refusal> {
         check_type(request.headers())?;
-        let (bytes, held) = timeout(self.time, self.bytes(request)).await.map_err(|_| {
-            Refusal::timeout(format!("the request was not sent within {} seconds", self.time.as_secs_f32()))
-        })??;
-        let value = serde_json::from_slice(&bytes).map_err(|e| {
-            Refusal::invalid(format!("the request's body is not the JSON that is expected here: {e}"))
-                .coded("invalid_json")
-        })?;
+        let (bytes, held) = self.bytes(request).await?;
+        let value = parse(&bytes)?;
         Ok(Received { value, held })
     }
 
     async fn bytes(&self, request: Request<Body>) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal> {
-        let too_large = || {
-            let message = format!("the request is larger than the {} bytes that are taken", self.max_body);
-            Refusal::status(StatusCode::PAYLOAD_TOO_LARGE, message).coded("request_too_large")
-        };
-        let announced =
-            request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        if announced.is_some_and(|length| length > self.max_body as u64) {
-            return Err(too_large());
-        }
+        let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let mut frames = request.into_body().into_data_stream();
+        let deadline = Instant::now() + self.time;
+        let too_large = length.is_some_and(|length| length > self.max_body as u64);
+        let read = if too_large { Ok(None) } else { timeout_at(deadline, self.read(&mut frames)).await };
+        let read = read.map_err(|_| {
+            Refusal::timeout(format!("the request was not sent within {} seconds", self.time.as_secs_f32()))
+        })?;
+        if let Some(read) = read {
+            return read;
+        }
+        // Most clients hear a refusal only when they have sent all they have to say.
+        let _ = timeout_at(deadline, discard(&mut frames, self.max_body.saturating_mul(DISCARDED))).await;
+        let message = format!("the request is larger than the {} bytes that are taken", self.max_body);
+        Err(Refusal::status(StatusCode::PAYLOAD_TOO_LARGE, message).coded("request_too_large"))
+    }
+
+    /// A whole body and the memory that it holds, or `None` if it is too large.
+    async fn read(
+        &self,
+        frames: &mut BodyDataStream,
+    ) -> Option<Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal>> {
         let (mut bytes, mut held): (Vec<u8>, Option<OwnedSemaphorePermit>) = (Vec::new(), None);
         while let Some(frame) = frames.next().await {
-            let frame = frame.map_err(|_| Refusal::invalid("the request broke off"))?;
+            let Ok(frame) = frame else { return Some(Err(Refusal::invalid("the request broke off"))) };
             if bytes.len() + frame.len() > self.max_body {
-                return Err(too_large());
+                return None;
             }
             bytes.extend_from_slice(&frame);
-            let pieces = bytes.len().div_ceil(PIECE);
-            let missing = pieces - held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+            let missing = bytes.len().div_ceil(PIECE) - held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
             if missing > 0 {
                 let more = self.room.clone().acquire_many_owned(missing as u32).await;
-                let more = more.map_err(|_| Refusal::unavailable("the server ends"))?;
-                match &mut held {
-                    Some(held) => held.merge(more),
-                    None => held = Some(more),
+                match (more, &mut held) {
+                    (Ok(more), Some(held)) => held.merge(more),
+                    (Ok(more), None) => held = Some(more),
+                    (Err(_), _) => return Some(Err(Refusal::unavailable("the server ends"))),
                 }
             }
         }
-        Ok((bytes, held))
+        Some(Ok((bytes, held)))
+    }
+}
+
+/// Reads JSON; what is wrong is said with where it is.
+fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Refusal> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
+        let (path, why) = (e.path().to_string(), e.into_inner());
+        // What is no JSON, or lacks a field, is nowhere.
+        match path.as_str() {
+            "." | "?" => Refusal::invalid(format!("the request is not the JSON that is expected here: {why}")),
+            path => Refusal::field(path, format!("{path}: {why}")),
+        }
+        .coded("invalid_json")
+    })?;
+    reader
+        .end()
+        .map_err(|e| Refusal::invalid(format!("something follows the request's JSON: {e}")).coded("invalid_json"))?;
+    Ok(value)
+}
+
+/// Reads what is sent and forgets it, up to a limit.
+async fn discard(frames: &mut BodyDataStream, limit: usize) {
+    let mut read = 0;
+    while let Some(Ok(frame)) = frames.next().await {
+        read += frame.len();
+        if read > limit {
+            return;
+        }
     }
 }
 

@@ -24,6 +24,9 @@ pub(crate) struct ChatRequest {
     #[serde(default)]
     #[schema(minimum = 1)]
     pub(crate) max_completion_tokens: Option<u32>,
+    /// The model does not end a continuation by itself before so many tokens.
+    #[serde(default)]
+    pub(crate) min_tokens: Option<u32>,
     /// 0, without it: the likeliest token each time. OpenAI's servers take 1.
     #[serde(default)]
     #[schema(minimum = 0, maximum = 2, default = 0)]
@@ -71,6 +74,7 @@ impl ChatRequest {
     pub(crate) fn sampling(&self) -> Sampling {
         Sampling {
             max_tokens: self.max_completion_tokens.or(self.max_tokens),
+            min_tokens: self.min_tokens,
             temperature: self.temperature,
             top_p: self.top_p,
             seed: self.seed,

@@ -19,6 +19,9 @@ pub(crate) struct CompletionRequest {
     #[serde(default)]
     #[schema(minimum = 1, default = 64)]
     pub(crate) max_tokens: Option<u32>,
+    /// The model does not end a continuation by itself before so many tokens.
+    #[serde(default)]
+    pub(crate) min_tokens: Option<u32>,
     /// 0, without it: the likeliest token each time. OpenAI's servers take 1.
     #[serde(default)]
     #[schema(minimum = 0, maximum = 2, default = 0)]
@@ -63,6 +66,7 @@ impl CompletionRequest {
     pub(crate) fn sampling(&self) -> Sampling {
         Sampling {
             max_tokens: self.max_tokens,
+            min_tokens: self.min_tokens,
             temperature: self.temperature,
             top_p: self.top_p,
             seed: self.seed,

@@ -6,7 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod more;
 pub(crate) mod prompt;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use flamingo_generate::{GenerationConfig, Strategy};
 use serde::{Deserialize, Serialize};
@@ -36,6 +36,7 @@ pub(crate) enum Strings {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Sampling {
     pub(crate) max_tokens: Option<u32>,
+    pub(crate) min_tokens: Option<u32>,
     pub(crate) temperature: Option<f32>,
     pub(crate) top_p: Option<f32>,
     pub(crate) seed: Option<i64>,
@@ -71,6 +72,11 @@ impl Sampling {
         if max_tokens == 0 {
             return Err(Refusal::field("max_tokens", "max_tokens is 0: there is nothing to write"));
         }
+        let min_tokens = self.min_tokens.unwrap_or(0) as usize;
+        if min_tokens > max_tokens {
+            let message = format!("min_tokens is {min_tokens}, more than the {max_tokens} that are allowed");
+            return Err(Refusal::field("min_tokens", message));
+        }
         let temperature = self.temperature.unwrap_or(0.0);
         if !(0.0..=2.0).contains(&temperature) {
             return Err(Refusal::field("temperature", format!("temperature is {temperature}: it goes from 0 to 2")));
@@ -80,6 +86,7 @@ impl Sampling {
             return Err(Refusal::field("top_p", format!("top_p is {top_p}: it goes from above 0 to 1")));
         }
         settings.max_new_tokens = max_tokens;
+        settings.min_new_tokens = min_tokens;
         if temperature > 0.0 {
             let seed = self.seed.map_or_else(random_seed, |seed| seed as u64);
             settings.strategy =
@@ -220,5 +227,5 @@ impl From<Finish> for FinishReason {
     }
 }
 
-/// A map that keeps no order; OpenAI's form of likely tokens.
-pub(crate) type LogProbs = HashMap<String, f32>;
+/// OpenAI's older form of likely tokens.
+pub(crate) type LogProbs = BTreeMap<String, f32>;
