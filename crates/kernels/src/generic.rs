@@ -314,6 +314,12 @@ pub(crate) fn columns<B: Backend>(x: FloatTensor<B>, first: usize, count: usize)
     B::float_slice(x, &slices)
 }
 
+pub(crate) fn put<B: Backend>(buffer: FloatTensor<B>, x: FloatTensor<B>, start: usize) -> FloatTensor<B> {
+    let (buffer, x) = (tensor::<B, 4>(buffer), tensor::<B, 4>(x));
+    let [batch, heads, tokens, dim] = x.dims();
+    primitive(buffer.slice_assign([0..batch, 0..heads, start..start + tokens, 0..dim], x))
+}
+
 pub(crate) fn first<B: Backend>(x: FloatTensor<B>, dim: usize, count: usize) -> FloatTensor<B> {
     let mut slices: Vec<Slice> = x.shape().iter().map(|&size| Slice::from(0..size)).collect();
     slices[dim] = Slice::from(0..count);

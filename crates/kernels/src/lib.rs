@@ -135,6 +135,12 @@ pub trait Kernels: Backend {
         generic::first::<Self>(x, dim, count)
     }
 
+    /// Writes `x`, `[batch, heads, tokens, dim]`, into a buffer, `[batch, heads, capacity, dim]`, from token `start` on: where the
+    /// buffer lies, if nobody else holds it.
+    fn put(buffer: FloatTensor<Self>, x: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
+        generic::put::<Self>(buffer, x, start)
+    }
+
     /// `x Wᵀ + b`: `[rows, d_in]` to `[rows, d_out]`; the weight is `[d_out, d_in]`.
     fn linear_layer(
         x: FloatTensor<Self>,
@@ -337,6 +343,11 @@ pub fn columns<B: Kernels, const D: usize>(x: Tensor<B, D>, first: usize, count:
 /// [`Kernels::first`].
 pub fn first<B: Kernels, const D: usize>(x: Tensor<B, D>, dim: usize, count: usize) -> Tensor<B, D> {
     tensor(B::first(primitive(x), dim, count))
+}
+
+/// [`Kernels::put`].
+pub fn put<B: Kernels>(buffer: Tensor<B, 4>, x: Tensor<B, 4>, start: usize) -> Tensor<B, 4> {
+    tensor(B::put(primitive(buffer), primitive(x), start))
 }
 
 /// [`Kernels::linear_layer`], in the format of `x`, whatever the weight is stored as.

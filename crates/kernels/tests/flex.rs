@@ -11,7 +11,7 @@ use flamingo_config::{Activation, Pairing};
 use flamingo_kernels::flex::math;
 use flamingo_kernels::{
     AdamWStep, Attention, Gradients, Kernels, activate, attend, columns, cross_entropy, flex, layer_norm, linear,
-    product, rotate,
+    product, put, rotate,
 };
 
 type T<const D: usize> = Tensor<Flex, D>;
@@ -543,4 +543,25 @@ fn updates_leave_shared_tensors_alone() {
     let wanted = Flex::adamw(exact(&weight), exact(&gradient), exact(&first), exact(&second), step);
     found.into_iter().zip(wanted).for_each(|(found, wanted)| close(found, wanted, 1e-6));
     assert_eq!(numbers(raw(&weight)), before);
+}
+
+/// Tokens of any layout land where they belong, in place where nobody else holds the buffer, and nowhere else where somebody does.
+#[test]
+fn tokens_are_put_into_buffers() {
+    let buffer: T<4> = random([2, 3, 9, 5], 1.0);
+    for (start, tokens) in [(0, 1), (3, 2), (8, 1), (0, 9), (4, 0)] {
+        let split: T<4> = random([2, tokens, 3, 5], 1.0).swap_dims(1, 2);
+        let columns = random([2, 3, 5, tokens], 1.0).swap_dims(2, 3);
+        for x in [split, columns] {
+            let wanted = buffer.clone().slice_assign([0..2, 0..3, start..start + tokens, 0..5], x.clone());
+            let kept = buffer.to_data();
+            assert_eq!(put(buffer.clone(), x.clone(), start).to_data(), wanted.to_data(), "{start} {tokens}");
+            assert_eq!(buffer.to_data(), kept, "the buffer of somebody else was written to");
+            let own: T<4> = T::from_data(buffer.to_data(), &FlexDevice);
+            let place = raw(&own).bytes().as_ptr();
+            let written = put(own, x, start);
+            assert_eq!(raw(&written).bytes().as_ptr(), place, "a buffer that nobody else holds was copied");
+            assert_eq!(written.to_data(), wanted.to_data());
+        }
+    }
 }

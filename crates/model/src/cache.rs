@@ -1,7 +1,7 @@
 //! The decoder's key-value cache. The caller owns it: the model stays a value.
 
 use burn::tensor::{Int, Tensor, backend::Backend};
-use flamingo_kernels::{Kernels, first};
+use flamingo_kernels::{Kernels, first, put};
 
 /// Keys and values of all tokens so far, for each layer.
 ///
@@ -90,8 +90,7 @@ impl<B: Kernels> Cache<B> {
         let buffers = buffers.map(|buffer| {
             let x = new[slot].take().expect("two buffers, two tensors");
             slot += 1;
-            let [rows, heads, _, dim] = x.dims();
-            buffer.slice_assign([0..rows, 0..heads, start..end, 0..dim], x)
+            put(buffer, x, start)
         });
         let all = [&buffers[0], &buffers[1]].map(|buffer| first(buffer.clone(), 2, end));
         self.layers[layer] = Some(buffers);
@@ -131,8 +130,8 @@ pub(crate) fn bytes<B: Backend>(layers: &[Option<[Tensor<B, 4>; 2]>]) -> usize {
     layers.iter().flatten().flatten().map(|x| x.shape().num_elements() * x.dtype().size()).sum()
 }
 
-fn grown<B: Backend>(buffer: Tensor<B, 4>, used: usize, capacity: usize) -> Tensor<B, 4> {
+fn grown<B: Kernels>(buffer: Tensor<B, 4>, used: usize, capacity: usize) -> Tensor<B, 4> {
     let [rows, heads, _, dim] = buffer.dims();
     let bigger = Tensor::zeros([rows, heads, capacity, dim], (&buffer.device(), buffer.dtype()));
-    bigger.slice_assign([0..rows, 0..heads, 0..used, 0..dim], buffer.narrow(2, 0, used))
+    put(bigger, buffer.narrow(2, 0, used), 0)
 }

@@ -1,4 +1,4 @@
-//! Columns among zeros, and rotary embeddings: work on views that Burn would copy element by element.
+//! Columns among zeros, tokens in buffers, and rotary embeddings: work on views that Burn would copy element by element.
 
 use burn::tensor::{Bytes, DType, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
@@ -40,6 +40,31 @@ pub(super) fn among_zeros(grad: FlexTensor, first: usize, width: usize) -> FlexT
         }
     });
     fresh(output, shape)
+}
+
+/// Whether a tensor is all of its memory, in row-major order.
+pub(super) fn is_whole(x: &FlexTensor) -> bool {
+    x.is_contiguous() && x.layout().start_offset() == 0 && x.bytes().len() == x.layout().num_elements() * size_of::<f32>()
+}
+
+/// Writes tokens into a whole buffer. Burn's assignment holds the buffer a second time while it writes, and so copies all of it
+/// for each token.
+pub(super) fn put(mut buffer: FlexTensor, x: FlexTensor, start: usize) -> FlexTensor {
+    let ([batch, heads, capacity, dim], [rows, of_x, tokens, width]) = (buffer.shape().dims(), x.shape().dims());
+    assert!([rows, of_x, width] == [batch, heads, dim] && start + tokens <= capacity, "tokens that fit into their buffer");
+    let [by_batch, by_head, by_token, by_column]: [isize; 4] = std::array::from_fn(|i| x.layout().strides()[i]);
+    let (input, first) = (x.storage::<f32>(), x.layout().start_offset() as isize);
+    let output = buffer.storage_mut::<f32>();
+    for place in 0..batch * heads * tokens {
+        let (row, head, token) = (place / (heads * tokens), place / tokens % heads, place % tokens);
+        let from = first + row as isize * by_batch + head as isize * by_head + token as isize * by_token;
+        let to = &mut output[((row * heads + head) * capacity + start + token) * dim..][..dim];
+        match by_column {
+            1 => to.copy_from_slice(&input[from as usize..][..dim]),
+            _ => to.iter_mut().enumerate().for_each(|(i, to)| *to = input[(from + i as isize * by_column) as usize]),
+        }
+    }
+    buffer
 }
 
 /// `[batch, heads, tokens, dim]` turned; the result lies as `[batch, tokens, heads, dim]`, as attention reads it best.

@@ -155,6 +155,13 @@ impl Kernels for Flex {
         layout::columns(x, first, count)
     }
 
+    fn put(buffer: FloatTensor<Self>, x: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
+        if !all_f32([&buffer, &x]) || !layout::is_whole(&buffer) {
+            return generic::put::<Self>(buffer, x, start);
+        }
+        layout::put(buffer, x, start)
+    }
+
     fn linear_layer(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
