@@ -5,6 +5,8 @@ use flamingo_config::LEVELS;
 
 #[cfg(target_arch = "aarch64")]
 pub(super) mod neon;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub(super) mod wasm;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
@@ -24,6 +26,7 @@ pub(super) trait Lanes: Copy {
     /// [`LEVELS`] of the lower halves of as many bytes, and of the upper halves.
     unsafe fn load_levels(from: *const u8) -> [Self; 2];
     unsafe fn splat(x: f32) -> Self;
+    unsafe fn add(self, other: Self) -> Self;
     unsafe fn mul(self, other: Self) -> Self;
     /// `self * other + more`.
     unsafe fn mul_add(self, other: Self, more: Self) -> Self;
@@ -58,14 +61,19 @@ pub(super) fn run(work: impl Work) {
     }
     #[cfg(target_arch = "aarch64")]
     type Widest = neon::Neon;
-    #[cfg(not(target_arch = "aarch64"))]
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    type Widest = wasm::Simd128;
+    #[cfg(not(any(target_arch = "aarch64", all(target_arch = "wasm32", target_feature = "simd128"))))]
     type Widest = Portable;
     // SAFETY: every processor that this is compiled for has these.
     unsafe { work.with::<Widest>() }
 }
 
 /// What needs nothing.
-#[cfg_attr(all(target_arch = "aarch64", not(test)), expect(dead_code, reason = "NEON is always there"))]
+#[cfg_attr(
+    all(any(target_arch = "aarch64", all(target_arch = "wasm32", target_feature = "simd128")), not(test)),
+    expect(dead_code, reason = "NEON is always there, and so is what WebAssembly is compiled for")
+)]
 #[derive(Clone, Copy)]
 pub(super) struct Portable([f32; 4]);
 
@@ -112,6 +120,12 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         Self([x; 4])
+    }
+
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        let of = |i: usize| self.0[i] + other.0[i];
+        Self([of(0), of(1), of(2), of(3)])
     }
 
     #[inline(always)]

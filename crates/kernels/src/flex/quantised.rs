@@ -116,7 +116,7 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
                 }
             });
             for row in 0..ROWS {
-                sums[row] += lanes[row][0].sum() + lanes[row][1].sum();
+                sums[row] += lanes[row][0].add(lanes[row][1]).sum();
             }
         }
     }

@@ -12,7 +12,7 @@ use super::panels::{Factor, multiply};
 use super::product::{Matrix, worth_threads};
 use burn::tensor::{bf16, f16};
 
-/// Weights that are worth a task.
+/// Products that are worth a task.
 const TASK: usize = 1 << 16;
 
 /// A number format of weights.
@@ -159,14 +159,20 @@ impl<W: Weight> Work for Columns<'_, W> {
         for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
             let row = first + i;
             column.fill(bias.map_or(0.0, |bias| bias[row]));
-            for (x, column) in x.chunks(4 * d_in).zip(column.chunks_mut(4)) {
+            // As many rows together as there are registers for.
+            let together = if L::COUNT >= 16 && rows > 4 { 8 } else { 4 };
+            for (x, column) in x.chunks(together * d_in).zip(column.chunks_mut(together)) {
                 // SAFETY: the caller's promise.
                 unsafe {
                     match column.len() {
                         1 => weight.add_dots::<1, L>(row, x, column),
                         2 => weight.add_dots::<2, L>(row, x, column),
                         3 => weight.add_dots::<3, L>(row, x, column),
-                        _ => weight.add_dots::<4, L>(row, x, column),
+                        4 => weight.add_dots::<4, L>(row, x, column),
+                        5 => weight.add_dots::<5, L>(row, x, column),
+                        6 => weight.add_dots::<6, L>(row, x, column),
+                        7 => weight.add_dots::<7, L>(row, x, column),
+                        _ => weight.add_dots::<8, L>(row, x, column),
                     }
                 }
             }
@@ -214,7 +220,8 @@ unsafe fn add_dots<const ROWS: usize, L: Lanes, S: Stored>(weight: &[S], x: &[f3
             }
         }
         for row in 0..ROWS {
-            sums[row] += lanes[row].iter().map(|lanes| lanes.sum()).sum::<f32>();
+            let [first, second] = lanes[row];
+            sums[row] += first.add(second).sum();
         }
     }
     for (sum, x) in sums.iter_mut().zip(x.chunks_exact(d_in)) {
@@ -230,12 +237,14 @@ pub(super) fn few_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, ro
 /// `[rows, d_out]` from a weight of this size, `[d_out, d_in]`, on all threads: `fill` gets the first of some columns and room for
 /// them, column by column, so that a task writes to one place. No size is 0.
 pub(super) fn by_columns([d_out, d_in]: [usize; 2], rows: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let outputs = (TASK / d_in).clamp(1, d_out);
+    let outputs = (TASK / (d_in * rows)).clamp(1, d_out);
     let columns = filled(d_out * rows, outputs * rows, |task, columns| fill(task * outputs, columns));
     if rows == 1 {
         return columns;
     }
-    (0..rows * d_out).map(|i| columns[i % d_out * rows + i / d_out]).collect()
+    let mut out = Vec::with_capacity(columns.len());
+    (0..rows).for_each(|row| out.extend(columns[row..].iter().step_by(rows)));
+    out
 }
 
 /// `x Wᵀ` added to `out`, `[rows, d_out]`. No size is 0. Products by weights that are no finer than bf16 are products of bf16,
@@ -259,6 +268,8 @@ pub(super) mod tests {
     use super::super::lanes::Portable;
     #[cfg(target_arch = "aarch64")]
     use super::super::lanes::neon::Neon;
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    use super::super::lanes::wasm::Simd128;
     #[cfg(target_arch = "x86_64")]
     use super::super::lanes::x86;
     use super::*;
@@ -272,6 +283,8 @@ pub(super) mod tests {
         Avx512,
         #[cfg(target_arch = "aarch64")]
         Neon,
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        Simd128,
     }
 
     /// The ways that the processor of the test knows.
@@ -284,6 +297,8 @@ pub(super) mod tests {
         }
         #[cfg(target_arch = "aarch64")]
         ways.push(Way::Neon);
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        ways.push(Way::Simd128);
         ways
     }
 
@@ -298,6 +313,8 @@ pub(super) mod tests {
                 Way::Avx512 => x86::with_avx512(work),
                 #[cfg(target_arch = "aarch64")]
                 Way::Neon => work.with::<Neon>(),
+                #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+                Way::Simd128 => work.with::<Simd128>(),
             }
         }
     }

@@ -76,6 +76,11 @@ impl Lanes for Neon {
     }
 
     #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(unsafe { vaddq_f32(self.0, other.0) })
+    }
+
+    #[inline(always)]
     unsafe fn mul(self, other: Self) -> Self {
         Self(unsafe { vmulq_f32(self.0, other.0) })
     }
