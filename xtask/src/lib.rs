@@ -10,3 +10,5 @@ pub mod quality;
 pub mod random;
 pub mod tiny;
 pub mod verify;
+#[cfg(feature = "web")]
+pub mod web;

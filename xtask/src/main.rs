@@ -40,6 +40,8 @@ enum Command {
     Quality(QualityArgs),
     /// Compare with the recordings on a GPU and measure training and decoding there, as a page of Markdown.
     GpuCheck(GpuArgs),
+    /// Make a folder for any web server, whose page runs a model in the browser.
+    Web(WebArgs),
     /// One measurement of gpu-check, as JSON.
     #[command(hide = true)]
     GpuMeasure(MeasureArgs),
@@ -190,6 +192,19 @@ struct GpuArgs {
 }
 
 #[derive(clap::Args)]
+struct WebArgs {
+    /// A model folder, or the name of one in models/.
+    #[arg(long)]
+    model: PathBuf,
+    /// The folder to write.
+    #[arg(long)]
+    out: PathBuf,
+    /// Replace a site that is there.
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(clap::Args)]
 struct MeasureArgs {
     #[arg(long)]
     device: Device,
@@ -234,6 +249,7 @@ fn main() -> ExitCode {
         Command::ScoreTiny(args) => score_tiny(args),
         Command::Quality(args) => quality(args),
         Command::GpuCheck(args) => gpu_check(args),
+        Command::Web(args) => web(args),
         Command::GpuMeasure(args) => gpu_measure(args),
         Command::MakeRandom(args) => make_random(args),
     };
@@ -270,7 +286,7 @@ fn convert_weights(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
 
 fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     if let Some(backend) = not_compiled(args.device) {
-        return with_backend(backend);
+        return with_feature(backend);
     }
     let values = verify::compute(&args.case, args.device)?;
     if let Some(file) = &args.dump {
@@ -315,7 +331,7 @@ fn fetch_data(args: &FetchArgs) -> anyhow::Result<ExitCode> {
 fn make_albums(args: &AlbumArgs) -> anyhow::Result<ExitCode> {
     ensure!((0.0..=1.0).contains(&args.misplaced), "--misplaced is a share, from 0 to 1");
     if let Some(backend) = not_compiled(args.device) {
-        return with_backend(backend);
+        return with_feature(backend);
     }
     let model = Model::open(&args.model, args.device, Precision::F32)?;
     let folder = args.data.join("shards");
@@ -367,7 +383,7 @@ fn score_tiny(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
 
 fn quality(args: &QualityArgs) -> anyhow::Result<ExitCode> {
     if let Some(backend) = not_compiled(args.device) {
-        return with_backend(backend);
+        return with_feature(backend);
     }
     let quality = Quality {
         data: args.data.clone(),
@@ -389,7 +405,7 @@ fn quality(args: &QualityArgs) -> anyhow::Result<ExitCode> {
 
 fn gpu_check(args: &GpuArgs) -> anyhow::Result<ExitCode> {
     if let Some(backend) = not_compiled(args.device) {
-        return with_backend(backend);
+        return with_feature(backend);
     }
     let check = GpuCheck {
         device: args.device,
@@ -410,6 +426,21 @@ fn gpu_check(args: &GpuArgs) -> anyhow::Result<ExitCode> {
         flamingo_data::write_whole(out, page.as_bytes()).with_context(|| format!("cannot write {}", out.display()))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "web")]
+fn web(args: &WebArgs) -> anyhow::Result<ExitCode> {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models");
+    let model = flamingo_zoo::find(&args.model.to_string_lossy(), &models)?;
+    let made = xtask::web::Site { model: &model, out: &args.out, force: args.force }.make()?;
+    let [program, model] = [made.program, made.model].map(|bytes| bytes as f64 / 1e6);
+    println!("{}: {program:.1} MB of program, {model:.1} MB of model", args.out.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(not(feature = "web"))]
+fn web(_: &WebArgs) -> anyhow::Result<ExitCode> {
+    with_feature("web")
 }
 
 fn gpu_measure(args: &MeasureArgs) -> anyhow::Result<ExitCode> {
@@ -448,17 +479,16 @@ fn not_compiled(device: Device) -> Option<&'static str> {
     (!flamingo_engine::compiled().contains(&backend)).then_some(backend)
 }
 
-/// Runs the same command in a build that has the backend: every backend costs minutes, so `cargo xtask` has only
-/// the default ones.
-fn with_backend(backend: &str) -> anyhow::Result<ExitCode> {
+/// Runs the same command in a build that has a feature: every backend costs minutes, so `cargo xtask` has only the default ones.
+fn with_feature(feature: &str) -> anyhow::Result<ExitCode> {
     if std::env::var_os("XTASK_REBUILT").is_some() {
-        bail!("the build with --features {backend} has no {backend} backend");
+        bail!("the build with --features {feature} has no {feature}");
     }
-    eprintln!("building with --features {backend}");
+    eprintln!("building with --features {feature}");
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../Cargo.toml");
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = std::process::Command::new(cargo)
-        .args(["run", "--release", "--quiet", "--bin", "xtask", "--features", backend, "--manifest-path"])
+        .args(["run", "--release", "--quiet", "--bin", "xtask", "--features", feature, "--manifest-path"])
         .arg(manifest)
         .arg("--")
         .args(std::env::args_os().skip(1))

@@ -1,31 +1,45 @@
 //! Pictures and text as upstream reads them: decoding, resizing, normalisation, tokenisation. Knows no tensor
 //! library.
 
-mod assignment;
-mod documents;
 mod error;
-mod examples;
-mod files;
 mod image;
-mod inspect;
-mod loader;
-mod prepare;
 mod prompt;
-mod shards;
-mod streams;
 mod text;
 
-pub use documents::{Document, DocumentRules, Rejected};
+// A browser has no files, so nothing to train on.
+#[cfg(not(target_arch = "wasm32"))]
+mod assignment;
+#[cfg(not(target_arch = "wasm32"))]
+mod documents;
+#[cfg(not(target_arch = "wasm32"))]
+mod examples;
+#[cfg(not(target_arch = "wasm32"))]
+mod files;
+#[cfg(not(target_arch = "wasm32"))]
+mod inspect;
+#[cfg(not(target_arch = "wasm32"))]
+mod loader;
+#[cfg(not(target_arch = "wasm32"))]
+mod prepare;
+#[cfg(not(target_arch = "wasm32"))]
+mod shards;
+#[cfg(not(target_arch = "wasm32"))]
+mod streams;
+
 pub use error::DataError;
-pub use examples::{Documents, Example, Pairs};
-pub use files::write_whole;
 pub use image::{ConvertOrder, ImageTransform, MAX_PIXELS, Picture};
-pub use inspect::{Distribution, Histogram, InspectOptions, Kept, Members, Samples, Summary, Texts, inspect};
-pub use loader::{Decode, Loader, LoaderOptions, Position, WorkerPosition, find_shards};
-pub use prepare::{ConvertOptions, ConvertReport, PackOptions, PackReport, PrepareError, convert_mmc4, pack};
 pub use prompt::{Interleaved, Part, assemble, check_marks, few_shot};
-pub use shards::{Sample, Skipped, expand, read_samples};
-pub use streams::{IGNORE, Stream, pair_ids};
 pub use text::{
     Batch, ENDOFCHUNK, IMAGE, PAD, PaddingSide, SpecialTokens, TextStream, Tokenizer, pad_batch, printable,
+};
+#[cfg(not(target_arch = "wasm32"))]
+pub use {
+    documents::{Document, DocumentRules, Rejected},
+    examples::{Documents, Example, Pairs},
+    files::write_whole,
+    inspect::{Distribution, Histogram, InspectOptions, Kept, Members, Samples, Summary, Texts, inspect},
+    loader::{Decode, Loader, LoaderOptions, Position, WorkerPosition, find_shards},
+    prepare::{ConvertOptions, ConvertReport, PackOptions, PackReport, PrepareError, convert_mmc4, pack},
+    shards::{Sample, Skipped, expand, read_samples},
+    streams::{IGNORE, Stream, pair_ids},
 };

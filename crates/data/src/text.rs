@@ -91,15 +91,32 @@ impl Tokenizer {
         let alone = folder.is_file();
         let beside = |name: &str| if alone { Ok(None) } else { optional(&folder.join(name)) };
         let files = [beside("special_tokens_map.json")?, beside("tokenizer_config.json")?];
-        let named = |key: &str| files.iter().flatten().find_map(|file| content(&file[key])).map(str::to_string);
-        let mut own = Named { bos: named("bos_token"), eos: named("eos_token"), pad: named("pad_token") };
         let whole = if alone { folder.to_path_buf() } else { folder.join("tokenizer.json") };
         let inner = if whole.is_file() {
-            from_json(&whole)?
+            from_json(&whole, &read(&whole)?)?
         } else {
             let adds_bos = files.iter().flatten().any(|file| file["add_bos_token"] == Value::Bool(true));
-            from_merges(folder, adds_bos.then(|| own.bos.as_deref().unwrap_or(ENDOFTEXT)))?
+            let bos = named(&files, "bos_token").unwrap_or_else(|| ENDOFTEXT.to_string());
+            from_merges(folder, adds_bos.then_some(bos.as_str()))?
         };
+        Self::new(inner, files)
+    }
+
+    /// What [`Tokenizer::open`] makes of a folder, from what its files hold: `tokenizer.json`, and where they are there
+    /// `special_tokens_map.json` and `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// [`DataError::Tokenizer`] if one of them is unusable.
+    pub fn from_memory(tokenizer: &[u8], map: Option<&[u8]>, config: Option<&[u8]>) -> Result<Self, DataError> {
+        let beside = |name: &str, bytes: Option<&[u8]>| bytes.map(|bytes| object(Path::new(name), bytes)).transpose();
+        let files = [beside("special_tokens_map.json", map)?, beside("tokenizer_config.json", config)?];
+        Self::new(from_json(Path::new("tokenizer.json"), tokenizer)?, files)
+    }
+
+    /// A tokenizer with the special tokens that `special_tokens_map.json` and `tokenizer_config.json` name.
+    fn new(inner: Inner, files: [Option<Value>; 2]) -> Result<Self, DataError> {
+        let named = |key: &str| named(&files, key);
+        let mut own = Named { bos: named("bos_token"), eos: named("eos_token"), pad: named("pad_token") };
         if own.bos.is_none() && own.eos.is_none() && inner.token_to_id(ENDOFTEXT).is_some() {
             own.bos = Some(ENDOFTEXT.to_string());
             own.eos = own.bos.clone();
@@ -253,16 +270,20 @@ fn optional(path: &Path) -> Result<Option<Value>, DataError> {
     }
 }
 
+/// A special token that one of the files names.
+fn named(files: &[Option<Value>], key: &str) -> Option<String> {
+    files.iter().flatten().find_map(|file| content(&file[key])).map(str::to_string)
+}
+
 /// A token's text: config files give a string or an object.
 fn content(token: &Value) -> Option<&str> {
     token.as_str().or_else(|| token.get("content")?.as_str()).filter(|text| !text.is_empty())
 }
 
 /// `tokenizer.json`. Truncation and padding that it may ask for are left out, as upstream's calls do.
-fn from_json(path: &Path) -> Result<Inner, DataError> {
+fn from_json(path: &Path, bytes: &[u8]) -> Result<Inner, DataError> {
     let unusable = |why: &dyn std::fmt::Display| wrong(format!("{} is no tokenizer: {why}", path.display()));
-    let bytes = read(path)?;
-    let file = object(path, &bytes)?;
+    let file = object(path, bytes)?;
     if let Some((token, id)) = file["model"]["vocab"]
         .as_object()
         .into_iter()
@@ -274,7 +295,7 @@ fn from_json(path: &Path) -> Result<Inner, DataError> {
     if growth(&file) > MAX_GROWTH {
         return Err(unusable(&"its replacements make any text enormous"));
     }
-    let mut inner: Inner = guarded(|| serde_json::from_slice(&bytes))?.map_err(|e| unusable(&e))?;
+    let mut inner: Inner = guarded(|| serde_json::from_slice(bytes))?.map_err(|e| unusable(&e))?;
     // The library gives added tokens the next free ids, whatever the file says.
     for token in file["added_tokens"].as_array().into_iter().flatten() {
         let Some(text) = content(token) else { continue };

@@ -30,7 +30,7 @@ impl<B: Backend> Init<B> {
 
 /// A matrix `[rows, columns]`. How it is kept does not show in the names of parameters but for what is behind them:
 /// `weight`, or `weight.codes` and `weight.scales`, of a split one `weight.0` and so on.
-#[expect(clippy::large_enum_variant, reason = "almost all are whole")]
+#[cfg_attr(target_pointer_width = "64", expect(clippy::large_enum_variant, reason = "almost all are whole"))]
 #[derive(Module, Debug)]
 pub enum Weight<B: Backend> {
     /// In one piece.

@@ -17,7 +17,6 @@ mod openapi;
 mod pictures;
 mod routes;
 mod scheduler;
-mod stops;
 mod template;
 
 pub use fetch::Remote;

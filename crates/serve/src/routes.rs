@@ -17,6 +17,7 @@ use axum::{Json, Router};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use flamingo_data::{IMAGE, Tokenizer};
+use flamingo_zoo::Finish;
 use futures_util::stream;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
@@ -34,7 +35,7 @@ use crate::api::{Chosen, Details, Usage};
 use crate::app::{App, check_text, now};
 use crate::assets;
 use crate::error::{ErrorBody, Refusal};
-use crate::scheduler::{Completion, Event, Finish, Prompt, Stats, TokenProbability, Work};
+use crate::scheduler::{Completion, Event, Prompt, Stats, TokenProbability, Work};
 use crate::template::Message;
 
 /// Continuations of one request, all its prompts together.

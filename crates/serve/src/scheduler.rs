@@ -9,17 +9,16 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use flamingo_data::{Interleaved, TextStream};
+use flamingo_data::Interleaved;
 use flamingo_engine::{Array, Batch, Seat, SessionOptions, Text};
-use flamingo_generate::{Continuation, GenerationConfig, SequenceScore, log_softmax};
-use flamingo_zoo::{Latents, Model, View, ZooError};
+use flamingo_generate::{GenerationConfig, SequenceScore, log_softmax};
+use flamingo_zoo::{Finish, Latents, Model, View, Writing, ZooError};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bounded::Bounded;
 use crate::error::Refusal;
 use crate::metrics::Metrics;
-use crate::stops::Stops;
 
 /// How long prompts are read before texts that are being written go on.
 const READING: Duration = Duration::from_millis(100);
@@ -107,15 +106,6 @@ pub(crate) struct TokenProbability {
     pub(crate) top: Vec<(u32, f32)>,
 }
 
-/// Why a continuation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Finish {
-    /// By itself, or at a stop string.
-    Stop,
-    /// It has as many tokens as are allowed.
-    Length,
-}
-
 /// What a request took.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stats {
@@ -187,9 +177,8 @@ struct Request<'m> {
 struct Lane<'m> {
     index: usize,
     seat: Seat,
-    continuation: Continuation,
-    stream: TextStream<'m>,
-    stops: Stops,
+    writing: Writing<'m>,
+    /// Whether nothing follows: it ended, or its request failed.
     ended: bool,
 }
 
@@ -388,19 +377,17 @@ impl<'m> Scheduler<'m> {
         let mut request =
             Request { events, deadline, lanes: Vec::with_capacity(n), logprobs, stats, read: Instant::now() };
         for index in 0..n {
-            let own = if index == 0 { Ok(seat) } else { self.batch.fork(seat) };
-            let lane = own.map_err(|e| refused(e.into())).and_then(|seat| {
-                let continuation = Continuation::new(prompt.ids.clone(), &settings, index)
-                    .map_err(|e| Refusal::invalid(e.to_string()))?;
-                let (stream, stops) = (self.model.tokenizer().stream(), Stops::new(stops.clone()));
-                Ok(Lane { index: first + index, seat, continuation, stream, stops, ended: false })
+            let writing = Writing::new(self.model, prompt.ids.clone(), &settings, stops.clone(), index);
+            let lane = writing.and_then(|writing| {
+                let seat = if index == 0 { seat } else { self.batch.fork(seat)? };
+                Ok(Lane { index: first + index, seat, writing, ended: false })
             });
             match lane {
                 Ok(lane) => request.lanes.push(lane),
-                Err(refusal) => {
+                Err(e) => {
                     self.drop_lanes(&request);
                     self.batch.leave(seat);
-                    drop(request.events.send(Event::Failed(refusal)));
+                    drop(request.events.send(Event::Failed(refused(e))));
                     return;
                 }
             }
@@ -499,7 +486,7 @@ impl Request<'_> {
     /// The seats that go on, and the tokens that they go on with.
     fn next(&self) -> impl Iterator<Item = (Seat, u32)> {
         let going = self.lanes.iter().filter(|lane| !lane.ended);
-        going.filter_map(|lane| Some((lane.seat, *lane.continuation.ids().last()?)))
+        going.filter_map(|lane| Some((lane.seat, *lane.writing.ids().last()?)))
     }
 }
 
@@ -513,22 +500,7 @@ impl Lane<'_> {
         model: &Model,
     ) -> Result<(), Refusal> {
         let likely = logprobs.map(|top| Likely::new(logits, top));
-        let id = self.continuation.choose(logits).map_err(|e| Refusal::failed(e.to_string()))?;
-        let (mut text, mut stopped) = match self.stream.push(id) {
-            Some(piece) => self.stops.push(&piece),
-            None => (String::new(), false),
-        };
-        let ends = self.continuation.ended();
-        if ends && !stopped {
-            if let Some(rest) = self.stream.finish() {
-                let (more, found) = self.stops.push(&rest);
-                text += &more;
-                stopped = found;
-            }
-            if !stopped {
-                text += &self.stops.finish();
-            }
-        }
+        let (id, text) = self.writing.choose(logits).map_err(refused)?;
         let tokens = match likely {
             // The end of the text is no part of it.
             Some(likely) if id != model.config().tokens.endofchunk => vec![likely.of(id)],
@@ -538,9 +510,8 @@ impl Lane<'_> {
         if !text.is_empty() || !tokens.is_empty() {
             let _ = events.send(Event::Piece { index, text, tokens });
         }
-        if ends || stopped {
+        if let Some(finish) = self.writing.finish() {
             self.ended = true;
-            let finish = if stopped || self.continuation.finished() { Finish::Stop } else { Finish::Length };
             let _ = events.send(Event::End { index, finish });
         }
         Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -17,8 +18,28 @@ use crate::{Dtype, Precision, SourceDtype, WeightsError, layout};
 #[derive(Debug)]
 pub struct ModelFolder {
     config: ModelConfig,
-    files: Vec<Arc<Mmap>>,
+    files: Vec<Arc<Content>>,
     tensors: BTreeMap<String, Place>,
+}
+
+/// What a file holds.
+#[derive(Debug)]
+enum Content {
+    /// Pages of the file itself.
+    Mapped(Mmap),
+    /// Bytes that came from elsewhere.
+    Memory(Vec<u8>),
+}
+
+impl Deref for Content {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Mapped(map) => map,
+            Self::Memory(bytes) => bytes,
+        }
+    }
 }
 
 /// Where a tensor lies.
@@ -66,7 +87,7 @@ pub struct QuantisedView<'a> {
 /// Bytes of a folder that keep its file mapped.
 #[derive(Clone, Debug)]
 pub struct Mapped {
-    file: Arc<Mmap>,
+    file: Arc<Content>,
     start: usize,
     end: usize,
 }
@@ -100,12 +121,27 @@ impl ModelFolder {
                 if Path::new(file).file_name() != Some(file.as_ref()) {
                     return Err(WeightsError::format(&index, format!("names a file `{file}` outside of its folder")));
                 }
-                opened.add(&folder.join(file))?;
+                opened.map(&folder.join(file))?;
             }
         } else {
-            opened.add(&folder.join("model.safetensors"))?;
+            opened.map(&folder.join("model.safetensors"))?;
         }
         opened.check(folder)?;
+        Ok(opened)
+    }
+
+    /// What [`ModelFolder::open`] makes of a folder, from what its files hold: the text of `model.toml` and the bytes of
+    /// `model.safetensors`.
+    ///
+    /// # Errors
+    /// As [`ModelFolder::open`].
+    pub fn from_memory(config: &str, tensors: Vec<u8>) -> Result<Self, WeightsError> {
+        let config = ModelConfig::from_toml(config)
+            .map_err(|reason| WeightsError::Config { path: "model.toml".into(), reason })?;
+        let mut opened = Self { config, files: Vec::new(), tensors: BTreeMap::new() };
+        let path = Path::new("model.safetensors");
+        opened.add(path, Content::Memory(tensors))?;
+        opened.check(path)?;
         Ok(opened)
     }
 
@@ -172,7 +208,7 @@ impl ModelFolder {
     pub fn release(&self, name: &str) {
         #[cfg(unix)]
         for place in [name, &codes_of(name), &scales_of(name)].iter().filter_map(|name| self.tensors.get(*name)) {
-            let (map, length) = (&self.files[place.file], place.end - place.start);
+            let (Content::Mapped(map), length) = (&*self.files[place.file], place.end - place.start) else { continue };
             // SAFETY: the mapping is of a file and is never written to, so its pages come back as they were.
             let advised =
                 unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, place.start, length) };
@@ -187,17 +223,22 @@ impl ModelFolder {
         &self.files[place.file][place.start..place.end]
     }
 
-    fn add(&mut self, path: &Path) -> Result<(), WeightsError> {
+    fn map(&mut self, path: &Path) -> Result<(), WeightsError> {
         let file = File::open(path).map_err(WeightsError::io("read", path))?;
         // SAFETY: a model folder is written once and renamed into place; a program that overwrote it while it is
         // mapped could change the numbers that are read, and truncating it would end this process.
         let map = unsafe { Mmap::map(&file) }.map_err(WeightsError::io("read", path))?;
+        self.add(path, Content::Mapped(map))
+    }
+
+    /// Adds the tensors of a file; `path` is for messages.
+    fn add(&mut self, path: &Path, content: Content) -> Result<(), WeightsError> {
         let damaged = |e: safetensors::SafeTensorError| {
             WeightsError::format(path, format!("is truncated or no safetensors file: {e}"))
         };
         // This also checks that the header's places lie in the file.
-        let tensors = SafeTensors::deserialize(&map).map_err(damaged)?;
-        let base = map.as_ptr() as usize;
+        let tensors = SafeTensors::deserialize(&content).map_err(damaged)?;
+        let base = content.as_ptr() as usize;
         for (name, view) in tensors.tensors() {
             let stored = match view.dtype() {
                 safetensors::Dtype::F32 => Stored::Numbers(Dtype::F32),
@@ -216,7 +257,7 @@ impl ModelFolder {
             let place = Place { file: self.files.len(), stored, shape: view.shape().to_vec(), start, end };
             self.tensors.insert(name, place);
         }
-        self.files.push(Arc::new(map));
+        self.files.push(Arc::new(content));
         Ok(())
     }
 

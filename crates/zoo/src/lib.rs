@@ -6,10 +6,12 @@
 mod folders;
 mod memory;
 mod seen;
+mod writing;
 
 pub use folders::{Entry, find, list};
 pub use memory::{Part, parts};
 pub use seen::{Latents, Prefix, View};
+pub use writing::{Finish, Writing};
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -4,21 +4,17 @@ use std::io::Cursor;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use image::{DynamicImage, ImageFormat, ImageReader, Limits};
-use mozjpeg::ColorSpace as Space;
 use png::{BitDepth, ColorType, Transformations};
 
 use super::{Picture, Pixels};
 use crate::DataError;
 
-/// Scans of a JPEG: progressive encoders write about ten, and no more than one for each bit of each coefficient.
-const MAX_SCANS: usize = 500;
-
-fn wrong(what: impl std::fmt::Display) -> DataError {
+pub(super) fn wrong(what: impl std::fmt::Display) -> DataError {
     DataError::Image(what.to_string())
 }
 
 /// Fails for more pixels than the limit, before they are allocated.
-fn check_size(width: u32, height: u32, limit: u64) -> Result<(), DataError> {
+pub(super) fn check_size(width: u32, height: u32, limit: u64) -> Result<(), DataError> {
     let pixels = u64::from(width) * u64::from(height);
     match pixels {
         0 => Err(wrong("it has no pixel")),
@@ -31,7 +27,10 @@ pub(super) fn decode(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
     let format = image::guess_format(bytes).map_err(|_| wrong("it is neither PNG, JPEG, WebP, GIF nor BMP"))?;
     let decode = || match format {
         ImageFormat::Png => decode_png(bytes, limit),
-        ImageFormat::Jpeg => decode_jpeg(bytes, limit),
+        #[cfg(not(target_arch = "wasm32"))]
+        ImageFormat::Jpeg => super::jpeg::decode(bytes, limit),
+        #[cfg(target_arch = "wasm32")]
+        ImageFormat::Jpeg => Err(wrong("JPEG is left to the browser's decoder")),
         ImageFormat::Gif => decode_gif(bytes, limit),
         ImageFormat::Bmp => Ok(as_pillow_reads_bmp(bytes, decode_other(bytes, format, limit)?)),
         // The decoder takes what a truncated file has; libwebp does not.
@@ -91,49 +90,6 @@ fn decode_png(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
         }
     };
     Ok(Picture { width, height, pixels })
-}
-
-/// Decodes with libjpeg's arithmetic, which is Pillow's: pure Rust decoders differ from it by up to five levels.
-fn decode_jpeg(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
-    check_jpeg(bytes)?;
-    let decoder = mozjpeg::Decompress::new_mem(bytes).map_err(wrong)?;
-    let (width, height) = (decoder.width() as u32, decoder.height() as u32);
-    check_size(width, height, limit)?;
-    let (space, channels) = match decoder.color_space() {
-        Space::JCS_GRAYSCALE => (Space::JCS_GRAYSCALE, 1),
-        Space::JCS_CMYK | Space::JCS_YCCK => (Space::JCS_CMYK, 4),
-        _ => (Space::JCS_RGB, 3),
-    };
-    let mut started = decoder.to_colorspace(space).map_err(wrong)?;
-    let mut data = vec![0; width as usize * height as usize * channels];
-    started.read_scanlines_into::<u8>(&mut data).map_err(wrong)?;
-    started.finish().map_err(wrong)?;
-    let pixels = match channels {
-        1 => Pixels::Grey(data),
-        // Adobe's convention, which Pillow assumes of every CMYK file: ink is stored inverted.
-        4 => Pixels::Cmyk(data.into_iter().map(|ink| 255 - ink).collect()),
-        _ => Pixels::Rgb(data),
-    };
-    Ok(Picture { width, height, pixels })
-}
-
-/// Whether a JPEG has its end: libjpeg would fill what is missing with grey. Each scan of a progressive one goes over
-/// all of its blocks, so a file of many empty scans would keep libjpeg busy for hours.
-fn check_jpeg(bytes: &[u8]) -> Result<(), DataError> {
-    let mut at = 2;
-    // Segments have their length behind their marker; thumbnails inside them have ends of their own.
-    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
-        if marker == 0xda {
-            let markers = |marker: u8| bytes[at..].windows(2).filter(move |pair| *pair == [0xff, marker]);
-            return match (markers(0xd9).next(), markers(0xda).nth(MAX_SCANS)) {
-                (None, _) => Err(wrong("it is truncated")),
-                (_, Some(_)) => Err(wrong(format!("it has more than {MAX_SCANS} scans"))),
-                _ => Ok(()),
-            };
-        }
-        at += if marker == 0xff { 1 } else { 2 + usize::from(high) * 256 + usize::from(low) };
-    }
-    Err(wrong("it is truncated"))
 }
 
 /// How long a RIFF file says that it is.

@@ -7,6 +7,9 @@
 //! it. Grey of 16 bits is resized as by Pillow 13 (10 refuses to resize it, 11 and 12 wrap around at the extremes).
 
 mod decode;
+// C code, which no browser runs: there its own decoder makes pixels for [`Picture::from_rgba`].
+#[cfg(not(target_arch = "wasm32"))]
+mod jpeg;
 mod resize;
 
 use std::path::Path;
@@ -45,6 +48,7 @@ enum Pixels {
     /// `RGBA`.
     Rgba(Vec<u8>),
     /// `CMYK`.
+    #[cfg_attr(target_arch = "wasm32", expect(dead_code, reason = "JPEGs alone have it"))]
     Cmyk(Vec<u8>),
 }
 
@@ -146,6 +150,21 @@ impl Picture {
         decode::decode(bytes, limit)
     }
 
+    /// A picture of pixels that something else decoded, four levels each: red, green, blue and opacity. Where every pixel is
+    /// opaque it is one without transparency.
+    ///
+    /// # Errors
+    /// [`DataError::Image`] for another number of levels or none, [`DataError::TooLarge`] beyond [`MAX_PIXELS`].
+    pub fn from_rgba(width: u32, height: u32, levels: Vec<u8>) -> Result<Self, DataError> {
+        decode::check_size(width, height, MAX_PIXELS)?;
+        if levels.len() as u64 != 4 * u64::from(width) * u64::from(height) {
+            return Err(DataError::Image(format!("{} levels for {width} × {height} pixels", levels.len())));
+        }
+        let opaque = levels.chunks_exact(4).all(|pixel| pixel[3] == 255);
+        let picture = Self { width, height, pixels: Pixels::Rgba(levels) };
+        Ok(if opaque { Self { pixels: Pixels::Rgb(picture.rgb()), ..picture } } else { picture })
+    }
+
     /// Width in pixels.
     pub fn width(&self) -> u32 {
         self.width
@@ -160,6 +179,7 @@ impl Picture {
     ///
     /// # Errors
     /// [`DataError::Image`] if it cannot be written: more than 65,500 pixels a side, or none.
+    #[cfg(not(target_arch = "wasm32"))]
     pub fn thumbnail(&self, side: u32) -> Result<Vec<u8>, DataError> {
         if side == 0 {
             return Err(DataError::Image("a thumbnail without pixels".into()));

@@ -25,8 +25,8 @@ pub(super) const REGISTERS: usize = 3;
 /// Columns of a task: the widest panel.
 const COLUMNS: usize = REGISTERS * 16;
 
-/// Rows that are worked on together.
-pub(super) const ROWS: usize = 8;
+/// Rows that are worked on together: as many as have registers for their sums, of which WebAssembly finds sixteen on most machines.
+pub(super) const ROWS: usize = if cfg!(target_arch = "wasm32") { 4 } else { 8 };
 
 /// Rows that are worth laying a panel out again for another thread.
 pub(super) const ROWS_AT_ONCE: usize = 384;

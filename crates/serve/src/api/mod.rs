@@ -9,11 +9,12 @@ pub(crate) mod prompt;
 use std::collections::BTreeMap;
 
 use flamingo_generate::{GenerationConfig, Strategy};
+use flamingo_zoo::Finish;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::Refusal;
-use crate::scheduler::{Finish, Stats};
+use crate::scheduler::Stats;
 
 /// New tokens where a request does not say how many.
 pub(crate) const DEFAULT_MAX_TOKENS: u32 = 64;

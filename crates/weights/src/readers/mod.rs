@@ -19,7 +19,7 @@ use std::sync::Arc;
 use crate::{SourceDtype, WeightsError};
 
 /// Most elements of one tensor: 64 times those of a 9B model.
-const MAX_ELEMENTS: usize = 1 << 40;
+const MAX_ELEMENTS: u64 = 1 << 40;
 
 /// Elements of a view that are read together although others lie between them.
 const GAP: usize = 1024;
@@ -95,7 +95,7 @@ impl SourceTensor {
         }
         // Strides of zero make any shape fit, so elements are counted on their own.
         let elements = shape.iter().try_fold(1usize, |product, &n| product.checked_mul(n.max(1)));
-        if elements.is_none_or(|elements| elements > MAX_ELEMENTS) {
+        if elements.is_none_or(|elements| elements as u64 > MAX_ELEMENTS) {
             return Err(format!("shape {shape:?} has more elements than any tensor"));
         }
         // The last element must lie in the storage; every step of the sum is checked against overflow.
