@@ -120,7 +120,8 @@ fn requests(tokens: Option<usize>) -> Vec<Vec<u8>> {
         let data = base64::prelude::BASE64_STANDARD.encode(bytes);
         json!({"type": "image_url", "image_url": {"url": format!("data:image/png;base64,{data}")}})
     };
-    let names = ["banana", "bicycle", "carrot", "cherries", "crab", "guitar", "hamburger", "octopus", "penguin", "pizza"];
+    let names =
+        ["banana", "bicycle", "carrot", "cherries", "crab", "guitar", "hamburger", "octopus", "penguin", "pizza"];
     let tasks = [
         ("Output:nature", "Output:object", "Output:"),
         ("Output:red", "Output:yellow", "Output:"),
@@ -131,8 +132,14 @@ fn requests(tokens: Option<usize>) -> Vec<Vec<u8>> {
         for name in names {
             let text = |text: &str| json!({"type": "text", "text": text});
             let shot = |words: &str| text(&format!("{words}<|endofchunk|>"));
-            let prompt =
-                json!([picture("crab"), shot(first), picture("light-bulb"), shot(second), picture(name), text(question)]);
+            let prompt = json!([
+                picture("crab"),
+                shot(first),
+                picture("light-bulb"),
+                shot(second),
+                picture(name),
+                text(question)
+            ]);
             requests.push(request(&match tokens {
                 Some(tokens) => json!({"prompt": prompt, "max_tokens": tokens, "min_tokens": tokens}),
                 None => json!({"prompt": prompt}),
@@ -154,7 +161,9 @@ struct Counts {
 fn main() {
     let args = Args::parse();
     let requests = requests(args.tokens);
-    println!("| clients | seconds | answers | a second | tokens a second | 50 % ms | 90 % | 99 % | longest | refused | wrong | lost | memory MB |");
+    println!(
+        "| clients | seconds | answers | a second | tokens a second | 50 % ms | 90 % | 99 % | longest | refused | wrong | lost | memory MB |"
+    );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     for &clients in &args.clients {
         let server = Server::start(&args);
@@ -206,7 +215,9 @@ fn main() {
         let seconds = started.elapsed().as_secs_f64();
         let mut times: Vec<f64> = counts.iter().flat_map(|counts| &counts.times).copied().collect();
         times.sort_by(f64::total_cmp);
-        let percentile = |share: f64| times.get(((times.len() as f64 * share) as usize).min(times.len() - 1)).copied().unwrap_or(f64::NAN);
+        let percentile = |share: f64| {
+            times.get(((times.len() as f64 * share) as usize).min(times.len() - 1)).copied().unwrap_or(f64::NAN)
+        };
         let sum = |of: fn(&Counts) -> usize| counts.iter().map(of).sum::<usize>();
         let tokens: u64 = counts.iter().map(|counts| counts.tokens).sum();
         println!(

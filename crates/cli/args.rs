@@ -1,16 +1,31 @@
 //! What can be typed.
 
 use std::num::NonZeroUsize;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
 use flamingo_engine::{Device, Dtype, Precision};
 
 use crate::data::DataArgs;
 
+const HELP: &str = "\
+Results go to stdout, everything else to stderr. Exit status:
+  0  done, or whoever read the output went away
+  1  it could not be done: the last line on stderr says why
+  2  the command line is wrong
+
+Environment: FLAMINGO_MODELS is the folder of the zoo, NO_COLOR takes colours away.
+
+Examples:
+  flamingo doctor
+  flamingo models
+  flamingo caption tests/fixtures/emoji/*.png
+  flamingo generate --help";
+
 /// Few-shot vision-language models: OpenFlamingo in Rust.
 #[derive(Parser)]
-#[command(name = "flamingo", version, about, max_term_width = 100)]
+#[command(name = "flamingo", version, about, max_term_width = 100, after_help = HELP)]
 pub struct Cli {
     /// Say more on stderr (-v, -vv, -vvv).
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -25,15 +40,22 @@ pub enum Command {
     #[command(after_help = CAPTION_HELP)]
     Caption(CaptionArgs),
     /// Continue a prompt of pictures and text.
+    #[command(after_help = GENERATE_HELP)]
     Generate(GenerateArgs),
     /// Compare candidate answers by their log-likelihood.
+    #[command(after_help = SCORE_HELP)]
     Score(ScoreArgs),
+    /// Answer over HTTP: OpenAI's API, and a page to try prompts.
+    #[command(after_help = SERVE_HELP)]
+    Serve(ServeArgs),
     /// Score a model on few-shot tasks, as upstream's evaluation does.
     #[command(after_help = EVAL_HELP)]
     Eval(EvalArgs),
     /// Make one page of evaluations, to compare them.
+    #[command(after_help = REPORT_HELP)]
     Report(ReportArgs),
     /// Train and evaluate models that differ in one thing, and report what it changes.
+    #[command(after_help = EXPERIMENT_HELP)]
     Experiment(ExperimentArgs),
     /// Measure how long what a user waits for takes, and how near to the machine's limits that is.
     #[command(after_help = BENCH_HELP)]
@@ -42,16 +64,28 @@ pub enum Command {
     #[command(after_help = TRAIN_HELP)]
     Train(TrainArgs),
     /// Make a model with random weights, to be trained from nothing.
+    #[command(after_help = INIT_HELP)]
     Init(InitArgs),
     /// List the models of the zoo.
+    #[command(after_help = MODELS_HELP)]
     Models(ModelsArgs),
     /// Show what a model is made of and what memory it needs.
+    #[command(after_help = INSPECT_HELP)]
     Inspect(InspectArgs),
     /// Make training data, and look at it.
     Data(DataArgs),
     /// Draw the metrics of training runs as an SVG.
     #[command(after_help = PLOT_HELP)]
     Plot(PlotArgs),
+    /// Say what this program can use here, and how to get what is missing.
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(DoctorArgs),
+    /// Write what a shell needs to complete commands.
+    #[command(after_help = COMPLETIONS_HELP)]
+    Completions(CompletionsArgs),
+    /// Write manual pages.
+    #[command(after_help = MAN_HELP)]
+    Man(ManArgs),
 }
 
 /// Which model, where.
@@ -94,7 +128,26 @@ impl ZooArgs {
             None => beside().unwrap_or(here),
         }
     }
+
+    /// The folder of a model with weights, given by path or by name; a name that is nearly right is an error with the
+    /// right one in it.
+    pub fn find(&self, model: &str) -> anyhow::Result<PathBuf> {
+        let folder = self.folder();
+        flamingo_zoo::find(model, &folder).map_err(|error| {
+            let known = flamingo_zoo::list(&folder).unwrap_or_default();
+            let near = known.iter().filter(|entry| entry.name != model && !Path::new(model).is_dir());
+            let near = near.map(|entry| (strsim::jaro_winkler(&entry.name, model), &entry.name));
+            match near.filter(|(likeness, _)| *likeness > NEAR).max_by(|a, b| a.0.total_cmp(&b.0)) {
+                Some((_, name)) => anyhow::anyhow!("{error}; did you mean {name}?"),
+                None => error.into(),
+            }
+        })
+    }
 }
+
+/// How much alike names are that are taken for each other: clap's measure for commands, but stricter, as all models of a
+/// zoo have much in common.
+const NEAR: f64 = 0.85;
 
 /// Pictures and text.
 #[derive(Args)]
@@ -115,7 +168,7 @@ pub struct PromptArgs {
 }
 
 const CAPTION_HELP: &str = "Examples:
-  flamingo caption tests/fixtures/pictures/*.png
+  flamingo caption tests/fixtures/emoji/*.png
   flamingo caption --model DIR --shot a.jpg \"A cat.\" --shot b.jpg \"A dog.\" c.jpg";
 
 #[derive(Args)]
@@ -139,12 +192,42 @@ pub struct CaptionArgs {
     pub json: bool,
 }
 
+const GENERATE_HELP: &str = "\
+--interactive reads lines: text is added to the prompt and continued, and lines that begin with / are commands (/help
+lists them). An answer ends with <|endofchunk|>, so it is a demonstration for what follows. From a pipe nothing but answers
+is written, and the exit status is 1 if a line could not be done.
+
+Examples:
+  flamingo generate --image tests/fixtures/emoji/pizza.png --prompt 'A picture of'
+  flamingo generate --image tests/fixtures/emoji/crab.png --prompt 'A picture of' --num-beams 3 --json
+  flamingo generate --prompt 'A picture of' --sample --temperature 0.8 --seed 1
+  flamingo generate --interactive --image tests/fixtures/emoji/pizza.png
+  printf '/image tests/fixtures/emoji/crab.png\\nA picture of\\n' | flamingo generate --interactive --json
+  flamingo generate --model DIR --shot a.jpg 'A cat.' --image b.jpg --prompt 'A'
+  flamingo generate --model DIR --interleaved prompt.json";
+
 #[derive(Args)]
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
     #[command(flatten)]
     pub prompt: PromptArgs,
+    /// Read pictures and text line by line, and answer each time; the model stays loaded.
+    #[arg(short, long, conflicts_with = "num_return_sequences")]
+    pub interactive: bool,
+    #[command(flatten)]
+    pub search: SearchArgs,
+    /// One JSON object on stdout instead of text; with --interactive one a line, for each answer.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// When a beam search may end.
+pub const EARLY_STOPPING: [&str; 3] = ["false", "true", "never"];
+
+/// How a prompt is continued.
+#[derive(Args, Clone)]
+pub struct SearchArgs {
     /// Most tokens to write.
     #[arg(long, default_value_t = 20)]
     pub max_new_tokens: usize,
@@ -152,16 +235,16 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 0)]
     pub min_new_tokens: usize,
     /// Beams to search; 1 is greedy.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub num_beams: usize,
     /// Beam scores are divided by length to this power.
     #[arg(long, default_value_t = 1.0, allow_negative_numbers = true)]
     pub length_penalty: f64,
     /// When a beam search ends: false, true or never (as in transformers).
-    #[arg(long, default_value = "false", value_parser = ["false", "true", "never"])]
+    #[arg(long, default_value = "false", value_parser = EARLY_STOPPING)]
     pub early_stopping: String,
     /// Beams to return, best first.
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = at_least_one)]
     pub num_return_sequences: usize,
     /// No run of this many tokens appears twice; 0 allows all.
     #[arg(long, default_value_t = 0)]
@@ -170,13 +253,13 @@ pub struct GenerateArgs {
     #[arg(long, conflicts_with = "num_beams")]
     pub sample: bool,
     /// Sharper below 1, flatter above.
-    #[arg(long, default_value_t = 1.0, requires = "sample")]
+    #[arg(long, default_value_t = 1.0, requires = "sample", allow_negative_numbers = true)]
     pub temperature: f64,
     /// Draw from this many likeliest tokens.
     #[arg(long, requires = "sample")]
     pub top_k: Option<usize>,
     /// Draw from the likeliest tokens that together have this probability.
-    #[arg(long, requires = "sample")]
+    #[arg(long, requires = "sample", allow_negative_numbers = true)]
     pub top_p: Option<f32>,
     /// Seed of the random draws.
     #[arg(long, default_value_t = 0, requires = "sample")]
@@ -184,10 +267,11 @@ pub struct GenerateArgs {
     /// Reproduce upstream's handling of an `<image>` mark that the model itself writes.
     #[arg(long)]
     pub upstream_compat: bool,
-    /// One JSON object on stdout instead of text.
-    #[arg(long)]
-    pub json: bool,
 }
+
+const SCORE_HELP: &str = "Examples:
+  flamingo score --image tests/fixtures/emoji/pizza.png --prompt 'A picture of' --candidate ' a pizza' --candidate ' a crab'
+  flamingo score --prompt 'A picture of' --candidate ' a pizza' --candidate ' a crab' --json";
 
 #[derive(Args)]
 pub struct ScoreArgs {
@@ -285,6 +369,9 @@ impl From<Demonstrations> for flamingo_eval::Choice {
     }
 }
 
+const REPORT_HELP: &str = "Examples:
+  flamingo report runs/eval-a runs/eval-b --output both.html";
+
 #[derive(Args)]
 pub struct ReportArgs {
     /// Folders of evaluations.
@@ -294,6 +381,9 @@ pub struct ReportArgs {
     #[arg(long, value_name = "FILE.html")]
     pub output: Option<PathBuf>,
 }
+
+const EXPERIMENT_HELP: &str = "Examples:
+  flamingo experiment experiments/new-embeddings.toml --out runs/new-embeddings --report new-embeddings.md";
 
 #[derive(Args)]
 pub struct ExperimentArgs {
@@ -333,6 +423,10 @@ pub struct TrainArgs {
     pub json: bool,
 }
 
+const INIT_HELP: &str = "Examples:
+  flamingo init --config models/golden-tiny/model.toml --tokenizer models/golden-tiny --out models/mine
+  flamingo init --config mine.toml --tokenizer DIR --vision DIR --out models/mine --seed 7";
+
 #[derive(Args)]
 pub struct InitArgs {
     /// What the model is made of: a model.toml.
@@ -355,6 +449,10 @@ pub struct InitArgs {
     pub force: bool,
 }
 
+const MODELS_HELP: &str = "Examples:
+  flamingo models
+  flamingo models --models models --json";
+
 #[derive(Args)]
 pub struct ModelsArgs {
     #[command(flatten)]
@@ -363,6 +461,10 @@ pub struct ModelsArgs {
     #[arg(long)]
     pub json: bool,
 }
+
+const INSPECT_HELP: &str = "Examples:
+  flamingo inspect flamingo-tiny-neox
+  flamingo inspect openflamingo-9b --json";
 
 #[derive(Args)]
 pub struct InspectArgs {
@@ -422,6 +524,8 @@ const BENCH_HELP: &str = "\
 Without weights (a model.toml, or a folder of the zoo that has no more) they are made up: work does not depend on them.
 Each precision is measured in a process of its own.
 
+Examples:
+  flamingo bench --device flex --images 1 --tokens 16 --new-tokens 4 --runs 1
   flamingo bench --model openflamingo-3b --device flex --precision f32 --precision q4";
 
 #[derive(Args)]
@@ -475,4 +579,126 @@ fn at_least_one(text: &str) -> Result<usize, String> {
         Ok(number @ 1..=4096) => Ok(number),
         _ => Err("not a number from 1 to 4096".into()),
     }
+}
+
+const SERVE_HELP: &str = "\
+Examples:
+  flamingo serve                                       the small model, at http://127.0.0.1:8080
+  flamingo serve --model DIR --device cuda --host 0.0.0.0 --port 80
+  flamingo serve --allow-host upload.wikimedia.org     pictures may be fetched from there
+
+  curl http://127.0.0.1:8080/v1/completions -H 'content-type: application/json' \\
+      -d '{\"prompt\": [{\"type\": \"image_url\", \"image_url\": {\"url\": \"data:image/png;base64,…\"}},
+                      {\"type\": \"text\", \"text\": \"A picture of\"}]}'
+
+How the messages of a chat become a prompt: `flamingo serve --print-chat-template` writes the template down;
+--chat-template takes another, as does chat_template.jinja in the model's folder.";
+
+#[derive(Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    pub model: ModelArgs,
+    /// Address to listen at. Anyone who can reach it can ask: there are no accounts.
+    #[arg(long, default_value = "127.0.0.1")]
+    pub host: String,
+    /// Port to listen at; 0 for any that is free.
+    #[arg(long, default_value_t = 8080)]
+    pub port: u16,
+    /// The model's name in requests and answers; without it that of the folder.
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A Jinja template that makes a prompt of a chat's messages.
+    #[arg(long, value_name = "FILE")]
+    pub chat_template: Option<PathBuf>,
+    /// Write the default template to stdout and end.
+    #[arg(long)]
+    pub print_chat_template: bool,
+    /// Write the API's description (OpenAPI) to stdout and end.
+    #[arg(long)]
+    pub print_openapi: bool,
+    /// Texts that are written at the same time.
+    #[arg(long, default_value_t = 16, value_parser = at_least_one)]
+    pub max_batch: usize,
+    /// Requests that may wait; more are refused with status 429.
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
+    pub max_queue: usize,
+    /// Tokens of a prompt and its continuation together; without it, as many as the model was trained with.
+    #[arg(long)]
+    pub max_context: Option<usize>,
+    /// Pictures of a request.
+    #[arg(long, default_value_t = 64, value_parser = at_least_one)]
+    pub max_images: usize,
+    /// Megapixels of a picture.
+    #[arg(long, default_value_t = 36)]
+    pub max_megapixels: u64,
+    /// Megabytes of a request.
+    #[arg(long, default_value_t = 32, value_parser = at_least_one)]
+    pub max_body: usize,
+    /// Connections at the same time.
+    #[arg(long, default_value_t = 256, value_parser = at_least_one)]
+    pub max_connections: usize,
+    /// Megabytes for pictures that were seen, and as many for beginnings of prompts that were read.
+    #[arg(long, default_value_t = 256)]
+    pub cache: usize,
+    /// Seconds that a request may take.
+    #[arg(long, default_value_t = 300, value_parser = at_least_one)]
+    pub timeout: usize,
+    /// Seconds that a client may take to send a request's head, and again its body.
+    #[arg(long, default_value_t = 30, value_parser = at_least_one)]
+    pub read_timeout: usize,
+    /// A host that pictures may be fetched from. May be given many times; without it none are fetched.
+    #[arg(long, value_name = "HOST")]
+    pub allow_host: Vec<String>,
+    /// Let these hosts have addresses that are not public: this machine, this network.
+    #[arg(long, requires = "allow_host")]
+    pub allow_private_addresses: bool,
+}
+
+const DOCTOR_HELP: &str = "\
+A device works if a small model, run on it in a process of its own, says the same as on the CPU. The exit status is 0 if
+one does.
+
+Examples:
+  flamingo doctor
+  flamingo doctor --json";
+
+#[derive(Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub zoo: ZooArgs,
+    /// One JSON object on stdout instead of text.
+    #[arg(long)]
+    pub json: bool,
+    /// Try one device here and print JSON.
+    #[arg(long, hide = true, value_name = "DEVICE")]
+    pub try_device: Option<Device>,
+}
+
+const COMPLETIONS_HELP: &str = "\
+Where each shell looks:
+  bash        ~/.local/share/bash-completion/completions/flamingo
+  zsh         a folder of $fpath, as _flamingo
+  fish        ~/.config/fish/completions/flamingo.fish
+  elvish, powershell: read by their rc.elv and $PROFILE
+
+Examples:
+  flamingo completions bash > flamingo.bash
+  flamingo completions zsh > _flamingo
+  flamingo completions fish > flamingo.fish";
+
+#[derive(Args)]
+pub struct CompletionsArgs {
+    /// The shell.
+    pub shell: Shell,
+}
+
+const MAN_HELP: &str = "Examples:
+  flamingo man > flamingo.1
+  flamingo man --out man/man1";
+
+#[derive(Args)]
+pub struct ManArgs {
+    /// Write a page for the program and one for each command into this folder, instead of the program's to stdout.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }

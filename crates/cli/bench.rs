@@ -14,12 +14,12 @@ use flamingo_config::ModelConfig;
 use flamingo_engine::{Device, Engine, Machine, Pixels, Precision, SessionOptions, Text, Weights, open_weights};
 use flamingo_generate::{EarlyStopping, GenerationConfig, Strategy, generate};
 use flamingo_weights::{Format, ModelFolder, layout};
-use flamingo_zoo::find;
 use indicatif::ProgressBar;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::args::BenchArgs;
+use crate::plot::{check_place, write_whole};
 
 /// Upstream's PyTorch on the same shapes; needs what benches/compare/README.md installs.
 const TORCH: &str = include_str!("../../benches/compare/torch_bench.py");
@@ -56,9 +56,9 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     if args.measure {
         let precision = args.precision.first().copied();
         let measured = measure(&source, args, precision)?;
-        println!("{}", serde_json::to_string(&measured)?);
-        return Ok(());
+        return Ok(writeln!(std::io::stdout(), "{}", serde_json::to_string(&measured)?)?);
     }
+    args.out.as_deref().map_or(Ok(()), check_place)?;
     let precisions: Vec<Option<Precision>> = match args.precision[..] {
         [] => vec![None],
         ref given => given.iter().copied().map(Some).collect(),
@@ -85,7 +85,7 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
     });
     if let Some(out) = &args.out {
         let text = if out.extension().is_some_and(|e| e == "md") { page.clone() } else { format!("{result:#}\n") };
-        crate::plot::write_whole(out, &text)?;
+        write_whole(out, &text)?;
     }
     let mut stdout = std::io::stdout().lock();
     if args.json {
@@ -113,7 +113,7 @@ enum Source {
 impl Source {
     fn open(args: &BenchArgs) -> anyhow::Result<Self> {
         let zoo = args.zoo.folder();
-        let missing = match find(&args.model, &zoo) {
+        let missing = match args.zoo.find(&args.model) {
             Ok(folder) => return Ok(Self::Folder(Arc::new(ModelFolder::open(&folder)?))),
             Err(missing) => missing,
         };
@@ -166,7 +166,7 @@ fn numbers(args: &BenchArgs) -> [(&'static str, usize); 6] {
 }
 
 /// What a process prints, as JSON.
-fn answer<T: for<'de> Deserialize<'de>>(command: &mut Command) -> anyhow::Result<T> {
+pub fn answer<T: for<'de> Deserialize<'de>>(command: &mut Command) -> anyhow::Result<T> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("cannot run {program}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);
@@ -176,7 +176,7 @@ fn answer<T: for<'de> Deserialize<'de>>(command: &mut Command) -> anyhow::Result
 }
 
 /// Token ids with marks of pictures at the start of equal parts.
-fn prompt(config: &ModelConfig, images: usize, tokens: usize) -> Text {
+pub fn prompt(config: &ModelConfig, images: usize, tokens: usize) -> Text {
     let mut ids: Vec<u32> = (0..tokens).map(|i| (i * 31 % config.tokens.base_rows()) as u32).collect();
     for image in 0..images {
         ids[image * tokens / images] = config.tokens.image;
@@ -184,7 +184,8 @@ fn prompt(config: &ModelConfig, images: usize, tokens: usize) -> Text {
     Text::new(1, ids, vec![true; tokens])
 }
 
-fn pixels(config: &ModelConfig, images: usize) -> Pixels {
+/// Pictures that are made up.
+pub fn pixels(config: &ModelConfig, images: usize) -> Pixels {
     let side = config.vision.image_size;
     let data = (0..images * 3 * side * side).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
     Pixels { rows: 1, images, frames: 1, side, data }

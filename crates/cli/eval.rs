@@ -5,18 +5,18 @@ use std::io::Write;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use flamingo_data::printable;
 use flamingo_eval::{
     Answer, Benchmark, Evaluator, Gallery, Plan, Progress, Results, Settings, Stage, Subject, Task, evaluate, open,
     report,
 };
-use flamingo_zoo::find;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::{EvalArgs, ReportArgs};
 use crate::generate;
 use crate::plot::write_whole;
+use crate::tell;
 
 /// Name of the page in an evaluation's folder.
 const PAGE: &str = "report.html";
@@ -35,10 +35,13 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
             classify.prompt_ensembling |= args.classification_prompt_ensembling;
         }
         let root = folder_of(name, &task, args.data.as_deref());
-        benchmarks.push(Benchmark::open(task, &root)?);
+        let benchmark = Benchmark::open(task, &root);
+        benchmarks.push(benchmark.with_context(|| {
+            format!("cannot use the data of {} in {}; --data says where they are", printable(name), root.display())
+        })?);
     }
     let model = generate::open(&args.model)?;
-    let folder = find(&args.model.model, &args.model.zoo.folder())?;
+    let folder = args.model.zoo.find(&args.model.model)?;
     let settings = Settings {
         num_samples: args.num_samples.map(NonZeroUsize::get),
         query_set_size: args.query_set_size,
@@ -69,13 +72,17 @@ pub fn run(args: &EvalArgs) -> anyhow::Result<()> {
         writeln!(stdout, "{}", serde_json::to_string(&results)?)?;
     } else {
         table(&mut stdout, &results, &benchmarks)?;
-        eprintln!("everything is in {}, the page about it in {}", out.display(), page.display());
+        tell(&format!("everything is in {}, the page about it in {}", out.display(), page.display()));
     }
     Ok(())
 }
 
 pub fn compare(args: &ReportArgs) -> anyhow::Result<()> {
-    let evaluations = args.runs.iter().map(|run| open(run)).collect::<Result<Vec<_>, _>>()?;
+    let evaluation = |run: &PathBuf| {
+        let evaluation = open(run);
+        evaluation.with_context(|| format!("{} is no folder that `flamingo eval --out` has filled", run.display()))
+    };
+    let evaluations = args.runs.iter().map(evaluation).collect::<anyhow::Result<Vec<_>>>()?;
     let page = report(&evaluations)?;
     match &args.output {
         Some(file) => write_whole(file, &page),

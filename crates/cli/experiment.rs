@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, anyhow, ensure};
 use flamingo_config::ModelConfig;
 use flamingo_eval::{Benchmark, Choice, Entry, Evaluator, Gallery, Plan, Results, Settings, Subject, Task, evaluate};
 use flamingo_plot::{Content, Curve, Panel, draw};
@@ -15,7 +15,8 @@ use serde::Deserialize;
 
 use crate::args::ExperimentArgs;
 use crate::init::{Parts, make};
-use crate::plot::write_whole;
+use crate::plot::{check_place, write_whole};
+use crate::tell;
 
 /// An experiment, as its TOML file describes it. Paths are as seen from where the command runs.
 #[derive(Deserialize)]
@@ -80,11 +81,15 @@ struct Outcome<'a> {
 
 pub fn run(args: &ExperimentArgs) -> anyhow::Result<()> {
     let text = std::fs::read_to_string(&args.file).with_context(|| format!("cannot read {}", args.file.display()))?;
-    let experiment: Experiment = toml::from_str(&text).with_context(|| args.file.display().to_string())?;
+    let experiment: Experiment =
+        toml::from_str(&text).map_err(|e| one_line(&text, &e)).with_context(|| args.file.display().to_string())?;
     let stem = args.file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let out = args.out.clone().unwrap_or_else(|| Path::new("runs").join(format!("experiment-{stem}")));
     ensure!(!experiment.variants.is_empty() && !experiment.seeds.is_empty(), "an experiment needs variants and seeds");
     // Everything that can be wrong is found before hours are spent.
+    let page = args.report.clone().unwrap_or_else(|| args.file.with_extension("md"));
+    let figure = page.with_extension("svg");
+    [&page, &figure].into_iter().try_for_each(|file| check_place(file))?;
     for variant in &experiment.variants {
         experiment.config(variant)?;
         experiment.recipe(variant, &out, 0)?;
@@ -94,20 +99,25 @@ pub fn run(args: &ExperimentArgs) -> anyhow::Result<()> {
     for variant in &experiment.variants {
         outcomes.push(experiment.outcome(variant, &benchmarks, &out, args)?);
     }
-    let page = args.report.clone().unwrap_or_else(|| args.file.with_extension("md"));
-    let figure = page.with_extension("svg");
     write_whole(&figure, &experiment.figure(&outcomes, &benchmarks)?)?;
     let command = format!("flamingo experiment {}", args.file.display());
     write_whole(&page, &experiment.report(&outcomes, &benchmarks, &figure, &command)?)?;
-    eprintln!("the report is {}", page.display());
+    tell(&format!("the report is {}", page.display()));
     Ok(())
+}
+
+/// What is wrong with a TOML file, without the picture of it that the crate draws.
+fn one_line(text: &str, error: &toml::de::Error) -> anyhow::Error {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or("");
+    anyhow!("line {}: {}", before.matches('\n').count() + 1, error.message())
 }
 
 impl Experiment {
     fn config(&self, variant: &Variant) -> anyhow::Result<ModelConfig> {
         let shown = self.config.display();
         let text = std::fs::read_to_string(&self.config).with_context(|| format!("cannot read {shown}"))?;
-        let mut table: toml::Table = text.parse().with_context(|| shown.to_string())?;
+        let table = text.parse::<toml::Table>().map_err(|e| one_line(&text, &e));
+        let mut table = table.with_context(|| shown.to_string())?;
         for (path, value) in &variant.config {
             let mut at = &mut table;
             let mut keys = path.split('.').peekable();

@@ -7,28 +7,32 @@ use std::time::{Duration, Instant};
 
 use flamingo_data::printable;
 use flamingo_generate::{EarlyStopping, GenerationConfig, Strategy};
-use flamingo_zoo::{Model, find};
+use flamingo_zoo::Model;
 use indicatif::ProgressBar;
 use serde_json::json;
 
-use crate::args::{GenerateArgs, ModelArgs};
-use crate::prompt;
+use crate::args::{GenerateArgs, ModelArgs, SearchArgs};
+use crate::{prompt, talk};
 
 pub fn run(args: &GenerateArgs) -> anyhow::Result<()> {
+    if args.interactive {
+        return talk::run(args);
+    }
     // What is wrong with the pictures is found before a model is loaded.
     let prompt = prompt::build(&args.prompt)?;
     let start = Instant::now();
     let model = open(&args.model)?;
     let load = start.elapsed();
-    let settings = settings(args, &model);
+    let settings = settings(&args.search, &model);
     settings.validate()?;
 
     let start = Instant::now();
     let mut stdout = std::io::stdout().lock();
-    let stream = !args.json && args.num_return_sequences == 1;
+    let stream = !args.json && args.search.num_return_sequences == 1;
     let mut streamed = Ok(());
     let terminal = std::io::stdout().is_terminal();
-    let outputs = model.generate(std::slice::from_ref(&prompt), &settings, args.upstream_compat, &mut |_, piece| {
+    let upstream_compat = args.search.upstream_compat;
+    let outputs = model.generate(std::slice::from_ref(&prompt), &settings, upstream_compat, &mut |_, piece| {
         if stream {
             streamed = stdout.write_all(shown(piece, terminal).as_bytes()).and_then(|()| stdout.flush());
         }
@@ -69,7 +73,8 @@ pub fn shown(text: &str, terminal: bool) -> Cow<'_, str> {
     if terminal { printable(text).into() } else { text.into() }
 }
 
-fn settings(args: &GenerateArgs, model: &Model) -> GenerationConfig {
+/// What was asked for, for a model.
+pub fn settings(args: &SearchArgs, model: &Model) -> GenerationConfig {
     let strategy = if args.sample {
         let (temperature, seed) = (args.temperature, args.seed);
         Strategy::Sample { temperature: temperature as f32, top_k: args.top_k, top_p: args.top_p, seed }
@@ -97,7 +102,7 @@ fn settings(args: &GenerateArgs, model: &Model) -> GenerationConfig {
 
 /// Opens a model, with a spinner while a large one loads.
 pub fn open(args: &ModelArgs) -> anyhow::Result<Model> {
-    let folder = find(&args.model, &args.zoo.folder())?;
+    let folder = args.zoo.find(&args.model)?;
     let spinner = ProgressBar::new_spinner().with_message(format!("loading {}", args.model));
     spinner.enable_steady_tick(Duration::from_millis(120));
     let model = Model::open(&folder, args.device, args.precision);

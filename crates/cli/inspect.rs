@@ -8,14 +8,14 @@ use anyhow::{Context, bail};
 use flamingo_config::{ModelConfig, Scheme};
 use flamingo_data::printable;
 use flamingo_weights::{Dtype, Format, ModelFolder, layout};
-use flamingo_zoo::{find, parts};
+use flamingo_zoo::parts;
 use serde_json::json;
 
 use crate::args::InspectArgs;
 use crate::models::count;
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
-    let (config, dtypes) = match find(&args.model, &args.zoo.folder()) {
+    let (config, dtypes) = match args.zoo.find(&args.model) {
         Ok(folder) => {
             let folder = ModelFolder::open(&folder)?;
             (folder.config().clone(), dtypes(&folder))

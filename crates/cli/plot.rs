@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use flamingo_plot::{Content, Curve, Panel, Run, draw, smoothed};
 
 use crate::args::{Over, PlotArgs};
@@ -65,7 +65,17 @@ fn panel(key: &str, runs: &[Run], x: &str, label: &str, args: &PlotArgs) -> Pane
     Panel { title: key.to_string(), x: label.to_string(), y: key.to_string(), content }
 }
 
+/// Finds out that a file cannot be written before the work for it is done.
+pub fn check_place(path: &Path) -> anyhow::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(folder.is_dir(), "cannot write {}: there is no folder {}", path.display(), folder.display());
+    ensure!(!path.is_dir(), "cannot write {}: it is a folder, and the name of a file is wanted", path.display());
+    Ok(())
+}
+
 /// Writes a file that is there whole or not at all.
 pub fn write_whole(path: &Path, content: &str) -> anyhow::Result<()> {
+    // A file that cannot be put into its place is left behind under another name.
+    check_place(path)?;
     flamingo_data::write_whole(path, content.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
 }

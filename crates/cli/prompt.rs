@@ -20,8 +20,17 @@ enum FilePart {
     Image { image: PathBuf },
 }
 
-/// Reads the pictures and assembles the text: `<image>demonstration<|endofchunk|>…<image>prompt`.
+/// [`read`] of a prompt that there must be.
 pub fn build(args: &PromptArgs) -> anyhow::Result<Prompt> {
+    let prompt = read(args)?;
+    if prompt.text.is_empty() {
+        bail!("nothing to continue: give --image, --prompt or --interleaved");
+    }
+    Ok(prompt)
+}
+
+/// Reads the pictures and assembles the text: `<image>demonstration<|endofchunk|>…<image>prompt`.
+pub fn read(args: &PromptArgs) -> anyhow::Result<Prompt> {
     if let Some(file) = &args.interleaved {
         return interleaved(file);
     }
@@ -29,11 +38,7 @@ pub fn build(args: &PromptArgs) -> anyhow::Result<Prompt> {
     let shots = args.shot.chunks_exact(2).map(|shot| Ok((pictures.open(Path::new(&shot[0]))?, shot[1].as_str())));
     let shots = shots.collect::<anyhow::Result<Vec<_>>>()?;
     let query = args.image.as_deref().map(|path| pictures.open(path)).transpose()?;
-    let prompt = few_shot(shots, query, args.prompt.as_str())?;
-    if prompt.text.is_empty() {
-        bail!("nothing to continue: give --image, --prompt or --interleaved");
-    }
-    Ok(prompt)
+    Ok(few_shot(shots, query, args.prompt.as_str())?)
 }
 
 /// Demonstrations of captions, and what stands between a picture and its caption.
@@ -78,7 +83,8 @@ fn interleaved(file: &Path) -> anyhow::Result<Prompt> {
     Ok(assemble(parts.collect::<anyhow::Result<Vec<_>>>()?)?)
 }
 
-fn open(path: &Path) -> anyhow::Result<Picture> {
+/// Reads a picture.
+pub fn open(path: &Path) -> anyhow::Result<Picture> {
     Picture::open(path).with_context(|| format!("cannot use the picture {}", path.display()))
 }
 

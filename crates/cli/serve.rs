@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use flamingo_serve::{DEFAULT_TEMPLATE, Options, Remote, Server, Template, document, signals};
-use flamingo_zoo::find;
 
 use crate::args::ServeArgs;
 use crate::generate::open;
@@ -32,7 +31,7 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
 }
 
 fn options(args: &ServeArgs) -> anyhow::Result<Options> {
-    let folder = find(&args.model.model, &args.model.zoo.folder())?;
+    let folder = args.model.zoo.find(&args.model.model)?;
     let own = folder.join("chat_template.jinja");
     let template = match &args.chat_template {
         Some(file) => std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?,
@@ -63,7 +62,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
         // As many of the largest as a small machine has memory for.
         max_bodies: 4 * (args.max_body << 20),
         max_connections: args.max_connections,
-        cache_bytes: args.cache << 20,
+        cache_bytes: args.cache.saturating_mul(1 << 20),
         timeout: Duration::from_secs(args.timeout as u64),
         read_timeout: Duration::from_secs(args.read_timeout as u64),
         remote,

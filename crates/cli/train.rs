@@ -7,6 +7,7 @@ use flamingo_run::{Metrics, Recipe, Run};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::args::TrainArgs;
+use crate::tell;
 
 /// How long memory that a step has freed stays ours. The next step wants it again, and pages that went back to the system
 /// come back cleared: with the allocator's own delay of one second, a step of two seconds took 9 to 24 % longer.
@@ -25,7 +26,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let mut run = Run::open(recipe, args.device)?;
     let (begun_at, total) = (run.done(), run.total());
     if begun_at > 0 {
-        eprintln!("{}: going on after step {begun_at} of {total}", run.recipe().run_name.display());
+        tell(&format!("{}: going on after step {begun_at} of {total}", run.recipe().run_name.display()));
     }
 
     let bar = ProgressBar::with_draw_target(Some(total as u64), ProgressDrawTarget::stderr());
@@ -39,7 +40,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
             let left = run.elapsed() / (step.step - begun_at) as f64 * (total - step.step) as f64;
             let line = line(metrics, left);
             if bar.is_hidden() {
-                eprintln!("{}/{total}  {line}", step.step);
+                tell(&format!("{}/{total}  {line}", step.step));
             }
             bar.set_message(line);
             // If whoever reads them goes, the training goes on.
@@ -51,10 +52,10 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     }
     bar.finish_and_clear();
     for (reason, count) in run.left_out() {
-        eprintln!("left out, {reason}: {count}");
+        tell(&format!("left out, {reason}: {count}"));
     }
     let model = run.export(args.dtype)?;
-    eprintln!("the model is in {}", model.display());
+    tell(&format!("the model is in {}", model.display()));
     Ok(())
 }
 

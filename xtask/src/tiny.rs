@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -77,7 +78,8 @@ impl<'a> Asked<'a> {
 
     /// What the model says, greedily.
     pub(crate) fn answers(&self, prompts: &[Interleaved<Latents>]) -> anyhow::Result<Vec<String>> {
-        let answers = self.model.generate_seen(prompts, &self.model.settings(ANSWER), false)?;
+        let go_on = &mut |_, _: &str| ControlFlow::Continue(());
+        let answers = self.model.generate_seen(prompts, &self.model.settings(ANSWER), false, go_on)?;
         Ok(answers.iter().map(|best| best.first().map_or("", |answer| answer.text.trim()).into()).collect())
     }
 }

@@ -34,6 +34,7 @@ const PACK_HELP: &str = "Examples:
 A line of pairs.jsonl: {\"image\": \"path from the file's folder\", \"text\": \"A cat.\"}";
 
 const INSPECT_HELP: &str = "Examples:
+  flamingo data inspect tests/fixtures/shards/*.tar
   flamingo data inspect shards/{0000..0009}.tar
   flamingo data inspect shards --tokenizer models/golden-tiny --plot shards.svg
   flamingo data inspect documents.jsonl --json";

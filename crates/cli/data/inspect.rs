@@ -14,9 +14,10 @@ use flamingo_plot::{Content, Curve, Panel, draw};
 use super::args::InspectArgs;
 use super::progress;
 use crate::inspect::bytes;
-use crate::plot::write_whole;
+use crate::plot::{check_place, write_whole};
 
 pub fn run(args: &InspectArgs) -> anyhow::Result<()> {
+    args.plot.as_deref().map_or(Ok(()), check_place)?;
     let tokenizer = args.tokenizer.as_deref().map(Tokenizer::open).transpose()?.map(Arc::new);
     let (min_num_images, max_num_images) = (args.min_num_images, args.max_num_images);
     let rules = DocumentRules { min_num_images, max_num_images, min_bytes: args.min_bytes, ..DocumentRules::default() };

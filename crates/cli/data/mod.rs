@@ -14,6 +14,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 pub use args::DataArgs;
 use args::DataCommand;
 
+use crate::tell;
+
 pub fn run(args: &DataArgs) -> anyhow::Result<()> {
     match &args.command {
         DataCommand::ConvertMmc4(args) => convert::run(args),
@@ -43,6 +45,6 @@ fn with_progress<T>(work: impl FnOnce(&mut dyn FnMut(u64, u64)) -> T) -> anyhow:
 /// What was left out, a line for each reason, on stderr.
 fn report(what: &str, left_out: &BTreeMap<String, u64>) {
     for (reason, count) in left_out {
-        eprintln!("{what} left out, {}: {count}", printable(reason));
+        tell(&format!("{what} left out, {}: {count}", printable(reason)));
     }
 }

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use flamingo_kernels::Kernels;
 use flamingo_model::{Text, Turn};
+use rayon::prelude::*;
 
 use crate::EngineError;
 use crate::array::Array;
-use crate::engine::{BurnEngine, compute};
+use crate::engine::{BurnEngine, compute, on_cpu};
 use crate::session::{BurnSession, Session, SessionOptions};
 
 /// A text's place in a [`Batch`].
@@ -120,13 +121,17 @@ impl<B: Kernels> Batch for BurnBatch<'_, B> {
             for (session, token) in &sessions {
                 session.check_next(*token)?;
             }
-            let mut logits = Vec::with_capacity(sessions.len() * engine.config.tokens.vocab_size);
-            for together in sessions.chunks_mut(B::ROWS_ALIKE) {
+            let step = |together: &mut [(&mut BurnSession<B>, u32)]| {
                 let mut turns: Vec<Turn<B>> =
                     together.iter_mut().map(|(session, token)| session.turn(*token)).collect();
-                logits.extend(engine.last_logits(engine.model.forward_each(&mut turns))?);
-            }
-            Ok(logits)
+                engine.last_logits(engine.model.forward_each(&mut turns))
+            };
+            // On a CPU groups go side by side: what is done for each text by itself is too little to share among threads.
+            let groups: Result<Vec<Vec<f32>>, EngineError> = match on_cpu::<B>() {
+                true => sessions.par_chunks_mut(B::ROWS_ALIKE).map(step).collect(),
+                false => sessions.chunks_mut(B::ROWS_ALIKE).map(step).collect(),
+            };
+            Ok(groups?.concat())
         })
     }
 

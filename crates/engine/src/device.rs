@@ -101,6 +101,57 @@ pub fn probe(device: Device) -> Result<(), EngineError> {
     if there { Ok(()) } else { Err(absent(name)) }
 }
 
+/// A device that is there.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// How a user names it.
+    pub device: Device,
+    /// What it is.
+    pub name: String,
+    /// Whether [`Device::Auto`] stands for it.
+    pub auto: bool,
+    /// Its memory in bytes, where it tells and has its own.
+    pub memory: Option<u64>,
+    /// Bytes of its largest buffer, where there is such a limit.
+    pub largest_buffer: Option<u64>,
+    /// Formats that weights may have on it.
+    pub formats: Vec<Dtype>,
+    /// Instructions of the processor that kernels here ask for, and whether it has them.
+    pub instructions: Vec<(&'static str, bool)>,
+}
+
+/// Looks for devices: for each backend those that it can use, or why there are none.
+pub fn survey() -> Vec<(&'static str, Result<Vec<Found>, EngineError>)> {
+    let mut all = vec![
+        ("flex", survey_flex()),
+        ("ndarray", survey_ndarray()),
+        ("wgpu", guard(survey_wgpu)),
+        ("cuda", guard(survey_cuda)),
+    ];
+    let best = match best() {
+        Device::Cuda(None) => Device::Cuda(Some(0)),
+        best => best,
+    };
+    for found in all.iter_mut().filter_map(|(_, found)| found.as_mut().ok()).flatten() {
+        found.auto = found.device == best;
+    }
+    all
+}
+
+/// A device of a backend without limits of its own.
+fn found<B: Kernels>(device: Device, name: String, handle: &B::Device) -> Found {
+    let formats = [Dtype::F32, Dtype::F16, Dtype::Bf16];
+    Found {
+        device,
+        name,
+        auto: false,
+        memory: None,
+        largest_buffer: None,
+        formats: formats.into_iter().filter(|&dtype| B::supports_dtype(handle, burn_dtype(dtype))).collect(),
+        instructions: Vec::new(),
+    }
+}
+
 /// Where a model's weights come from.
 #[derive(Clone, Copy)]
 pub enum Weights<'a> {
@@ -344,8 +395,34 @@ fn open_flex(weights: Weights, precision: Precision) -> Result<Box<dyn Engine>, 
     start::<burn_flex::Flex>(weights, burn_flex::FlexDevice, "CPU (flex)".into(), stored, Dtype::F32)
 }
 
+#[cfg(feature = "flex")]
+fn survey_flex() -> Result<Vec<Found>, EngineError> {
+    // As lanes.rs, fixed.rs and halves.rs of flamingo-kernels ask.
+    #[cfg(target_arch = "x86_64")]
+    let instructions = vec![
+        (
+            "AVX2",
+            is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
+        ),
+        ("AVX-512", is_x86_feature_detected!("avx512f")),
+        ("AVX-512 VNNI", is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni")),
+        ("AVX-512 BF16", flamingo_kernels::flex::multiplies_bf16()),
+    ];
+    #[cfg(target_arch = "aarch64")]
+    let instructions = vec![("NEON", true)];
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    let instructions = Vec::new();
+    let name = format!("the CPU, {} threads", rayon::current_num_threads());
+    Ok(vec![Found { instructions, ..found::<burn_flex::Flex>(Device::Flex, name, &burn_flex::FlexDevice) }])
+}
+
 #[cfg(not(feature = "flex"))]
 fn open_flex(_: Weights, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
+    Err(absent("flex"))
+}
+
+#[cfg(not(feature = "flex"))]
+fn survey_flex() -> Result<Vec<Found>, EngineError> {
     Err(absent("flex"))
 }
 
@@ -354,6 +431,18 @@ fn open_ndarray(weights: Weights, precision: Precision) -> Result<Box<dyn Engine
     let (device, name) = (burn_ndarray::NdArrayDevice::Cpu, "CPU (ndarray)".into());
     let stored = Stored::new(precision, Dtype::F32, Dtype::F32);
     start::<burn_ndarray::NdArray>(weights, device, name, stored, stored.dtype)
+}
+
+#[cfg(feature = "ndarray")]
+fn survey_ndarray() -> Result<Vec<Found>, EngineError> {
+    let cpu = burn_ndarray::NdArrayDevice::Cpu;
+    let name = format!("the CPU, {} threads", rayon::current_num_threads());
+    Ok(vec![found::<burn_ndarray::NdArray>(Device::NdArray, name, &cpu)])
+}
+
+#[cfg(not(feature = "ndarray"))]
+fn survey_ndarray() -> Result<Vec<Found>, EngineError> {
+    Err(absent("ndarray"))
 }
 
 #[cfg(not(feature = "ndarray"))]
@@ -368,6 +457,26 @@ fn open_wgpu(weights: Weights, index: Option<usize>, precision: Precision) -> Re
     start::<burn_wgpu::Wgpu>(weights, adapter.device, format!("{} (wgpu)", adapter.name), stored, stored.dtype)
 }
 
+#[cfg(feature = "wgpu")]
+fn survey_wgpu() -> Result<Vec<Found>, EngineError> {
+    wgpu_adapters::find(None)?;
+    let adapters = wgpu_adapters::list().into_iter().enumerate();
+    let described = adapters.map(|(index, adapter)| {
+        let kind = if adapter.is_gpu() { "" } else { ", software on the CPU" };
+        let name = format!("{}{kind}", adapter.name);
+        Found {
+            largest_buffer: Some(adapter.words as u64 * 4),
+            ..found::<burn_wgpu::Wgpu>(Device::Wgpu(Some(index)), name, &adapter.device)
+        }
+    });
+    Ok(described.collect())
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn survey_wgpu() -> Result<Vec<Found>, EngineError> {
+    Err(absent("wgpu"))
+}
+
 #[cfg(not(feature = "wgpu"))]
 fn open_wgpu(_: Weights, _: Option<usize>, _: Precision) -> Result<Box<dyn Engine>, EngineError> {
     Err(absent("wgpu"))
@@ -378,6 +487,23 @@ fn open_cuda(weights: Weights, index: Option<usize>, precision: Precision) -> Re
     let index = cuda::find(index)?;
     let stored = Stored::new(precision, Dtype::Bf16, Dtype::F16);
     start::<burn_cuda::Cuda>(weights, burn_cuda::CudaDevice { index }, format!("cuda:{index}"), stored, stored.dtype)
+}
+
+#[cfg(feature = "cuda")]
+fn survey_cuda() -> Result<Vec<Found>, EngineError> {
+    cuda::find(None)?;
+    let gpus = 0..cuda::devices().map_err(EngineError::Device)?;
+    let described = gpus.map(|index| {
+        let (name, memory) = cuda::describe(index).map_or(("an NVIDIA GPU".into(), None), |(n, m)| (n, Some(m)));
+        let device = burn_cuda::CudaDevice { index };
+        Found { memory, ..found::<burn_cuda::Cuda>(Device::Cuda(Some(index)), name, &device) }
+    });
+    Ok(described.collect())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn survey_cuda() -> Result<Vec<Found>, EngineError> {
+    Err(absent("cuda"))
 }
 
 #[cfg(not(feature = "cuda"))]
@@ -547,6 +673,28 @@ mod cuda {
             let one = kinds.first()?;
             kinds.iter().all(|kind| kind == one).then(|| format!("{one}-driver{number}"))
         }
+    }
+
+    /// A device's name and its memory in bytes; [`devices`] has started the driver.
+    pub(super) fn describe(index: usize) -> Option<(String, u64)> {
+        let driver = driver()?;
+        let ordinal = i32::try_from(index).ok()?;
+        let (mut handle, mut name, mut memory) = (0, [0u8; 256], 0usize);
+        // SAFETY: the functions have these signatures in every driver, and what they write outlives the calls; the name is
+        // cut to the length that is given.
+        let status = unsafe {
+            let device: Symbol<unsafe extern "C" fn(*mut i32, i32) -> i32> = driver.get(b"cuDeviceGet\0").ok()?;
+            let called: Symbol<unsafe extern "C" fn(*mut u8, i32, i32) -> i32> =
+                driver.get(b"cuDeviceGetName\0").ok()?;
+            let total: Symbol<unsafe extern "C" fn(*mut usize, i32) -> i32> =
+                driver.get(b"cuDeviceTotalMem_v2\0").ok()?;
+            match device(&mut handle, ordinal) {
+                0 => called(name.as_mut_ptr(), name.len() as i32, handle) | total(&mut memory, handle),
+                failed => failed,
+            }
+        };
+        let name = std::ffi::CStr::from_bytes_until_nul(&name).ok()?.to_string_lossy().into_owned();
+        (status == 0).then_some((name, memory as u64))
     }
 
     fn driver() -> Option<Library> {

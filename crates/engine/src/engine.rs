@@ -173,7 +173,7 @@ pub(crate) fn compute<B: Backend, T: Send>(
     guard(|| rayon::scope(|_| work()))
 }
 
-fn on_cpu<B: Backend>() -> bool {
+pub(crate) fn on_cpu<B: Backend>() -> bool {
     let device = TypeId::of::<B::Device>();
     #[cfg(feature = "flex")]
     if device == TypeId::of::<burn_flex::FlexDevice>() {

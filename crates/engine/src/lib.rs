@@ -25,7 +25,8 @@ pub use array::{Array, Pixels};
 pub use batch::{Batch, Seat};
 pub use contrastive::ContrastiveOptions;
 pub use device::{
-    Device, Weights, compiled, open, open_contrastive, open_training, open_training_weights, open_weights, probe,
+    Device, Found, Weights, compiled, open, open_contrastive, open_training, open_training_weights, open_weights,
+    probe, survey,
 };
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use flamingo_config::{ModelConfig, Position};
@@ -366,7 +367,11 @@ impl<'a> Evaluator<'a> {
                 let settings = search(self.model, generate);
                 let outputs = match prefix {
                     Some(prefix) => self.model.generate_after(prefix, &prompts(0), &settings)?,
-                    None => self.model.generate_seen(&prompts(0), &settings, self.settings.upstream_compat)?,
+                    None => {
+                        let upstream_compat = self.settings.upstream_compat;
+                        let go_on = &mut |_, _: &str| ControlFlow::Continue(());
+                        self.model.generate_seen(&prompts(0), &settings, upstream_compat, go_on)?
+                    }
                 };
                 let texts = outputs.into_iter().map(|mut outputs| outputs.swap_remove(0).text);
                 let answered = batch.iter().zip(texts).map(|(asked, text)| Prediction {

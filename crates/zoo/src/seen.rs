@@ -106,7 +106,7 @@ impl Model {
         Ok(features.data.chunks(each).map(normalised).collect())
     }
 
-    /// [`Model::generate`] for pictures that have been seen, with no text on the way.
+    /// [`Model::generate`] for pictures that have been seen.
     ///
     /// # Errors
     /// As [`Model::generate`].
@@ -115,11 +115,12 @@ impl Model {
         prompts: &[Interleaved<Latents>],
         settings: &GenerationConfig,
         upstream_compat: bool,
+        on_text: &mut dyn FnMut(usize, &str) -> ControlFlow<()>,
     ) -> Result<Vec<Vec<Output>>, ZooError> {
         let text = self.text(prompts)?;
         let options = SessionOptions { reserve: text.width.saturating_add(settings.max_new_tokens), upstream_compat };
         let (mut session, logits) = self.engine.start_seen(&text, self.media(prompts).as_ref(), options)?;
-        self.continue_prompts(&mut *session, &text, logits, settings, &mut |_, _| ControlFlow::Continue(()))
+        self.continue_prompts(&mut *session, &text, logits, settings, on_text)
     }
 
     /// Where a text looks that sees these pictures: for each token the share of its attention that each patch of each picture
@@ -156,7 +157,7 @@ impl Model {
         Ok(Prefix { session, ids: text.ids, images: shared[0].images.len() })
     }
 
-    /// [`Model::generate_seen`] for prompts that begin with `prefix`; all must have as many tokens.
+    /// [`Model::generate_seen`] for prompts that begin with `prefix`, with no text on the way; all must have as many tokens.
     ///
     /// # Errors
     /// As [`Model::generate`]; [`ZooError::Prompt`] for prompts of different lengths or that begin otherwise.

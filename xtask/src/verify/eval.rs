@@ -2,6 +2,7 @@
 //!
 //! Values are parts of the recorded JSON files, computed from their other parts.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -295,7 +296,8 @@ fn model_values(model: &Path, case: &Path, recorded: &Value, device: Device) -> 
         }
         let prompts = prompts(call, &seen)?;
         let said = |upstream_compat: bool| -> anyhow::Result<Vec<String>> {
-            let answers = model.generate_seen(&prompts, &settings, upstream_compat)?;
+            let go_on = &mut |_, _: &str| ControlFlow::Continue(());
+            let answers = model.generate_seen(&prompts, &settings, upstream_compat, go_on)?;
             Ok(answers.into_iter().map(|mut answers| answers.swap_remove(0).text).collect())
         };
         let (ours, compat) = (said(false)?, said(true)?);

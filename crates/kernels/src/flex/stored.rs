@@ -12,7 +12,7 @@ use super::panels::{Factor, multiply};
 use super::product::{Matrix, worth_threads};
 use burn::tensor::{bf16, f16};
 
-/// Products that are worth a task.
+/// Weights that are worth a task.
 const TASK: usize = 1 << 16;
 
 /// A number format of weights.
@@ -237,7 +237,7 @@ pub(super) fn few_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, ro
 /// `[rows, d_out]` from a weight of this size, `[d_out, d_in]`, on all threads: `fill` gets the first of some columns and room for
 /// them, column by column, so that a task writes to one place. No size is 0.
 pub(super) fn by_columns([d_out, d_in]: [usize; 2], rows: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let outputs = (TASK / (d_in * rows)).clamp(1, d_out);
+    let outputs = (TASK / d_in).clamp(1, d_out);
     let columns = filled(d_out * rows, outputs * rows, |task, columns| fill(task * outputs, columns));
     if rows == 1 {
         return columns;
