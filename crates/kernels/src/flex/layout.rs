@@ -44,14 +44,19 @@ pub(super) fn among_zeros(grad: FlexTensor, first: usize, width: usize) -> FlexT
 
 /// Whether a tensor is all of its memory, in row-major order.
 pub(super) fn is_whole(x: &FlexTensor) -> bool {
-    x.is_contiguous() && x.layout().start_offset() == 0 && x.bytes().len() == x.layout().num_elements() * size_of::<f32>()
+    x.is_contiguous()
+        && x.layout().start_offset() == 0
+        && x.bytes().len() == x.layout().num_elements() * size_of::<f32>()
 }
 
 /// Writes tokens into a whole buffer. Burn's assignment holds the buffer a second time while it writes, and so copies all of it
 /// for each token.
 pub(super) fn put(mut buffer: FlexTensor, x: FlexTensor, start: usize) -> FlexTensor {
     let ([batch, heads, capacity, dim], [rows, of_x, tokens, width]) = (buffer.shape().dims(), x.shape().dims());
-    assert!([rows, of_x, width] == [batch, heads, dim] && start + tokens <= capacity, "tokens that fit into their buffer");
+    assert!(
+        [rows, of_x, width] == [batch, heads, dim] && start + tokens <= capacity,
+        "tokens that fit into their buffer"
+    );
     let [by_batch, by_head, by_token, by_column]: [isize; 4] = std::array::from_fn(|i| x.layout().strides()[i]);
     let (input, first) = (x.storage::<f32>(), x.layout().start_offset() as isize);
     let output = buffer.storage_mut::<f32>();
