@@ -99,26 +99,34 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
 
     #[expect(clippy::needless_range_loop, reason = "indices of what lies in several places")]
     #[inline(always)]
-    unsafe fn add_dots<const ROWS: usize, L: Lanes>(&self, row: usize, x: &[f32], sums: &mut [f32]) {
+    unsafe fn dots<const OUTPUTS: usize, const ROWS: usize, L: Lanes>(
+        &self,
+        row: usize,
+        x: &[f32],
+    ) -> [[f32; ROWS]; OUTPUTS] {
         let d_in = self.blocks * BLOCK;
-        assert!(x.len() == ROWS * d_in && sums.len() == ROWS, "a row for each sum");
-        // SAFETY: places are within a block of codes and of each row of `x`; the rest is the caller's promise.
-        unsafe {
-            let mut lanes = [[L::zero(); 2]; ROWS];
-            self.each_block(row, 0..self.blocks, |block, codes, scale: L| {
-                for at in (0..BLOCK / 2).step_by(L::COUNT) {
-                    let halves = Self::halves::<L>(codes, at).map(|value| value.mul(scale));
-                    for row in 0..ROWS {
-                        let x = x.as_ptr().add(row * d_in + block * BLOCK + at);
-                        lanes[row][0] = halves[0].mul_add(L::load(x), lanes[row][0]);
-                        lanes[row][1] = halves[1].mul_add(L::load(x.add(BLOCK / 2)), lanes[row][1]);
+        assert_eq!(x.len(), ROWS * d_in, "inputs of another width");
+        let mut sums = [[0.0; ROWS]; OUTPUTS];
+        for (output, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: places are within a block of codes and of each row of `x`; the rest is the caller's promise.
+            unsafe {
+                let mut lanes = [[L::zero(); 2]; ROWS];
+                self.each_block(row + output, 0..self.blocks, |block, codes, scale: L| {
+                    for at in (0..BLOCK / 2).step_by(L::COUNT) {
+                        let halves = Self::halves::<L>(codes, at).map(|value| value.mul(scale));
+                        for row in 0..ROWS {
+                            let x = x.as_ptr().add(row * d_in + block * BLOCK + at);
+                            lanes[row][0] = halves[0].mul_add(L::load(x), lanes[row][0]);
+                            lanes[row][1] = halves[1].mul_add(L::load(x.add(BLOCK / 2)), lanes[row][1]);
+                        }
                     }
+                });
+                for row in 0..ROWS {
+                    sums[row] = lanes[row][0].add(lanes[row][1]).sum();
                 }
-            });
-            for row in 0..ROWS {
-                sums[row] += lanes[row][0].add(lanes[row][1]).sum();
             }
         }
+        sums
     }
 
     #[inline(always)]

@@ -81,11 +81,16 @@ pub(super) trait Weight: Sync {
     /// Outputs and inputs.
     fn size(&self) -> [usize; 2];
 
-    /// Adds to each of `ROWS` sums the product of a row of the weight and its row of `x`, `[ROWS, d_in]`.
+    /// The products of some rows of the weight, from `row` on, and `ROWS` rows of inputs, `x`, `[ROWS, d_in]`. A product is the
+    /// same number whatever others are asked for beside it.
     ///
     /// # Safety
     /// That of [`Lanes`].
-    unsafe fn add_dots<const ROWS: usize, L: Lanes>(&self, row: usize, x: &[f32], sums: &mut [f32]);
+    unsafe fn dots<const OUTPUTS: usize, const ROWS: usize, L: Lanes>(
+        &self,
+        row: usize,
+        x: &[f32],
+    ) -> [[f32; ROWS]; OUTPUTS];
 
     /// Some numbers of a row, from `first` on, a multiple of a quantised weight's block as their count is.
     ///
@@ -118,10 +123,45 @@ impl<S: Stored> Weight for Plain<'_, S> {
         [self.numbers.len() / self.d_in, self.d_in]
     }
 
+    #[expect(clippy::needless_range_loop, reason = "indices of what lies in several places")]
     #[inline(always)]
-    unsafe fn add_dots<const ROWS: usize, L: Lanes>(&self, row: usize, x: &[f32], sums: &mut [f32]) {
-        // SAFETY: the caller's promise.
-        unsafe { add_dots::<ROWS, L, S>(self.row(row), x, sums) };
+    unsafe fn dots<const OUTPUTS: usize, const ROWS: usize, L: Lanes>(
+        &self,
+        row: usize,
+        x: &[f32],
+    ) -> [[f32; ROWS]; OUTPUTS] {
+        let d_in = self.d_in;
+        let weight = &self.numbers[row * d_in..][..OUTPUTS * d_in];
+        assert_eq!(x.len(), ROWS * d_in, "inputs of another width");
+        let whole = d_in / L::COUNT * L::COUNT;
+        let mut sums = [[0.0; ROWS]; OUTPUTS];
+        // SAFETY: all places lie before `whole`, which is within a row of `weight` and `x`; the rest is the caller's promise.
+        unsafe {
+            let mut lanes = [[L::zero(); ROWS]; OUTPUTS];
+            for at in (0..whole).step_by(L::COUNT) {
+                let mut weights = [L::zero(); OUTPUTS];
+                for output in 0..OUTPUTS {
+                    weights[output] = S::load::<L>(weight.as_ptr().add(output * d_in + at));
+                }
+                for row in 0..ROWS {
+                    let x = L::load(x.as_ptr().add(row * d_in + at));
+                    for output in 0..OUTPUTS {
+                        lanes[output][row] = weights[output].mul_add(x, lanes[output][row]);
+                    }
+                }
+            }
+            for output in 0..OUTPUTS {
+                for row in 0..ROWS {
+                    sums[output][row] = lanes[output][row].sum();
+                }
+            }
+        }
+        for (sums, weight) in sums.iter_mut().zip(weight.chunks_exact(d_in)) {
+            for (sum, x) in sums.iter_mut().zip(x.chunks_exact(d_in)) {
+                *sum += weight[whole..].iter().zip(&x[whole..]).map(|(w, x)| w.number() * x).sum::<f32>();
+            }
+        }
+        sums
     }
 
     #[inline(always)]
@@ -155,28 +195,69 @@ impl<W: Weight> Work for Columns<'_, W> {
     #[inline(always)]
     unsafe fn with<L: Lanes>(self) {
         let Self { columns, weight, first, x, bias, rows } = self;
-        let [_, d_in] = weight.size();
-        for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
-            let row = first + i;
-            column.fill(bias.map_or(0.0, |bias| bias[row]));
-            // As many rows together as there are registers for.
-            let together = if L::COUNT >= 16 && rows > 4 { 8 } else { 4 };
-            for (x, column) in x.chunks(together * d_in).zip(column.chunks_mut(together)) {
+        // Inputs are read once for several outputs, which also keeps several sums on their way.
+        for (i, columns) in columns.chunks_mut(OUTPUTS * rows).enumerate() {
+            let row = first + i * OUTPUTS;
+            if columns.len() == OUTPUTS * rows {
                 // SAFETY: the caller's promise.
-                unsafe {
-                    match column.len() {
-                        1 => weight.add_dots::<1, L>(row, x, column),
-                        2 => weight.add_dots::<2, L>(row, x, column),
-                        3 => weight.add_dots::<3, L>(row, x, column),
-                        4 => weight.add_dots::<4, L>(row, x, column),
-                        5 => weight.add_dots::<5, L>(row, x, column),
-                        6 => weight.add_dots::<6, L>(row, x, column),
-                        7 => weight.add_dots::<7, L>(row, x, column),
-                        _ => weight.add_dots::<8, L>(row, x, column),
-                    }
+                unsafe { write::<OUTPUTS, L, W>(columns, weight, row, x, bias, rows) };
+            } else {
+                for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
+                    // SAFETY: the caller's promise.
+                    unsafe { write::<1, L, W>(column, weight, row + i, x, bias, rows) };
                 }
             }
         }
+    }
+}
+
+/// Outputs that are worked on together, with four rows of inputs: as many sums as a processor has registers for.
+const OUTPUTS: usize = 4;
+
+/// Writes the columns of some outputs, from `row` on.
+///
+/// # Safety
+/// That of [`Lanes`].
+#[inline(always)]
+unsafe fn write<const OUTPUTS: usize, L: Lanes, W: Weight>(
+    columns: &mut [f32],
+    weight: &W,
+    row: usize,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    rows: usize,
+) {
+    let [_, d_in] = weight.size();
+    for first in (0..rows).step_by(4) {
+        let count = (rows - first).min(4);
+        let x = &x[first * d_in..][..count * d_in];
+        // SAFETY: the caller's promise.
+        unsafe {
+            match count {
+                1 => put(columns, rows, first, weight.dots::<OUTPUTS, 1, L>(row, x)),
+                2 => put(columns, rows, first, weight.dots::<OUTPUTS, 2, L>(row, x)),
+                3 => put(columns, rows, first, weight.dots::<OUTPUTS, 3, L>(row, x)),
+                _ => put(columns, rows, first, weight.dots::<OUTPUTS, 4, L>(row, x)),
+            }
+        }
+    }
+    if let Some(bias) = bias {
+        for (column, bias) in columns.chunks_exact_mut(rows).zip(&bias[row..]) {
+            column.iter_mut().for_each(|y| *y += bias);
+        }
+    }
+}
+
+/// Puts products where they belong among columns of `rows` numbers, from row `first` on.
+#[inline(always)]
+fn put<const OUTPUTS: usize, const ROWS: usize>(
+    columns: &mut [f32],
+    rows: usize,
+    first: usize,
+    dots: [[f32; ROWS]; OUTPUTS],
+) {
+    for (column, dots) in columns.chunks_exact_mut(rows).zip(dots) {
+        column[first..first + ROWS].copy_from_slice(&dots);
     }
 }
 
@@ -188,44 +269,6 @@ impl<W: Weight> Factor for Transposed<'_, W> {
     unsafe fn column<L: Lanes>(&self, column: usize, first: usize, numbers: &mut [f32]) {
         // SAFETY: the caller's promise.
         unsafe { self.0.unpack::<L>(column, first, numbers) };
-    }
-}
-
-/// Registers that the products of a row are added up in: the same for any number of rows, so that a row's sum does not depend on
-/// the rows beside it.
-const EACH: usize = 2;
-
-/// Adds to each of `ROWS` sums the product of a row of the weight and its row of `x`.
-///
-/// # Safety
-/// That of [`Lanes`] for `L`.
-#[expect(clippy::needless_range_loop, reason = "indices of what lies in several places")]
-#[inline(always)]
-unsafe fn add_dots<const ROWS: usize, L: Lanes, S: Stored>(weight: &[S], x: &[f32], sums: &mut [f32]) {
-    let d_in = weight.len();
-    assert!(x.len() == ROWS * d_in && sums.len() == ROWS, "a row for each sum");
-    let step = EACH * L::COUNT;
-    let whole = d_in / step * step;
-    // SAFETY: all places lie before `whole`, which is within a row of `weight` and `x`; the rest is the caller's promise.
-    unsafe {
-        let mut lanes = [[L::zero(); EACH]; ROWS];
-        for first in (0..whole).step_by(step) {
-            for each in 0..EACH {
-                let at = first + each * L::COUNT;
-                let weight = S::load::<L>(weight.as_ptr().add(at));
-                for row in 0..ROWS {
-                    let x = L::load(x.as_ptr().add(row * d_in + at));
-                    lanes[row][each] = weight.mul_add(x, lanes[row][each]);
-                }
-            }
-        }
-        for row in 0..ROWS {
-            let [first, second] = lanes[row];
-            sums[row] += first.add(second).sum();
-        }
-    }
-    for (sum, x) in sums.iter_mut().zip(x.chunks_exact(d_in)) {
-        *sum += weight[whole..].iter().zip(&x[whole..]).map(|(w, x)| w.number() * x).sum::<f32>();
     }
 }
 
