@@ -25,6 +25,9 @@ struct Args {
     /// New tokens of each answer; without it the model ends its answers by itself.
     #[arg(long)]
     tokens: Option<usize>,
+    /// Different prompts: each is asked once beforehand.
+    #[arg(long, default_value_t = 30)]
+    prompts: usize,
     /// A model folder, or the name of one in the zoo.
     #[arg(long, default_value = "flamingo-tiny-neox")]
     model: String,
@@ -109,7 +112,7 @@ impl Client {
 fn request(body: &Value) -> Vec<u8> {
     let body = body.to_string();
     let length = body.len();
-    format!("POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes()
+    format!("POST /v1/completions HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}").into_bytes()
 }
 
 /// Few-shot prompts: two demonstrations of categories, of colours or of names, and a question, over the drawings of the tests.
@@ -160,7 +163,8 @@ struct Counts {
 
 fn main() {
     let args = Args::parse();
-    let requests = requests(args.tokens);
+    let mut requests = requests(args.tokens);
+    requests.truncate(args.prompts.max(1));
     println!(
         "| clients | seconds | answers | a second | tokens a second | 50 % ms | 90 % | 99 % | longest | refused | wrong | lost | memory MB |"
     );
@@ -216,7 +220,10 @@ fn main() {
         let mut times: Vec<f64> = counts.iter().flat_map(|counts| &counts.times).copied().collect();
         times.sort_by(f64::total_cmp);
         let percentile = |share: f64| {
-            times.get(((times.len() as f64 * share) as usize).min(times.len() - 1)).copied().unwrap_or(f64::NAN)
+            times
+                .get(((times.len() as f64 * share) as usize).min(times.len().saturating_sub(1)))
+                .copied()
+                .unwrap_or(f64::NAN)
         };
         let sum = |of: fn(&Counts) -> usize| counts.iter().map(of).sum::<usize>();
         let tokens: u64 = counts.iter().map(|counts| counts.tokens).sum();

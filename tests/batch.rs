@@ -73,13 +73,11 @@ fn join(model: &Model, batch: &mut dyn Batch, prompts: &[Prompt], i: usize, sett
 /// Continues prompts in a batch that one more joins at each step and that each leaves when it has ended.
 fn together(model: &Model, prompts: &[Prompt], settings: &GenerationConfig) -> Vec<Vec<Vec<f32>>> {
     let mut batch = model.engine().batch();
-    // Each twice and a half, so that there are more than a backend takes at once.
-    let order: Vec<usize> = (0..prompts.len() * 5 / 2).map(|i| i % prompts.len()).collect();
+    // More than a backend takes at once, most from the beginning and the others later.
+    let order: Vec<usize> = (0..prompts.len() * 6).map(|i| i % prompts.len()).collect();
     let mut waiting = order.iter();
-    let mut running = vec![
-        join(model, &mut *batch, prompts, *waiting.next().expect("a prompt"), settings),
-        join(model, &mut *batch, prompts, *waiting.next().expect("a prompt"), settings),
-    ];
+    let first: Vec<usize> = waiting.by_ref().take(19).copied().collect();
+    let mut running: Vec<Running> = first.into_iter().map(|i| join(model, &mut *batch, prompts, i, settings)).collect();
     let mut done: Vec<Vec<Vec<f32>>> = vec![Vec::new(); prompts.len()];
     while !running.is_empty() {
         for one in &mut running {

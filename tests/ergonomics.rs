@@ -264,7 +264,7 @@ fn the_doctor_tries_devices() {
     }
     assert_eq!(devices.iter().filter(|device| device["auto"] == true).count(), 1, "{report}");
 
-    // A model that cannot be opened works nowhere; without one the weights are made up.
+    // Without a model the weights are made up, and one that cannot be opened is no fault of a device.
     let work = tempfile::tempdir().expect("a temporary folder");
     let zoo = work.path().to_str().expect("a path");
     let output = flamingo(&["doctor", "--models", zoo]);
@@ -275,9 +275,11 @@ fn the_doctor_tries_devices() {
     std::fs::copy(root().join("models/golden-tiny/model.toml"), broken.join("model.toml")).expect("a copy");
     std::fs::write(broken.join("model.safetensors"), "nothing").expect("a file");
     let output = flamingo(&["doctor", "--models", zoo]);
-    assert_eq!(output.status.code(), Some(1));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("no device works"));
-    assert!(stdout(&output).contains("model.safetensors"), "{}", stdout(&output));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let page = stdout(&output);
+    assert!(page.contains("random weights") && !page.contains("driver"), "{page}");
+    let missing = page.lines().find(|line| line.contains("a sound broken"));
+    assert!(missing.is_some_and(|line| line.contains("model.safetensors")), "{page}");
 }
 
 /// A session that is typed into a pipe.

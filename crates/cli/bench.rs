@@ -170,7 +170,9 @@ pub fn answer<T: for<'de> Deserialize<'de>>(command: &mut Command) -> anyhow::Re
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command.output().with_context(|| format!("cannot run {program}"))?;
     let errors = String::from_utf8_lossy(&output.stderr);
-    let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("it said nothing");
+    // What a driver kills says nothing; its signal does.
+    let silent = format!("it said nothing and ended with {}", output.status);
+    let last = errors.lines().rfind(|line| !line.trim().is_empty()).unwrap_or(&silent);
     ensure!(output.status.success(), "{}", last.trim_start_matches("error: "));
     serde_json::from_slice(&output.stdout).with_context(|| format!("{program} printed something else than JSON"))
 }

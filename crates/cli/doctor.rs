@@ -14,7 +14,7 @@ use flamingo_data::printable;
 use flamingo_engine::{
     Device, Engine, Found, Precision, SessionOptions, Weights, compiled, open, open_weights, survey,
 };
-use flamingo_weights::ModelFolder;
+use flamingo_weights::{ModelFolder, WeightsError};
 use flamingo_zoo::{Entry, list, parts};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -148,8 +148,8 @@ fn trial_apart(args: &DoctorArgs, device: Device) -> anyhow::Result<Trial> {
 
 /// Opens a small model, shows it a picture and a few tokens, and compares its numbers with the CPU's.
 fn trial(args: &DoctorArgs, device: Device) -> anyhow::Result<Trial> {
-    let folder = smallest(&list(&args.zoo.folder()).unwrap_or_default());
-    let folder = folder.map(|folder| ModelFolder::open(&folder).map(Arc::new)).transpose()?;
+    let (folder, _) = smallest(&list(&args.zoo.folder()).unwrap_or_default());
+    let folder = folder.map(Arc::new);
     let shape = ModelConfig::from_toml(SHAPE)?;
     let opened = |device| -> anyhow::Result<Box<dyn Engine>> {
         Ok(match &folder {
@@ -190,11 +190,20 @@ fn difference(ours: &[f32], theirs: &[f32]) -> f32 {
     ours.iter().zip(theirs).fold(0.0f32, |most, (a, b)| most.max((a - b).abs())) / largest
 }
 
-/// The smallest model with weights, if it is small.
-fn smallest(models: &[Entry]) -> Option<PathBuf> {
+/// The smallest model with weights that can be opened, if it is small, and the smaller ones that cannot, with the reason.
+fn smallest(models: &[Entry]) -> (Option<ModelFolder>, Vec<(&Entry, WeightsError)>) {
     let there = models.iter().filter(|entry| entry.weights);
-    let sizes = there.filter_map(|entry| Some((parameters(entry)?, &entry.path)));
-    sizes.filter(|(size, _)| *size <= SMALL).min().map(|(_, path)| path.clone())
+    let sizes = there.filter_map(|entry| Some((parameters(entry)?, entry)));
+    let mut small: Vec<_> = sizes.filter(|(size, _)| *size <= SMALL).collect();
+    small.sort_by_key(|(size, entry)| (*size, &entry.path));
+    let mut broken = Vec::new();
+    for (_, entry) in small {
+        match ModelFolder::open(&entry.path) {
+            Ok(folder) => return (Some(folder), broken),
+            Err(error) => broken.push((entry, error)),
+        }
+    }
+    (None, broken)
 }
 
 fn parameters(entry: &Entry) -> Option<u64> {
@@ -218,6 +227,11 @@ fn missing(tried: &[Tried], models: &Result<Vec<Entry>, String>) -> Vec<Missing>
     }
     match models {
         Ok(models) => {
+            let broken = smallest(models).1.into_iter();
+            all.extend(broken.map(|(entry, error)| Missing {
+                what: format!("a sound {}", entry.name),
+                fix: format!("convert it again: {error}"),
+            }));
             let absent: Vec<&str> =
                 models.iter().filter(|entry| !entry.weights).map(|entry| entry.name.as_str()).collect();
             if let Some(first) = absent.first() {

@@ -21,13 +21,13 @@ pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
         return Ok(writeln!(stdout, "{}", document())?);
     }
     let options = options(args)?;
-    let server = Server::bind(&format!("{}:{}", args.host, args.port))?;
+    let server = Server::bind(&args.host, args.port)?;
     let model = open(&args.model)?;
     // Where it is known only now: port 0 is any.
     writeln!(stdout, "http://{}", server.address())?;
     stdout.flush()?;
     drop(stdout);
-    Ok(server.run(model, options, signals())?)
+    Ok(server.run(model, options, signals)?)
 }
 
 fn options(args: &ServeArgs) -> anyhow::Result<Options> {

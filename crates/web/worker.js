@@ -9,15 +9,21 @@
 import init, { Flamingo, Pictures } from "./flamingo_web.js";
 
 const FOLDER = new URL("model/", import.meta.url);
+const BROKEN = "The model failed and has stopped: reload the page.";
 
 /** Requests that are neither answered nor cancelled. */
 const open = new Set();
-const model = load();
-let queue = model.catch(() => {});
+let queue = Promise.resolve();
+let model = null;
+let broken = false;
 
 self.onmessage = ({ data: { id, method, request } }) => {
   if (method === "cancel") {
     open.delete(id);
+    return;
+  }
+  if (broken) {
+    postMessage({ id, event: "error", message: BROKEN });
     return;
   }
   const asked = performance.now();
@@ -25,19 +31,30 @@ self.onmessage = ({ data: { id, method, request } }) => {
   queue = queue.then(() => answer(id, method, request, asked));
 };
 
+// A trap in an asynchronous call rejects no promise: it is heard of here only, and what awaits the call waits for ever.
+self.onerror = self.onunhandledrejection = fail;
+
+/** Answers all requests: a program that has failed in the middle of something can do nothing any more. */
+function fail() {
+  broken = true;
+  for (const id of open) postMessage({ id, event: "error", message: BROKEN });
+  open.clear();
+  // The page is told, and needs no event of its own.
+  return true;
+}
+
 async function answer(id, method, request, asked) {
   const waited = performance.now() - asked;
   try {
     if (!Object.hasOwn(METHODS, method)) throw new Error(`There is no method ${method}.`);
     checkOpen(id);
-    const data = await METHODS[method](await model, request, id);
+    const data = await METHODS[method](await ready(), request, id);
     checkOpen(id);
     if (data.flamingo) data.flamingo.timings.queue_ms = waited;
     postMessage({ id, event: "result", data });
   } catch (error) {
-    const broken = error instanceof WebAssembly.RuntimeError;
-    const message = broken ? "The model has failed in this browser: load the page again." : error.message;
-    postMessage({ id, event: "error", message });
+    if (error instanceof WebAssembly.RuntimeError) fail();
+    else postMessage({ id, event: "error", message: error.message });
   } finally {
     open.delete(id);
   }
@@ -86,19 +103,27 @@ function turn() {
 /** The pictures of a prompt. */
 async function look({ prompt }, id) {
   const pictures = new Pictures();
-  for (const part of Array.isArray(prompt) ? prompt : []) {
-    if (part.type !== "image_url") continue;
-    const url = part.image_url?.url;
-    if (!url?.startsWith("data:")) throw new Error("A picture is given by a data: URL.");
-    const file = new Uint8Array(await (await fetch(url)).arrayBuffer());
-    if (!pictures.addFile(file)) {
-      const { width, height, data } = await decode(Pictures.asStored(file));
-      pictures.addPixels(width, height, data);
+  try {
+    for (const part of Array.isArray(prompt) ? prompt : []) {
+      if (part.type === "image_url") await add(pictures, part.image_url?.url);
+      checkOpen(id);
     }
-    await turn();
-    checkOpen(id);
+  } catch (error) {
+    // After a trap nothing of the program may be touched.
+    if (!(error instanceof WebAssembly.RuntimeError)) pictures.free();
+    throw error;
   }
   return pictures;
+}
+
+async function add(pictures, url) {
+  if (!url?.startsWith("data:")) throw new Error("A picture is given by a data: URL.");
+  const file = new Uint8Array(await (await fetch(url)).arrayBuffer());
+  if (!pictures.addFile(file)) {
+    const { width, height, data } = await decode(Pictures.asStored(file));
+    pictures.addPixels(width, height, data);
+  }
+  await turn();
 }
 
 /** The pixels of a picture file that the browser can decode. */
@@ -114,6 +139,15 @@ async function decode(file) {
   return canvas.getImageData(0, 0, width, height);
 }
 
+/** The model, loaded once; a download that failed is begun anew by the next request. */
+function ready() {
+  model ??= load().catch((error) => {
+    model = null;
+    throw error;
+  });
+  return model;
+}
+
 /** Fetches the program and the model's files, which `files.json` lists with their sizes. */
 async function load() {
   const files = await (await get("files.json")).json();
@@ -125,6 +159,7 @@ async function load() {
     const reader = (await get(name)).body.getReader();
     let at = 0;
     for (let part = await reader.read(); !part.done; part = await reader.read()) {
+      if (at + part.value.length > content.length) throw new Error(`The model's file ${name} is longer than files.json says.`);
       content.set(part.value, at);
       at += part.value.length;
       loaded += part.value.length;

@@ -9,11 +9,12 @@
 
 import { readFileSync, mkdirSync } from "node:fs";
 import path from "node:path";
+import { fileURLToPath } from "node:url";
 import axe from "axe-core";
 import { chromium } from "playwright-core";
 
 const { BASE_URL = "http://127.0.0.1:8080/", CHROMIUM = "/usr/bin/chromium", SHOTS, STATIC } = process.env;
-const EMOJI = path.join(import.meta.dirname, "../fixtures/emoji");
+const EMOJI = fileURLToPath(new URL("../fixtures/emoji", import.meta.url));
 const DESK = { width: 1280, height: 900 };
 const PHONE = { width: 390, height: 844 };
 const ANSWER_MS = STATIC ? 120_000 : 30_000;

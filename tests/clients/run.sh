@@ -21,6 +21,7 @@ log="$(mktemp -d)"
 server=$!
 trap 'kill $server 2>/dev/null; rm -rf "$log"' EXIT
 for _ in $(seq 100); do [ -s "$log/address" ] && break; sleep 0.1; done
+[ -s "$log/address" ] || { echo "the server does not start" >&2; exit 1; }
 BASE_URL="$(cat "$log/address")"
 export BASE_URL
 

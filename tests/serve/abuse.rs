@@ -43,12 +43,15 @@ fn image(bytes: &[u8]) -> Value {
 fn large_requests_are_refused() {
     let server = small(&["--max-body", "4"]);
     let body = json!({"prompt": "a".repeat(10 << 20)}).to_string();
-    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
-    // Told how large it is, the server does not wait for it.
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    // Told how large it is, the server refuses it, whether it comes or not.
     let answer = server.raw(head.as_bytes());
     assert!(answer.starts_with("HTTP/1.1 413"), "{answer}");
     // Not told, it stops reading in time.
-    let mut chunked = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
+    let mut chunked = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n".to_vec();
     for piece in body.as_bytes().chunks(1 << 16) {
         chunked.extend(format!("{:x}\r\n", piece.len()).bytes());
         chunked.extend(piece);
@@ -179,8 +182,9 @@ fn bytes_that_are_no_text_are_refused() {
         );
         server.raw(&[head.as_bytes(), body].concat())
     };
-    assert!(post(b"{\"prompt\": \"\xff\xfe\xc0\"}", "").starts_with("HTTP/1.1 400"));
+    assert!(post(b"{\"prompt\": \"\xff\xfe\xc0\"}", "content-type: application/json\r\n").starts_with("HTTP/1.1 400"));
     assert!(post(b"prompt=A", "content-type: application/x-www-form-urlencoded\r\n").starts_with("HTTP/1.1 415"));
+    assert!(post(b"{}", "").starts_with("HTTP/1.1 415"), "a page in a browser can send that");
     assert!(server.raw(b"\xff\xff\xff\r\n\r\n").starts_with("HTTP/1.1 400"));
     assert!(server.raw(b"GET / HTTP/9.9\r\n\r\n").starts_with("HTTP/1.1 400"));
     assert!(
@@ -207,7 +211,7 @@ fn floods_of_headers_are_refused() {
 #[test]
 fn slow_clients_are_left() {
     let server = small(&[]);
-    let bodies = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{\"prompt\"";
+    let bodies = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{\"prompt\"";
     let beginnings: [&[u8]; 3] = [b"", b"GET /health HTTP/1.1\r\nho", bodies];
     let slow: Vec<TcpStream> = beginnings
         .iter()
@@ -236,7 +240,10 @@ fn slow_clients_are_left() {
 fn work_for_nobody_stops() {
     let server = Server::start(&["--model", "golden-tiny", "--max-context", "10000000"]);
     let body = json!({"prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000, "stream": true}).to_string();
-    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
     for stream in [true, false] {
         let mut client = server.connect();
         let body = if stream { body.clone() } else { body.replace("true", "null") };
@@ -268,21 +275,23 @@ fn requests_beyond_the_queue_are_refused() {
         "--max-queue",
         "1",
         "--timeout",
-        "3",
+        "10",
     ]);
     let long = json!({"prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000});
     std::thread::scope(|scope| {
         // One is written, one waits in the scheduler's hand, one in the queue.
         let ask = || server.ask("/v1/completions", &long);
         let mut first = Vec::new();
-        for _ in 0..3 {
+        first.push(scope.spawn(ask));
+        server.waits_for("the first", |server| server.metric("flamingo_running") == 1.0);
+        for waiting in [1.0, 2.0] {
             first.push(scope.spawn(ask));
-            std::thread::sleep(Duration::from_millis(200));
+            server.waits_for("the next", |server| server.metric("flamingo_queue") == waiting);
         }
         let mut client = server.connect();
         let body = long.to_string();
         let head = format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
             body.len()
         );
         client.write_all(head.as_bytes()).and_then(|()| client.write_all(body.as_bytes())).expect("a connection");

@@ -237,6 +237,11 @@ fn it_is_told_where_text_looked() {
     // A banana's corner is empty: what text looks at depends on the picture.
     let other = server.answer("/v1/attention", json!({"prompt": categories("banana"), "completion": "food"}));
     assert_ne!(other["tokens"].as_array().expect("a list").last(), tokens.last());
+    let halves = json!([picture("crab"), text("<ima"), text("ge>A")]);
+    for path in ["/v1/attention", "/v1/completions"] {
+        let (_, why) = server.refused(path, json!({"prompt": halves}));
+        assert!(why.contains("2 places for 1 pictures"), "{why}");
+    }
     let (_, why) = server.refused("/v1/attention", json!({"prompt": "A picture of"}));
     assert!(why.contains("no picture"), "{why}");
 }

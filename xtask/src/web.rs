@@ -14,6 +14,9 @@ const PROGRAM: &str = "flamingo_web";
 const MODEL: [&str; 5] =
     ["model.toml", "model.safetensors", "tokenizer.json", "special_tokens_map.json", "tokenizer_config.json"];
 
+/// Most bytes of a model's files: the program holds them twice while it loads, and has 4 GB for everything.
+const MOST: u64 = 1_500_000_000;
+
 /// What is said to whoever reads the page's source, and what the page reads: how it is to reach the model.
 const TRANSPORT: [&str; 2] =
     [r#"name="flamingo-transport" content="http""#, r#"name="flamingo-transport" content="worker""#];
@@ -40,7 +43,7 @@ impl Site<'_> {
     /// Builds the program and puts it together with the page and the model. The folder appears under its name when it is whole.
     ///
     /// # Errors
-    /// If the program does not build, a file is missing or cannot be written, or something else stands in the folder's place.
+    /// If the model is too large or in several files, the program does not build, a file is missing or cannot be written, or something else stands in the folder's place.
     pub fn make(&self) -> anyhow::Result<Made> {
         let occupied = self.out.exists() && (self.out.is_file() || self.out.read_dir()?.next().is_some());
         if occupied {
@@ -51,6 +54,7 @@ impl Site<'_> {
                 self.out.display()
             );
         }
+        check_model(self.model)?;
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let built = build(&root)?;
 
@@ -93,6 +97,9 @@ fn build(root: &Path) -> anyhow::Result<PathBuf> {
         .args(["build", "--profile", "web", "--package", "flamingo-web", "--target", "wasm32-unknown-unknown"])
         .args(["--message-format", "json-render-diagnostics", "--manifest-path"])
         .arg(root.join("Cargo.toml"))
+        // They would take the place of those of .cargo/config.toml, which has the program use simd128.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS")
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
@@ -121,6 +128,25 @@ fn page(site: &Path) -> anyhow::Result<()> {
     ensure!(text.contains(http), "{} has no `{http}` to be changed", page.display());
     fs::write(site.join("index.html"), text.replace(http, worker))?;
     Ok(fs::remove_file(page)?)
+}
+
+/// Refuses a model that the page could not load.
+fn check_model(model: &Path) -> anyhow::Result<()> {
+    ensure!(
+        !model.join("model.safetensors.index.json").exists(),
+        "{} has its tensors in several files, and the page reads one: `cargo xtask convert-weights --quantize q4` makes \
+         a smaller model",
+        model.display()
+    );
+    let bytes: u64 = MODEL.iter().filter_map(|name| fs::metadata(model.join(name)).ok()).map(|file| file.len()).sum();
+    ensure!(
+        bytes <= MOST,
+        "{} has {:.1} GB, and a page holds {:.1}: `cargo xtask convert-weights --quantize q4` makes a smaller model",
+        model.display(),
+        bytes as f64 / 1e9,
+        MOST as f64 / 1e9
+    );
+    Ok(())
 }
 
 /// Copies what the program reads of a model folder, and lists it with sizes. Returns the sum of them.

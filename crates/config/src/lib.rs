@@ -218,12 +218,16 @@ impl CrossAttentionConfig {
 }
 
 impl ModelConfig {
-    /// Tokens of a text that the decoder was trained for: the rows of its table of positions, where it has one.
+    /// Tokens of a text that the decoder was trained for.
     pub fn max_tokens(&self) -> usize {
-        let a = self.decoder.architecture();
-        match a.position {
-            Position::Learned { offset, rows } => rows.saturating_sub(offset),
-            _ => a.max_positions,
+        self.most_tokens().unwrap_or_else(|| self.decoder.architecture().max_positions)
+    }
+
+    /// Tokens of a text that the decoder can read at all, where its positions are a table.
+    pub fn most_tokens(&self) -> Option<usize> {
+        match self.decoder.architecture().position {
+            Position::Learned { offset, rows } => Some(rows.saturating_sub(offset)),
+            _ => None,
         }
     }
 

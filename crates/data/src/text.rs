@@ -191,6 +191,21 @@ impl Tokenizer {
         self.cleaned(self.raw(ids, skip_special))
     }
 
+    /// The bytes of one token, which may be a part of a character.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let text = self.decode(&[id], false);
+        let of_token = || {
+            let token = self.inner.id_to_token(id)?;
+            // As SentencePiece names bytes, and as GPT-2 writes them.
+            match token.strip_prefix("<0x").and_then(|token| token.strip_suffix('>')) {
+                Some(digits) => Some(vec![u8::from_str_radix(digits, 16).ok()?]),
+                None => token.chars().map(byte_of).collect(),
+            }
+        };
+        let whole = !text.contains(char::REPLACEMENT_CHARACTER);
+        if whole { text.into_bytes() } else { of_token().unwrap_or_else(|| text.into_bytes()) }
+    }
+
     fn raw(&self, ids: &[u32], skip_special: bool) -> String {
         guarded(|| self.inner.decode(ids, skip_special)).ok().and_then(Result::ok).unwrap_or_default()
     }
@@ -236,6 +251,15 @@ impl Tokenizer {
     /// The text of a `special_tokens_map.json`, which names to Hugging Face's tools what was added.
     pub fn special_tokens_map(&self) -> String {
         format!("{:#}\n", Value::Object(self.map.clone()))
+    }
+}
+
+/// The byte that a character stands for in GPT-2's vocabulary: itself where it can be seen, else one of those that follow Latin-1.
+fn byte_of(c: char) -> Option<u8> {
+    let seen = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
+    match u8::try_from(c) {
+        Ok(byte) if seen(byte) => Some(byte),
+        _ => (0..=u8::MAX).filter(|&byte| !seen(byte)).nth((c as usize).checked_sub(256)?),
     }
 }
 

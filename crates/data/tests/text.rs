@@ -413,3 +413,16 @@ fn spaces_before_punctuation_go_as_transformers_cleans_them() {
     fs::write(work.path().join("tokenizer_config.json"), config).expect("a file");
     assert_eq!(decode("Hi , he did n't . "), "Hi , he did n't . ");
 }
+
+/// Bytes of tokens together are those of the text, also where a character is split among several.
+#[test]
+fn tokens_have_bytes() {
+    let tokenizer = Tokenizer::open(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/flamingo-tiny-neox"))
+        .expect("a tokenizer");
+    let text = "A café, ☃ and 🦩.";
+    let ids = tokenizer.encode_plain(text).expect("ids");
+    let split = ids.iter().filter(|&&id| tokenizer.decode(&[id], false).contains('\u{FFFD}')).count();
+    assert!(split > 1, "no character of this text is split");
+    let bytes: Vec<u8> = ids.iter().flat_map(|&id| tokenizer.token_bytes(id)).collect();
+    assert_eq!(String::from_utf8(bytes).as_deref(), Ok(text));
+}

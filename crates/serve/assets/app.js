@@ -19,6 +19,8 @@ const look = new LookView();
 const list = new DemonstrationList(byId("demonstrations"), byId("demonstration-template"), { announce, onChange: changed });
 
 let state = emptyState();
+// Whether the state is a user's: then a reload brings it back, and no example takes its place by itself.
+let touched = false;
 let beforeExample = null;
 let models = [];
 let model = null;
@@ -35,7 +37,16 @@ function warn(sentence) {
 // The state and the page
 
 function changed() {
+  keep();
+  showSent();
+}
+
+function keep() {
+  touched = true;
   save(state);
+}
+
+function showSent() {
   showPrompt(byId("sent"), assemble(state, model));
   byId("candidates-all").textContent = `All labels: ${candidates(state).join(", ") || "none yet"}`;
 }
@@ -47,7 +58,7 @@ function showAll() {
   list.show(state.demonstrations, state.task, model);
   showQuestion(task);
   showSettings();
-  changed();
+  showSent();
 }
 
 function showQuestion(task) {
@@ -80,6 +91,7 @@ function chooseTask(task) {
     demonstration.values = carryOver(state.task, task, demonstration.values, model);
   }
   state.task = task;
+  keep();
   showAll();
 }
 
@@ -235,6 +247,7 @@ function replaceState(next) {
   state = next;
   byId("undo").hidden = false;
   clearAnswer();
+  keep();
   showAll();
 }
 
@@ -247,8 +260,8 @@ function undo() {
 
 // The model
 
-async function findModels() {
-  ({ data: models } = await client.models());
+async function findModels(signal) {
+  ({ data: models } = await client.models(signal));
   const select = byId("model-select");
   select.replaceChildren(...models.map(({ id }) => new Option(id, id)));
   const choice = models.length > 1;
@@ -269,7 +282,7 @@ function useModel(chosen) {
   if (max_tokens) byId("max_tokens").max = max_tokens;
   // Fields are made anew only where the model has a say in them: somebody may be writing in one.
   if (state.task === "caption") showAll();
-  else changed();
+  else showSent();
 }
 
 function short(count) {
@@ -297,17 +310,24 @@ async function ask() {
   let pieces = null;
   let answered = null;
   try {
-    if (!model) await findModels();
+    if (!model) await findModels(controller.signal);
     pieces = assemble(state, model);
     answered = await (TASKS[state.task].scored ? classify : complete)(pieces, controller.signal);
   } catch (error) {
-    answer.end();
-    warn(sentence(error));
+    if (!isCurrent(controller.signal)) return;
+    const stopped = error.name === "AbortError";
+    answer.end(stopped ? "Stopped." : "");
+    if (!stopped) warn(sentence(error));
   }
-  if (asking !== controller) return;
+  if (!isCurrent(controller.signal)) return;
   asking = null;
   setAsking(false);
   if (answered) await showLook(pieces, answered);
+}
+
+/** Whether what `signal` stops is still asked: after another question or another example its answer is to nothing on the page. */
+function isCurrent(signal) {
+  return asking?.signal === signal;
 }
 
 /** Streams the answer and returns its text; one that is stopped keeps what is there. */
@@ -317,6 +337,7 @@ async function complete(pieces, signal) {
   let end = null;
   try {
     for await (const part of client.complete(completionRequest(pieces), signal)) {
+      if (!isCurrent(signal)) return null;
       if (part.done) end = part;
       else {
         answer.piece(part.text);
@@ -326,8 +347,7 @@ async function complete(pieces, signal) {
   } catch (error) {
     if (error.name !== "AbortError") throw error;
   }
-  // Another example has been loaded since: this answer is to nothing on the page.
-  if (asking?.signal !== signal) return null;
+  if (!isCurrent(signal)) return null;
   answer.end(end ? endingOf(text, end.finish_reason) : "Stopped.");
   if (end) answer.showTimings(end.flamingo, end.usage, performance.now() - began);
   announce(`${end ? "Answer" : "Stopped"}: ${text.trim() || "no text"}`);
@@ -356,29 +376,26 @@ function endingOf(text, reason) {
 /** Shows bars and returns the likeliest candidate. */
 async function classify(pieces, signal) {
   const began = performance.now();
-  try {
-    const { data, flamingo, usage } = await client.score({ ...question(pieces), candidates: candidates(state) }, signal);
-    answer.end();
-    answer.showBars(data, (candidate) => showLook(pieces, candidate));
-    answer.showTimings(flamingo, usage, performance.now() - began);
-    const best = data.reduce((a, b) => (b.probability > a.probability ? b : a));
-    announce(`Most likely: ${best.candidate.trim()}, ${percent(best.probability)}.`);
-    return best.candidate;
-  } catch (error) {
-    if (error.name !== "AbortError") throw error;
-    if (asking?.signal === signal) answer.end("Stopped.");
-    return null;
-  }
+  const { data, flamingo, usage } = await client.score({ ...question(pieces), candidates: candidates(state) }, signal);
+  if (!isCurrent(signal)) return null;
+  answer.end();
+  answer.showBars(data, (candidate) => showLook(pieces, candidate));
+  answer.showTimings(flamingo, usage, performance.now() - began);
+  const best = data.reduce((a, b) => (b.probability > a.probability ? b : a));
+  announce(`Most likely: ${best.candidate.trim()}, ${percent(best.probability)}.`);
+  return best.candidate;
 }
 
 async function showLook(pieces, completion) {
   looking?.abort();
   looking = new AbortController();
+  const { signal } = looking;
   try {
-    const attention = await client.attention({ ...question(pieces), completion }, looking.signal);
+    const attention = await client.attention({ ...question(pieces), completion }, signal);
+    if (signal.aborted) return;
     await look.show(attention, pieces.filter(({ picture }) => picture).map(({ picture }) => picture));
   } catch (error) {
-    if (error.name !== "AbortError") look.fail(`This cannot be shown: ${sentence(error)}`);
+    if (!signal.aborted) look.fail(`This cannot be shown: ${sentence(error)}`);
   }
 }
 
@@ -450,17 +467,20 @@ async function start() {
     changed();
   });
   const saved = restore();
+  touched = saved !== null;
   state = saved ?? state;
   clearAnswer();
   showAll();
-  await Promise.all([firstExample(saved !== null), firstModel()]);
+  await Promise.all([firstExample(), firstModel()]);
 }
 
-async function firstExample(hasState) {
+async function firstExample() {
   try {
     const [first] = await buildExamples();
-    if (hasState) return;
-    state = await stateOf(first);
+    if (touched) return;
+    const example = await stateOf(first);
+    if (touched) return;
+    state = example;
     showAll();
   } catch {
     warn("The examples could not be loaded; the page works with your own pictures.");

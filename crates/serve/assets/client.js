@@ -1,7 +1,7 @@
 // Two ways to the model behind one interface: a server (HTTP), or a worker that runs the model in this browser. Requests and
 // answers have the same JSON shapes in both.
 //
-//   models()                    the answer of GET /v1/models
+//   models(signal)              the answer of GET /v1/models
 //   complete(request, signal)   yields {text} for each piece, at last {done: true, finish_reason, flamingo, usage}
 //   score(request, signal)      the answer of POST /v1/score
 //   attention(request, signal)  the answer of POST /v1/attention
@@ -13,8 +13,8 @@ export class ModelError extends Error {}
 const LOST = "The connection to the server broke. What you wrote is still here: ask again when the server is back.";
 
 export class HttpClient {
-  async models() {
-    return (await send("v1/models")).json();
+  async models(signal) {
+    return (await send("v1/models", undefined, signal)).json();
   }
 
   async *complete(request, signal) {
@@ -51,6 +51,8 @@ export class WorkerClient {
   #worker = new Worker("worker.js", { type: "module" });
   #calls = new Map();
   #lastId = 0;
+  /** Why no request can be answered any more. */
+  #failure = null;
 
   /** `onProgress(loaded, total)` is told how much of the weights is there. */
   constructor(onProgress) {
@@ -59,13 +61,13 @@ export class WorkerClient {
       else this.#calls.get(message.id)?.(message);
     };
     this.#worker.onerror = () => {
-      const message = "The model could not be started in this browser.";
-      for (const tell of this.#calls.values()) tell({ event: "error", message });
+      this.#failure = "The model could not be started in this browser: reload the page.";
+      for (const tell of this.#calls.values()) tell({ event: "error", message: this.#failure });
     };
   }
 
-  models() {
-    return this.#answer("models", {});
+  models(signal) {
+    return this.#answer("models", {}, signal);
   }
 
   async *complete(request, signal) {
@@ -95,6 +97,7 @@ export class WorkerClient {
   /** Yields the worker's messages about one request up to its result. */
   async *#call(method, request, signal) {
     signal?.throwIfAborted();
+    if (this.#failure) throw new ModelError(this.#failure);
     const id = ++this.#lastId;
     const waiting = [];
     let wake = () => {};

@@ -3,7 +3,8 @@
 const LONGEST_SIDE = 1024;
 // A file this big is encoded anew even if its sides are short: requests and the session's store are limited.
 const LARGEST_FILE = 1 << 20;
-const SENT_AS_THEY_ARE = ["image/png", "image/jpeg"];
+// What servers and workers decode as upstream does.
+const SENT_AS_THEY_ARE = ["image/png", "image/jpeg", "image/gif", "image/webp", "image/bmp"];
 
 /** `{url, name}` of a file; throws an Error with a sentence to show if it is not a picture. */
 export async function readPicture(file) {
@@ -13,7 +14,8 @@ export async function readPicture(file) {
     throw new Error(`“${file.name || "The file"}” is not a picture that this browser can read.`);
   });
   const longest = Math.max(image.naturalWidth, image.naturalHeight);
-  const keep = longest <= LONGEST_SIDE && file.size <= LARGEST_FILE && SENT_AS_THEY_ARE.includes(file.type);
+  const small = longest <= LONGEST_SIDE && file.size <= LARGEST_FILE;
+  const keep = small && SENT_AS_THEY_ARE.includes(file.type) && !(await hasExif(file));
   return { url: keep ? url : reencode(image, longest, file.type), name };
 }
 
@@ -40,6 +42,11 @@ export function drawCentreSquare(context, image, size) {
   const top = (image.naturalHeight - side) / 2;
   context.imageSmoothingQuality = "high";
   context.drawImage(image, left, top, side, side, 0, 0, size, size);
+}
+
+/** Whether a file may say how it is to be turned: browsers follow that, and models do not. */
+async function hasExif(file) {
+  return (await file.slice(0, 1 << 16).text()).includes("Exif\0\0");
 }
 
 function dataUrl(file) {

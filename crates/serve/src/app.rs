@@ -101,17 +101,34 @@ impl App {
 
     /// [`App::prompt`] of a text with a mark for each picture.
     pub(crate) async fn prompt_of(&self, text: String, urls: Vec<String>, more: usize) -> Result<Prompt, Refusal> {
-        let ids = self.tokens(text.clone(), true).await?;
-        if ids.is_empty() {
-            return Err(Refusal::invalid("the prompt is empty: give a picture or a text"));
-        }
-        let marks = ids.iter().filter(|&&id| id == self.config.tokens.image).count();
-        if marks != urls.len() {
-            return Err(Refusal::invalid(format!("the prompt has {marks} places for {} pictures", urls.len())));
-        }
+        let ids = self.prompt_tokens(text.clone(), urls.len()).await?;
         self.check_length(ids.len(), more)?;
         let images = self.pictures.images(urls).await?;
         Ok(Prompt { text, ids, images })
+    }
+
+    /// Token ids of a prompt with so many pictures.
+    pub(crate) async fn prompt_tokens(&self, text: String, pictures: usize) -> Result<Vec<u32>, Refusal> {
+        let ids = self.tokens(text, true).await?;
+        if ids.is_empty() {
+            return Err(Refusal::invalid("the prompt is empty: give a picture or a text"));
+        }
+        // Marks can also come about where texts meet, or by a template.
+        let marks = ids.iter().filter(|&&id| id == self.config.tokens.image).count();
+        if marks != pictures {
+            return Err(Refusal::invalid(format!("the prompt has {marks} places for {pictures} pictures")));
+        }
+        Ok(ids)
+    }
+
+    /// Refuses a text that is too long whatever its tokens are.
+    pub(crate) fn check_bytes(&self, bytes: usize) -> Result<(), Refusal> {
+        let limit = self.max_context();
+        if bytes / MAX_TOKEN_BYTES > limit {
+            let message = format!("a text of {bytes} bytes: the model reads and writes {limit} tokens together here");
+            return Err(Refusal::invalid(message).coded("context_length_exceeded"));
+        }
+        Ok(())
     }
 
     /// Refuses what the model cannot read and write in one piece.
@@ -126,34 +143,33 @@ impl App {
 
     /// Tokens of a prompt and what follows it.
     pub(crate) fn max_context(&self) -> usize {
-        self.options.max_context.unwrap_or_else(|| self.config.max_tokens())
+        let asked = self.options.max_context.unwrap_or_else(|| self.config.max_tokens());
+        asked.min(self.config.most_tokens().unwrap_or(usize::MAX))
     }
 
     /// Token ids, on a thread where a long text disturbs nobody; `whole` texts begin as the model's texts do.
     pub(crate) async fn tokens(&self, text: String, whole: bool) -> Result<Vec<u32>, Refusal> {
-        if text.len() / MAX_TOKEN_BYTES > self.max_context() {
-            let limit = self.max_context();
-            let message =
-                format!("a text of {} bytes: the model reads and writes {limit} tokens together here", text.len());
-            return Err(Refusal::invalid(message).coded("context_length_exceeded"));
-        }
+        self.check_bytes(text.len())?;
         let tokenizer = self.tokenizer.clone();
         let encode = move || if whole { tokenizer.encode(&text) } else { tokenizer.encode_plain(&text) };
         let ids = tokio::task::spawn_blocking(encode).await.map_err(|_| Refusal::failed("the tokenizer failed"))?;
         ids.map_err(|e| Refusal::invalid(e.to_string()))
     }
 
-    /// Hands work to the model; what does not fit into the queue is refused.
-    pub(crate) fn submit(&self, work: Work) -> Result<(), Refusal> {
+    /// Hands work to the model: all of it, or, where that does not fit into the queue, none.
+    pub(crate) fn submit(&self, works: Vec<Work>) -> Result<(), Refusal> {
         if self.closing.load(Ordering::Relaxed) {
             return Err(Refusal::unavailable("the server ends: ask another one"));
         }
         let arrived = Instant::now();
-        let job = Job { work, arrived, deadline: arrived + self.options.timeout };
-        self.jobs.try_send(job).map_err(|e| match e {
-            mpsc::error::TrySendError::Full(_) => Refusal::overloaded(),
-            mpsc::error::TrySendError::Closed(_) => Refusal::unavailable("the model is gone: start the server again"),
-        })
+        let places = self.jobs.try_reserve_many(works.len()).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(()) => Refusal::overloaded(),
+            mpsc::error::TrySendError::Closed(()) => Refusal::unavailable("the model is gone: start the server again"),
+        })?;
+        for (place, work) in places.zip(works) {
+            place.send(Job { work, arrived, deadline: arrived + self.options.timeout });
+        }
+        Ok(())
     }
 
     /// A name for an answer.

@@ -30,7 +30,7 @@ pub(crate) struct Bodies {
 /// What was sent, and the memory that it holds until it is dropped.
 pub(crate) struct Received<T> {
     pub(crate) value: T,
-    pub(crate) held: Option<OwnedSemaphorePermit>,
+    pub(crate) held: OwnedSemaphorePermit,
 }
 
 impl Bodies {
@@ -47,12 +47,16 @@ impl Bodies {
         Ok(Received { value, held })
     }
 
-    async fn bytes(&self, request: Request<Body>) -> Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal> {
+    async fn bytes(&self, request: Request<Body>) -> Result<(Vec<u8>, OwnedSemaphorePermit), Refusal> {
         let length = request.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
         let mut frames = request.into_body().into_data_stream();
         let deadline = Instant::now() + self.time;
         let too_large = length.is_some_and(|length| length > self.max_body as u64);
-        let read = if too_large { Ok(None) } else { timeout_at(deadline, self.read(&mut frames)).await };
+        // Room for all that was announced, so that large requests do not wait for each other with parts of it.
+        let pieces = if too_large { 0 } else { (length.unwrap_or(0) as usize).div_ceil(PIECE) };
+        let room = timeout_at(deadline, self.room.clone().acquire_many_owned(pieces as u32)).await;
+        let held = room.map_err(|_| Refusal::overloaded())?.map_err(|_| Refusal::unavailable("the server ends"))?;
+        let read = if too_large { Ok(None) } else { timeout_at(deadline, self.read(&mut frames, held)).await };
         let read = read.map_err(|_| {
             Refusal::timeout(format!("the request was not sent within {} seconds", self.time.as_secs_f32()))
         })?;
@@ -69,21 +73,20 @@ impl Bodies {
     async fn read(
         &self,
         frames: &mut BodyDataStream,
-    ) -> Option<Result<(Vec<u8>, Option<OwnedSemaphorePermit>), Refusal>> {
-        let (mut bytes, mut held): (Vec<u8>, Option<OwnedSemaphorePermit>) = (Vec::new(), None);
+        mut held: OwnedSemaphorePermit,
+    ) -> Option<Result<(Vec<u8>, OwnedSemaphorePermit), Refusal>> {
+        let mut bytes: Vec<u8> = Vec::new();
         while let Some(frame) = frames.next().await {
             let Ok(frame) = frame else { return Some(Err(Refusal::invalid("the request broke off"))) };
             if bytes.len() + frame.len() > self.max_body {
                 return None;
             }
             bytes.extend_from_slice(&frame);
-            let missing = bytes.len().div_ceil(PIECE) - held.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+            let missing = bytes.len().div_ceil(PIECE).saturating_sub(held.num_permits());
             if missing > 0 {
-                let more = self.room.clone().acquire_many_owned(missing as u32).await;
-                match (more, &mut held) {
-                    (Ok(more), Some(held)) => held.merge(more),
-                    (Ok(more), None) => held = Some(more),
-                    (Err(_), _) => return Some(Err(Refusal::unavailable("the server ends"))),
+                match self.room.clone().acquire_many_owned(missing as u32).await {
+                    Ok(more) => held.merge(more),
+                    Err(_) => return Some(Err(Refusal::unavailable("the server ends"))),
                 }
             }
         }
@@ -121,8 +124,9 @@ async fn discard(frames: &mut BodyDataStream, limit: usize) {
 }
 
 fn check_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    let Some(kind) = headers.get(CONTENT_TYPE) else { return Ok(()) };
-    let kind = kind.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    // Without it any page in a browser could send something here unasked.
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if kind == "application/json" || kind.ends_with("+json") {
         return Ok(());
     }

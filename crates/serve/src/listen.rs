@@ -30,6 +30,9 @@ use crate::{Options, ServeError, routes};
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD: usize = 64 << 10;
 
+/// Pictures that are fetched from other servers at the same time.
+const FETCHES: usize = 8;
+
 /// The wait after a connection could not be accepted: as a rule the process has too many files open.
 const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 
@@ -41,14 +44,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Begins to listen, at port 0 for any that is free.
+    /// Begins to listen; port 0 is any that is free.
     ///
     /// # Errors
     /// [`ServeError::Listen`] if the address cannot be had, [`ServeError::Start`] without threads.
-    pub fn bind(address: &str) -> Result<Self, ServeError> {
+    pub fn bind(host: &str, port: u16) -> Result<Self, ServeError> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let failed = |source| ServeError::Listen { address: address.to_string(), source };
-        let listener = runtime.block_on(TcpListener::bind(address)).map_err(failed)?;
+        let failed = |source| ServeError::Listen { address: format!("{host}, port {port}"), source };
+        let listener = runtime.block_on(TcpListener::bind((host, port))).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         Ok(Self { runtime, listener, address })
     }
@@ -58,11 +61,11 @@ impl Server {
         self.address
     }
 
-    /// Answers until `end`, then finishes what was begun.
+    /// Answers until `end`, then finishes what was begun, unless `end` comes a second time.
     ///
     /// # Errors
     /// [`ServeError::Start`] if the model's thread cannot be had.
-    pub fn run(self, model: Model, options: Options, end: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
+    pub fn run(self, model: Model, options: Options, end: impl AsyncFn()) -> Result<(), ServeError> {
         let Self { runtime, listener, .. } = self;
         let metrics = Arc::new(Metrics::new());
         let seen = Arc::new(Mutex::new(Bounded::new(options.cache_bytes)));
@@ -83,7 +86,10 @@ impl Server {
                     image_size: config.vision.image_size,
                     grid: [side, side],
                     caption_prompt: config.caption_prompt.clone(),
-                    max_tokens: options.max_context.unwrap_or_else(|| config.max_tokens()),
+                    max_tokens: options
+                        .max_context
+                        .unwrap_or_else(|| config.max_tokens())
+                        .min(config.most_tokens().unwrap_or(usize::MAX)),
                     max_images: options.max_images,
                 },
             },
@@ -95,6 +101,7 @@ impl Server {
                 tells_places: model.tells_places(),
                 fetcher,
                 decoding: Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))),
+                fetching: Arc::new(Semaphore::new(FETCHES)),
             }),
             bodies: Bodies::new(options.max_body, options.max_bodies, options.read_timeout),
             jobs: sender,
@@ -134,18 +141,19 @@ pub async fn signals() {
     let _ = tokio::signal::ctrl_c().await;
 }
 
-async fn answer(listener: TcpListener, app: Arc<App>, end: impl Future<Output = ()> + Send) {
+async fn answer(listener: TcpListener, app: Arc<App>, end: impl AsyncFn()) {
     let router = routes::router(app.clone());
     let room = Arc::new(Semaphore::new(app.options.max_connections));
     let connections = GracefulShutdown::new();
-    tokio::pin!(end);
+    let ended = end();
+    tokio::pin!(ended);
     loop {
         let accepted = async {
             let place = room.clone().acquire_owned().await;
             (place, listener.accept().await)
         };
         let (place, accepted) = tokio::select! {
-            () = &mut end => break,
+            () = &mut ended => break,
             accepted = accepted => accepted,
         };
         match (place, accepted) {
@@ -170,8 +178,13 @@ async fn answer(listener: TcpListener, app: Arc<App>, end: impl Future<Output = 
     drop(listener);
     app.closing.store(true, Ordering::Relaxed);
     tracing::info!("finishing what was begun");
-    if timeout(app.options.timeout, connections.shutdown()).await.is_err() {
-        tracing::warn!("some requests did not end in time");
+    tokio::select! {
+        done = timeout(app.options.timeout, connections.shutdown()) => {
+            if done.is_err() {
+                tracing::warn!("some requests did not end in time");
+            }
+        }
+        () = end() => tracing::warn!("some requests were broken off"),
     }
 }
 

@@ -30,6 +30,8 @@ pub(crate) struct Pictures {
     pub(crate) fetcher: Option<Fetcher>,
     /// One permit a processor: a picture that is decoded takes memory.
     pub(crate) decoding: Arc<Semaphore>,
+    /// Pictures that are fetched at the same time.
+    pub(crate) fetching: Arc<Semaphore>,
 }
 
 impl Pictures {
@@ -74,7 +76,7 @@ impl Pictures {
 
     async fn view(self: &Arc<Self>, bytes: Vec<u8>) -> Result<View, Refusal> {
         let own = self.clone();
-        self.work(move || {
+        work(&self.decoding, move || {
             let picture = Picture::decode_within(&bytes, own.max_pixels)
                 .map_err(|e| Refusal::invalid(format!("a picture cannot be used: {e}")).coded("invalid_image"))?;
             Ok(View::new(&own.transform, &picture))
@@ -85,7 +87,8 @@ impl Pictures {
     /// What is at an address, and its hash.
     async fn bytes(self: &Arc<Self>, url: String) -> Result<(Vec<u8>, Key), Refusal> {
         let own = self.clone();
-        self.work(move || {
+        let permits = if url.starts_with("data:") { &self.decoding } else { &self.fetching };
+        work(permits, move || {
             let bytes = match (url.strip_prefix("data:"), &own.fetcher) {
                 (Some(data), _) => decode(data),
                 (None, Some(fetcher)) => fetcher.fetch(&url),
@@ -97,21 +100,21 @@ impl Pictures {
         })
         .await
     }
+}
 
-    /// Does work that takes a processor, as much of it at once as there are processors.
-    async fn work<T: Send + 'static>(
-        &self,
-        work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
-    ) -> Result<T, Refusal> {
-        let permit = self.decoding.clone().acquire_owned().await;
-        let permit = permit.map_err(|_| Refusal::unavailable("the server ends"))?;
-        let done = tokio::task::spawn_blocking(move || {
-            // Held for as long as the work takes, even if nobody waits for it any more.
-            let _permit = permit;
-            work()
-        });
-        done.await.unwrap_or_else(|_| Err(Refusal::invalid("a picture cannot be used: decoding it failed")))
-    }
+/// Does work on a thread that may wait, as much of it at once as there are permits.
+async fn work<T: Send + 'static>(
+    permits: &Arc<Semaphore>,
+    work: impl FnOnce() -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
+    let permit = permits.clone().acquire_owned().await;
+    let permit = permit.map_err(|_| Refusal::unavailable("the server ends"))?;
+    let done = tokio::task::spawn_blocking(move || {
+        // Held for as long as the work takes, even if nobody waits for it any more.
+        let _permit = permit;
+        work()
+    });
+    done.await.unwrap_or_else(|_| Err(Refusal::invalid("a picture cannot be used: decoding it failed")))
 }
 
 /// The bytes of a data URL, `data:` taken off.

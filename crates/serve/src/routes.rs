@@ -41,8 +41,12 @@ use crate::template::Message;
 /// Continuations of one request, all its prompts together.
 const MAX_CONTINUATIONS: usize = 128;
 
-/// Candidates of a request.
+/// Candidates of a request, and their tokens together.
 const MAX_CANDIDATES: usize = 1024;
+const MAX_CANDIDATE_TOKENS: usize = 1 << 14;
+
+/// Messages of a chat.
+const MAX_MESSAGES: usize = 1024;
 
 /// Shares of attention below this are not worth their digits.
 const UNSEEN: f32 = 1e-6;
@@ -82,7 +86,11 @@ async fn measure(
     next: Next,
 ) -> Response {
     let started = Instant::now();
-    let response = next.run(request).await;
+    // What comes before the model's queue takes time, too: a body, pictures from elsewhere.
+    let response = match tokio::time::timeout(app.options.timeout, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Refusal::timeout("the request took longer than it may").into_response(),
+    };
     let route = path.as_ref().map_or("none", MatchedPath::as_str);
     app.metrics.answered(route, response.status().as_u16(), started.elapsed());
     response
@@ -113,8 +121,9 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Bo
     };
     let mut prompts = Vec::new();
     let each = request.prompt.into_each();
-    if each.is_empty() || each.len().saturating_mul(chosen.n) > MAX_CONTINUATIONS {
-        let message = format!("a request has from 1 to {MAX_CONTINUATIONS} continuations, all prompts together");
+    let most = MAX_CONTINUATIONS.min(app.options.max_queue * chosen.n);
+    if each.is_empty() || each.len().saturating_mul(chosen.n) > most {
+        let message = format!("a request has from 1 to {most} continuations, all prompts together");
         return Err(Refusal::field("prompt", message));
     }
     for parts in each {
@@ -167,18 +176,27 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) ->
         (true, top) => Some(top.unwrap_or(0) as usize),
         (false, None) => None,
     };
-    if request.messages.is_empty() {
-        return Err(Refusal::field("messages", "there is no message"));
+    if request.messages.is_empty() || request.messages.len() > MAX_MESSAGES {
+        let why = match request.messages.len() {
+            0 => "there is no message".to_string(),
+            count => format!("there are {count} messages: at most {MAX_MESSAGES} are taken"),
+        };
+        return Err(Refusal::field("messages", why));
     }
-    let (mut messages, mut urls) = (Vec::new(), Vec::new());
+    let (mut messages, mut urls, mut bytes) = (Vec::new(), Vec::new(), 0);
     for message in request.messages {
         let (content, own) = app.joined(message.content.into_parts())?;
+        bytes += content.len();
         let text = content.replace(IMAGE, "");
         messages.push(Message { role: message.role.name(), content, text, images: own.len() });
         urls.extend(own);
     }
     app.check_images(urls.len())?;
-    let text = app.options.template.render(&messages, &app.config.caption_prompt);
+    app.check_bytes(bytes)?;
+    let (template, caption_prompt) = (app.options.template.clone(), app.config.caption_prompt.clone());
+    // A template may take its time.
+    let rendered = tokio::task::spawn_blocking(move || template.render(&messages, &caption_prompt)).await;
+    let text = rendered.map_err(|_| Refusal::failed("the server's template failed"))?;
     let text =
         text.map_err(|why| Refusal::invalid(format!("the server's template cannot write these messages: {why}")))?;
     let prompt = app.prompt_of(text, urls, chosen.settings.max_new_tokens).await?;
@@ -240,6 +258,12 @@ pub(crate) async fn score(State(app): State<Arc<App>>, request: Request<Body>) -
             return Err(Refusal::field("candidates", format!("candidate {i} is empty: there is nothing to compare")));
         }
         candidates.push(ids);
+    }
+    let tokens: usize = candidates.iter().map(Vec::len).sum();
+    if tokens > MAX_CANDIDATE_TOKENS {
+        let message =
+            format!("the candidates have {tokens} tokens together: at most {MAX_CANDIDATE_TOKENS} are compared");
+        return Err(Refusal::field("candidates", message));
     }
     let longest = candidates.iter().map(Vec::len).max().unwrap_or(0);
     let prompt = app.prompt(request.prompt.into_parts(), longest).await?;
@@ -331,7 +355,7 @@ pub(crate) async fn attention(
     if urls.is_empty() {
         return Err(Refusal::field("prompt", "there is no picture to look at: give one at least"));
     }
-    let mut ids = app.tokens(text, true).await?;
+    let mut ids = app.prompt_tokens(text, urls.len()).await?;
     let prompt_tokens = ids.len();
     ids.extend(app.tokens(request.completion, false).await?);
     app.check_length(ids.len(), 0)?;
@@ -423,7 +447,7 @@ async fn openapi() -> Response {
 /// Asks the model for something that it answers in one piece.
 async fn ask<T>(app: &App, work: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Work) -> Result<T, Refusal> {
     let (sender, receiver) = oneshot::channel();
-    app.submit(work(sender))?;
+    app.submit(vec![work(sender)])?;
     receiver.await.unwrap_or_else(|_| Err(gone()))
 }
 
@@ -451,11 +475,12 @@ impl Answering {
         let (sender, events) = mpsc::unbounded_channel();
         let Chosen { settings, n, stops } = chosen;
         let answering = Self { events, prompts: prompts.len(), continuations: prompts.len() * n };
-        for (i, prompt) in prompts.into_iter().enumerate() {
+        let work = |(i, prompt)| {
             let (settings, stops) = (settings.clone(), stops.clone());
             let completion = Completion { prompt, settings, n, first: i * n, stops, logprobs };
-            app.submit(Work::Complete { completion, events: sender.clone() })?;
-        }
+            Work::Complete { completion, events: sender.clone() }
+        };
+        app.submit(prompts.into_iter().enumerate().map(work).collect())?;
         Ok(answering)
     }
 
@@ -716,7 +741,7 @@ fn completion_logprobs(tokenizer: &Tokenizer, tokens: &[TokenProbability], told:
 fn chat_logprobs(tokenizer: &Tokenizer, tokens: &[TokenProbability]) -> ChatLogProbs {
     let likely = |&(id, logprob): &(u32, f32)| {
         let token = tokenizer.decode(&[id], false);
-        TopLogProb { bytes: token.clone().into_bytes(), token, logprob }
+        TopLogProb { bytes: tokenizer.token_bytes(id), token, logprob }
     };
     let content = tokens.iter().map(|token| {
         let TopLogProb { token: text, logprob, bytes } = likely(&(token.id, token.log_prob));

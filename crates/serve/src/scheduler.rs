@@ -204,8 +204,8 @@ impl<'m> Scheduler<'m> {
                     None if idle => return,
                     None => break,
                 }
-                self.scheduling.metrics.queued(jobs.len() + usize::from(waiting.is_some()));
             }
+            self.scheduling.metrics.queued(jobs.len() + usize::from(waiting.is_some()));
             self.step();
         }
     }

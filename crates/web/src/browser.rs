@@ -116,6 +116,7 @@ impl JsFlamingo {
     pub fn score(&self, request: &str, pictures: JsPictures) -> Result<String, JsError> {
         Ok(self.0.score(request, pictures.0)?)
     }
+
     /// The answer to `POST /v1/attention`.
     ///
     /// # Errors

@@ -55,6 +55,11 @@ pub(crate) fn as_stored(file: &[u8]) -> Vec<u8> {
     let mut stored = START.to_vec();
     let mut at = START.len();
     while let Some(&[0xff, marker, high, low]) = file.get(at..at + 4) {
+        // Any number of these bytes may fill up before a marker.
+        if marker == 0xff {
+            at += 1;
+            continue;
+        }
         let end = at + 2 + usize::from(high) * 256 + usize::from(low);
         let (Some(segment), 0xc0..=0xfe) = (file.get(at..end), marker) else { break };
         // The scan follows, which has no length.
@@ -84,6 +89,8 @@ mod tests {
         let scan: &[u8] = &[0xff, 0xda, 0, 2, 1, 0xff, 0xe1, 0, 6, 3, 0xff, 0xd9];
         let whole = [start, jfif, exif, profile, table, scan].concat();
         assert_eq!(as_stored(&whole), [start, jfif, table, scan].concat());
+        let filled = [start, jfif, &[0xff, 0xff], exif, &[0xff], table, scan].concat();
+        assert_eq!(as_stored(&filled), [start, jfif, table, scan].concat());
         for damaged in [&whole[..9], &whole[..3], b"no picture", b"\xff\xd8\xff\xe1\x00"] {
             assert!(as_stored(damaged).len() <= damaged.len());
         }

@@ -17,8 +17,12 @@ globalThis.fetch = async (url, options) => {
 globalThis.self = globalThis;
 const waiting = new Map();
 const pieces = [];
+let onPiece = () => {};
 globalThis.postMessage = ({ id, event, data, message }) => {
-  if (event === "piece") pieces.push(data.choices[0].text);
+  if (event === "piece") {
+    pieces.push(data.choices[0].text);
+    onPiece(id);
+  }
   if (event === "result") waiting.get(id).resolve(data);
   if (event === "error") waiting.get(id).reject(new Error(message));
 };
@@ -61,10 +65,12 @@ const score = await ask(4, "score", { prompt: colours, candidates: ["orange", "g
 const attention = await ask(5, "attention", { prompt: categories, completion: "food" });
 expect(attention.tokens.at(-1).looks[0].image, 2);
 
-// A continuation that is called off ends at once.
-const long = ask(6, "complete", { prompt: "A picture of", max_tokens: 400, temperature: 2 });
-self.onmessage({ data: { id: 6, method: "cancel" } });
+// A continuation that is called off while it is written ends with the piece after which that was heard.
+pieces.length = 0;
+onPiece = (id) => self.onmessage({ data: { id, method: "cancel" } });
+const long = ask(6, "complete", { prompt: "A picture of", max_tokens: 400, temperature: 2, seed: 1 });
 expect(await long.catch((error) => error.message), "The request was cancelled.");
+expect(pieces.length, 1);
 expect(await ask(7, "another", {}).catch((error) => error.message), "There is no method another.");
 expect(await ask(8, "score", { prompt: "Output:", candidates: [""] }).catch((error) => error.message.split(":")[0]), "candidate 1 is empty");
 

@@ -191,7 +191,7 @@ impl Model {
     pub fn score(&self, prompt: &Prompt, candidates: &[String]) -> Result<Vec<SequenceScore>, ZooError> {
         let ids: Vec<Vec<u32>> =
             candidates.iter().map(|text| self.tokenizer.encode_plain(text)).collect::<Result<_, _>>()?;
-        seen::check_candidates(&ids)?;
+        self.check_candidates(&ids)?;
         let (text, pixels) = self.batch(std::slice::from_ref(prompt))?;
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
         let options = SessionOptions { reserve: text.width + longest, ..SessionOptions::default() };

@@ -181,7 +181,7 @@ impl Model {
         prompts: &[Interleaved<Latents>],
         candidates: &[Vec<u32>],
     ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
-        check_candidates(candidates)?;
+        self.check_candidates(candidates)?;
         let Read { session, text, logits } = self.read_after(prefix, prompts)?;
         self.scores(&*session, logits, prompts.len(), text.width, candidates)
     }
@@ -224,7 +224,7 @@ impl Model {
         prompts: &[Interleaved<Latents>],
         candidates: &[Vec<u32>],
     ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
-        check_candidates(candidates)?;
+        self.check_candidates(candidates)?;
         let text = self.text(prompts)?;
         let longest = candidates.iter().map(Vec::len).max().unwrap_or(0);
         let options = SessionOptions { reserve: text.width + longest, ..SessionOptions::default() };
@@ -243,7 +243,7 @@ impl Model {
         prompts: &[Interleaved<Latents>],
         candidates: &[Vec<u32>],
     ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
-        check_candidates(candidates)?;
+        self.check_candidates(candidates)?;
         let text = self.text(prompts)?.with_upstream_padding();
         let options = SessionOptions { reserve: text.width, ..SessionOptions::default() };
         let (mut session, first) = self.engine.start_seen(&text, self.media(prompts).as_ref(), options)?;
@@ -265,6 +265,20 @@ impl Model {
         Ok(scores)
     }
 
+    /// Refuses candidates of no token, and of tokens that the model does not know.
+    pub(crate) fn check_candidates(&self, candidates: &[Vec<u32>]) -> Result<(), ZooError> {
+        let vocab = self.config().tokens.vocab_size;
+        for (i, candidate) in candidates.iter().enumerate() {
+            if candidate.is_empty() {
+                return Err(ZooError::Prompt(format!("candidate {} is empty: there is nothing to score", i + 1)));
+            }
+            if let Some(id) = candidate.iter().find(|&&id| id as usize >= vocab) {
+                return Err(ZooError::Prompt(format!("candidate {} has the token {id}, which the model lacks", i + 1)));
+            }
+        }
+        Ok(())
+    }
+
     /// Log-likelihood of each candidate after each of the `prompts` that a session has read; `first` are their last
     /// logits, `tokens` how many a prompt has.
     ///
@@ -278,7 +292,7 @@ impl Model {
         tokens: usize,
         candidates: &[Vec<u32>],
     ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
-        check_candidates(candidates)?;
+        self.check_candidates(candidates)?;
         let vocab = self.config().tokens.vocab_size;
         // Every candidate's first token is looked up in these.
         first.chunks_mut(vocab).for_each(log_softmax);
@@ -294,7 +308,10 @@ impl Model {
                 scores[i] = SequenceScore::new(&[begins(row, &candidates[i])]);
             }
         }
-        let at_once = (MEMORY / (self.bytes_a_row(tokens) * prompts).max(1)).clamp(1, ROWS_AT_ONCE);
+        let longest = long.last().map_or(0, |&i| candidates[i].len());
+        let logits = longest * vocab * size_of::<f32>();
+        let row = self.bytes_a_row(tokens + longest) + logits;
+        let at_once = (MEMORY / (row * prompts).max(1)).clamp(1, ROWS_AT_ONCE);
         for together in long.chunks(at_once) {
             let read: Vec<Vec<u32>> =
                 together.iter().map(|&i| candidates[i][..candidates[i].len() - 1].to_vec()).collect();
@@ -352,13 +369,6 @@ impl Model {
             data.resize((i + 1) * row, 0.0);
         }
         Some(Array { shape, data })
-    }
-}
-
-pub(crate) fn check_candidates(candidates: &[Vec<u32>]) -> Result<(), ZooError> {
-    match candidates.iter().position(Vec::is_empty) {
-        Some(i) => Err(ZooError::Prompt(format!("candidate {} is empty: there is nothing to score", i + 1))),
-        None => Ok(()),
     }
 }
 

@@ -38,7 +38,7 @@ pub(super) fn decode(bytes: &[u8], limit: u64) -> Result<Picture, DataError> {
         ImageFormat::WebP => decode_other(bytes, format, limit),
         other => Err(wrong(format!("{other:?} is not supported: PNG, JPEG, WebP, GIF and BMP are"))),
     };
-    // A decoder's bug on a hostile file must not end the program.
+    // A decoder's bug on a hostile file must not end the program. On wasm, where panics abort, it does.
     catch_unwind(AssertUnwindSafe(decode)).unwrap_or_else(|_| Err(wrong("it is damaged")))
 }
 

@@ -169,13 +169,13 @@ mod tests {
 
     fn sums_are_exact<const BITS: usize>() {
         for (rows, blocks) in [(1, 1), (1, 15), (1, 16), (1, 33), (2, 3), (3, 17), (4, 2), (5, 5), (9, 1)] {
-            let (outputs, d_in) = (3, blocks * BLOCK);
+            let (outputs, d_in) = (6, blocks * BLOCK);
             // Every code there is.
             let codes: Vec<u8> = (0..outputs * d_in * BITS / 8).map(|i| (i * 89) as u8).collect();
             let mut scales: Vec<f16> = (0..outputs * blocks).map(|i| f16::from_f32(number(i + 5))).collect();
             scales[0] = f16::ZERO;
             let x: Vec<f32> = (0..rows * d_in).map(number).collect();
-            let bias = [0.5, -0.25, 2.0];
+            let bias = [0.5, -0.25, 2.0, 0.0, 1.0, -3.0];
             let weight = Quantised::<BITS>::new(&codes, &scales, blocks);
             for way in ways() {
                 let mut columns = vec![f32::NAN; outputs * rows];

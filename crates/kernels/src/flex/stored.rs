@@ -385,15 +385,15 @@ pub(super) mod tests {
     fn sums_are_exact<S: Stored>(stored: fn(f32) -> S) {
         for (rows, d_in) in [(1, 1), (1, 63), (1, 200), (2, 64), (3, 31), (4, 100), (5, 77), (9, 129)] {
             let x: Vec<f32> = (0..rows * d_in).map(number).collect();
-            let weight: Vec<S> = (0..3 * d_in).map(|i| stored(number(i + 17))).collect();
-            let bias = [0.5, -0.25, 2.0];
+            let weight: Vec<S> = (0..6 * d_in).map(|i| stored(number(i + 17))).collect();
+            let bias = [0.5, -0.25, 2.0, 0.0, 1.0, -3.0];
             let dot = |column: usize, row: usize| {
                 let (weight, x) = (&weight[column * d_in..][..d_in], &x[row * d_in..][..d_in]);
                 let products = weight.iter().zip(x).map(|(w, x)| f64::from(w.number()) * f64::from(*x));
                 products.sum::<f64>() + f64::from(bias[column])
             };
             for way in ways() {
-                let mut columns = vec![f32::NAN; 3 * rows];
+                let mut columns = vec![f32::NAN; 6 * rows];
                 let plain = Plain::new(&weight, d_in);
                 let bias = Some(&bias[..]);
                 run_as(way, Columns { columns: &mut columns, weight: &plain, first: 0, x: &x, bias, rows });
