@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flamingo_config::Scheme;
 use flamingo_data::{Interleaved, Picture, few_shot};
-use flamingo_engine::{Batch, Device, Precision, Seat, SessionOptions};
+use flamingo_engine::{Batch, Device, Precision, Seat, SessionOptions, probe};
 use flamingo_generate::{Continuation, GenerationConfig};
 use flamingo_zoo::{Latents, Model, Prompt};
 
@@ -107,29 +107,43 @@ fn together(model: &Model, prompts: &[Prompt], settings: &GenerationConfig) -> V
     done
 }
 
+/// Compares every logit of texts in a batch with those of each alone.
+fn compare(name: &str, device: Device, precision: Precision, tokens: usize) {
+    let model = Model::open(&root().join("models").join(name), device, precision).expect("a model");
+    let (prompts, settings) = (prompts(), model.settings(tokens));
+    let found = together(&model, &prompts, &settings);
+    for (i, (prompt, found)) in prompts.iter().zip(&found).enumerate() {
+        let wanted = alone(&model, prompt, &settings);
+        assert_eq!(found.len(), wanted.len(), "{name} {precision:?}: prompt {i}");
+        for (step, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
+            assert!(found == wanted, "{name} {precision:?}: other numbers for prompt {i} at token {step}");
+        }
+    }
+}
+
 /// ALiBi, rotary embeddings and learned positions, in every format of weights.
 #[test]
 fn a_text_does_not_depend_on_those_beside_it() {
-    for (name, precisions) in [
-        (
-            "flamingo-tiny-mpt",
-            &[Precision::F16, Precision::F32, Precision::Quantised(Scheme::Q8), Precision::Quantised(Scheme::Q4)][..],
-        ),
-        ("flamingo-tiny-neox", &[Precision::F16, Precision::BF16]),
-        ("flamingo-tiny-opt", &[Precision::F16]),
-    ] {
-        for precision in precisions {
-            let model = Model::open(&root().join("models").join(name), Device::Flex, *precision).expect("a model");
-            let prompts = prompts();
-            let settings = model.settings(12);
-            let found = together(&model, &prompts, &settings);
-            for (i, (prompt, found)) in prompts.iter().zip(&found).enumerate() {
-                let wanted = alone(&model, prompt, &settings);
-                assert_eq!(found.len(), wanted.len(), "{name} {precision:?}: prompt {i}");
-                for (step, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
-                    assert!(found == wanted, "{name} {precision:?}: other numbers for prompt {i} at token {step}");
-                }
-            }
-        }
+    for precision in
+        [Precision::F16, Precision::F32, Precision::Quantised(Scheme::Q8), Precision::Quantised(Scheme::Q4)]
+    {
+        compare("flamingo-tiny-mpt", Device::Flex, precision, 12);
+    }
+    for precision in [Precision::F16, Precision::BF16] {
+        compare("flamingo-tiny-neox", Device::Flex, precision, 12);
+    }
+    compare("flamingo-tiny-opt", Device::Flex, Precision::F16, 12);
+}
+
+/// The kernels for GPUs add up each row alike, too.
+#[test]
+fn nor_on_a_gpu() {
+    let device = Device::Wgpu(None);
+    if let Err(why) = probe(device) {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    for precision in [Precision::F32, Precision::Quantised(Scheme::Q8)] {
+        compare("flamingo-tiny-mpt", device, precision, 4);
     }
 }
