@@ -1,7 +1,7 @@
 //! A model behind HTTP.
 //!
 //! Requests are read, checked and turned into token ids and prepared pictures by as many tasks as there are connections; the
-//! model itself belongs to one thread ([`scheduler`]), which continues all prompts together. Between the two is a queue of a
+//! model itself belongs to one thread (`scheduler.rs`), which continues all prompts together. Between the two is a queue of a
 //! fixed length: what does not fit is refused at once.
 
 mod api;
