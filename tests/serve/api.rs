@@ -264,7 +264,9 @@ fn the_model_and_the_api_are_described() {
     let document: Value = serde_json::from_str(&document).expect("JSON");
     for path in ["/v1/completions", "/v1/chat/completions", "/v1/score", "/v1/embeddings", "/v1/attention"] {
         let post = &document["paths"][path]["post"];
-        assert!(post["responses"]["429"].is_object(), "{path}");
+        for status in ["200", "400", "404", "408", "413", "415", "429", "500", "503"] {
+            assert!(post["responses"][status].is_object(), "{path} {status}");
+        }
         let schema = post["requestBody"]["content"]["application/json"]["schema"]["$ref"].as_str().expect("a schema");
         let name = schema.rsplit('/').next().expect("a name");
         assert_eq!(document["components"]["schemas"][name]["additionalProperties"], false, "{name}");
@@ -304,4 +306,13 @@ fn the_page_comes_with_all_it_needs() {
     assert!(!page.contains("http://") && !page.contains("https://"), "the page names another host");
     assert_eq!(server.get("/assets/../Cargo.toml").0, 404);
     assert_eq!(server.get("/nothing").0, 404);
+}
+
+#[test]
+fn an_address_that_is_taken_is_named_once() {
+    let server = Server::start(&[]);
+    let port = server.address.rsplit(':').next().expect("a port");
+    let error = crate::cli::fails(&["serve", "--port", port]);
+    assert!(error.contains(port) && error.contains("--port"), "{error}");
+    assert_eq!(error.matches("os error").count(), 1, "{error}");
 }

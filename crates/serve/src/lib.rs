@@ -65,7 +65,7 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     /// The address cannot be listened at.
-    #[error("cannot listen at {address}: {source}")]
+    #[error("cannot listen at {address}: choose another --host or --port")]
     Listen {
         /// Where.
         address: String,
@@ -79,6 +79,6 @@ pub enum ServeError {
     #[error(transparent)]
     Model(#[from] ZooError),
     /// A thread or the runtime cannot be had.
-    #[error("cannot start: {0}")]
+    #[error("cannot start a thread or the runtime")]
     Start(#[from] std::io::Error),
 }

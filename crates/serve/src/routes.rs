@@ -96,17 +96,41 @@ async fn measure(
     response
 }
 
+/// What any request for work may be answered instead.
+#[derive(utoipa::IntoResponses)]
+#[expect(dead_code, reason = "for the description alone")]
+enum Refusals {
+    /// The request is at fault.
+    #[response(status = 400)]
+    Invalid(ErrorBody),
+    /// No such model.
+    #[response(status = 404)]
+    NoModel(ErrorBody),
+    /// It takes too long.
+    #[response(status = 408)]
+    Late(ErrorBody),
+    /// It is too large.
+    #[response(status = 413)]
+    TooLarge(ErrorBody),
+    /// It is no JSON.
+    #[response(status = 415)]
+    NoJson(ErrorBody),
+    /// The queue is full.
+    #[response(status = 429)]
+    Overloaded(ErrorBody),
+    /// The model or its device failed.
+    #[response(status = 500)]
+    Failed(ErrorBody),
+    /// The server ends.
+    #[response(status = 503)]
+    Ending(ErrorBody),
+}
+
 /// Continues prompts of text and pictures.
 #[utoipa::path(post, path = "/v1/completions", request_body = CompletionRequest, responses(
     (status = 200, description = "Continuations; as server-sent events, the last of which is [DONE], with `stream`", content(
         (CompletionResponse = "application/json"), (String = "text/event-stream"))),
-    (status = 400, description = "The request is at fault", body = ErrorBody),
-    (status = 404, description = "No such model", body = ErrorBody),
-    (status = 408, description = "It takes too long", body = ErrorBody),
-    (status = 413, description = "It is too large", body = ErrorBody),
-    (status = 415, description = "It is no JSON", body = ErrorBody),
-    (status = 429, description = "The queue is full", body = ErrorBody),
-    (status = 503, description = "The server ends", body = ErrorBody),
+    Refusals,
 ))]
 pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, Refusal> {
     let received = app.bodies.json::<CompletionRequest>(request).await?;
@@ -157,13 +181,7 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Bo
 #[utoipa::path(post, path = "/v1/chat/completions", request_body = ChatRequest, responses(
     (status = 200, description = "Answers; as server-sent events, the last of which is [DONE], with `stream`", content(
         (ChatResponse = "application/json"), (String = "text/event-stream"))),
-    (status = 400, description = "The request is at fault", body = ErrorBody),
-    (status = 404, description = "No such model", body = ErrorBody),
-    (status = 408, description = "It takes too long", body = ErrorBody),
-    (status = 413, description = "It is too large", body = ErrorBody),
-    (status = 415, description = "It is no JSON", body = ErrorBody),
-    (status = 429, description = "The queue is full", body = ErrorBody),
-    (status = 503, description = "The server ends", body = ErrorBody),
+    Refusals,
 ))]
 pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, Refusal> {
     let received = app.bodies.json::<ChatRequest>(request).await?;
@@ -235,13 +253,7 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) ->
 /// Compares candidates by how likely they follow a prompt.
 #[utoipa::path(post, path = "/v1/score", request_body = ScoreRequest, responses(
     (status = 200, description = "How likely each is", body = ScoreResponse),
-    (status = 400, description = "The request is at fault", body = ErrorBody),
-    (status = 404, description = "No such model", body = ErrorBody),
-    (status = 408, description = "It takes too long", body = ErrorBody),
-    (status = 413, description = "It is too large", body = ErrorBody),
-    (status = 415, description = "It is no JSON", body = ErrorBody),
-    (status = 429, description = "The queue is full", body = ErrorBody),
-    (status = 503, description = "The server ends", body = ErrorBody),
+    Refusals,
 ))]
 pub(crate) async fn score(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Json<ScoreResponse>, Refusal> {
     let received = app.bodies.json::<ScoreRequest>(request).await?;
@@ -292,13 +304,7 @@ pub(crate) async fn score(State(app): State<Arc<App>>, request: Request<Body>) -
 /// CLIP's features of pictures, of length 1.
 #[utoipa::path(post, path = "/v1/embeddings", request_body = EmbeddingRequest, responses(
     (status = 200, description = "The features of each", body = EmbeddingResponse),
-    (status = 400, description = "The request is at fault", body = ErrorBody),
-    (status = 404, description = "No such model", body = ErrorBody),
-    (status = 408, description = "It takes too long", body = ErrorBody),
-    (status = 413, description = "It is too large", body = ErrorBody),
-    (status = 415, description = "It is no JSON", body = ErrorBody),
-    (status = 429, description = "The queue is full", body = ErrorBody),
-    (status = 503, description = "The server ends", body = ErrorBody),
+    Refusals,
 ))]
 pub(crate) async fn embeddings(
     State(app): State<Arc<App>>,
@@ -335,13 +341,7 @@ pub(crate) async fn embeddings(
 /// Where a text looked: for each token the patches of the pictures that it saw.
 #[utoipa::path(post, path = "/v1/attention", request_body = AttentionRequest, responses(
     (status = 200, description = "Where each token looked", body = AttentionResponse),
-    (status = 400, description = "The request is at fault", body = ErrorBody),
-    (status = 404, description = "No such model", body = ErrorBody),
-    (status = 408, description = "It takes too long", body = ErrorBody),
-    (status = 413, description = "It is too large", body = ErrorBody),
-    (status = 415, description = "It is no JSON", body = ErrorBody),
-    (status = 429, description = "The queue is full", body = ErrorBody),
-    (status = 503, description = "The server ends", body = ErrorBody),
+    Refusals,
 ))]
 pub(crate) async fn attention(
     State(app): State<Arc<App>>,
