@@ -87,24 +87,48 @@ fn a_stream_depends_on_its_seed_and_not_on_time() {
 }
 
 #[test]
-fn an_epoch_over_all_processes_and_workers_has_each_sample_once() {
+fn an_epoch_over_all_workers_has_each_sample_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let shards = numbered(folder.path(), 6, 8);
-    for (world_size, workers) in [(1, 1), (1, 4), (3, 2), (2, 9), (4, 1)] {
+    for workers in [1, 4, 9] {
         let mut seen: BTreeMap<(u64, u64), usize> = BTreeMap::new();
-        for rank in 0..world_size {
-            let options = LoaderOptions { rank, world_size, workers, batch_size: 1, ..options(shards.clone()) };
-            let mut loader = start(&options, None);
-            while loader.position().workers.iter().any(|worker| worker.epoch < 2) {
-                let worker = loader.position().next;
-                let (number, _) = loader.next_batch().expect("a batch")[0];
-                *seen.entry((loader.position().workers[worker].epoch, number)).or_default() += 1;
-            }
+        let mut loader = start(&LoaderOptions { workers, batch_size: 1, ..options(shards.clone()) }, None);
+        while loader.position().workers.iter().any(|worker| worker.epoch < 2) {
+            let worker = loader.position().next;
+            let (number, _) = loader.next_batch().expect("a batch")[0];
+            *seen.entry((loader.position().workers[worker].epoch, number)).or_default() += 1;
         }
         seen.retain(|(epoch, _), _| *epoch < 2);
         let usable = (0..48).filter(|n| n % 7 != 3);
         let wanted: BTreeMap<(u64, u64), usize> = usable.flat_map(|n| [((0, n), 1), ((1, n), 1)]).collect();
-        assert_eq!(seen, wanted, "{world_size} process(es), {workers} worker(s)");
+        assert_eq!(seen, wanted, "{workers} worker(s)");
+    }
+}
+
+#[test]
+fn processes_together_see_what_one_sees_and_go_on_with_another_number() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut shards = numbered(folder.path(), 5, 9);
+    shards.push("nowhere.tar".into());
+    for (resampled, epoch_samples, workers) in [(false, None, 1), (false, None, 4), (true, None, 6), (true, Some(50), 5)]
+    {
+        let options = LoaderOptions { resampled, epoch_samples, workers, ..options(shards.clone()) };
+        let whole = batches(&mut start(&LoaderOptions { batch_size: 12, ..options.clone() }, None), 12);
+        let mut after = None;
+        for (part, world_size) in whole.chunks(3).zip([2, 6, 4, 3]) {
+            let mut loaders: Vec<_> = (0..world_size)
+                .map(|rank| LoaderOptions { rank, world_size, batch_size: 12 / world_size, ..options.clone() })
+                .map(|options| start(&options, after.clone()))
+                .collect();
+            for (items, position) in part {
+                let batches: Vec<_> = loaders.iter_mut().map(|loader| loader.next_batch().expect("a batch")).collect();
+                let together: Vec<_> = (0..12).map(|i| batches[i % world_size][i / world_size]).collect();
+                assert_eq!(&together, items, "{world_size} of {options:?}");
+                let merged = Position::merge(loaders.iter().map(|loader| loader.position().clone()));
+                assert_eq!(&merged, position, "{world_size} of {options:?}");
+            }
+            after = part.last().map(|(_, position)| position.clone());
+        }
     }
 }
 
@@ -126,18 +150,17 @@ fn an_epoch_of_so_many_samples_ends_there() {
     let folder = tempfile::tempdir().expect("a folder");
     let shards = numbered(folder.path(), 4, 14);
     for resampled in [false, true] {
-        // 31 samples are 4 batches of 2 processes, so 2 of each of their 2 workers.
-        let options =
-            LoaderOptions { resampled, epoch_samples: Some(31), world_size: 2, workers: 2, ..options(shards.clone()) };
-        for rank in [0, 1] {
-            let epochs: Vec<[u64; 2]> = batches(&mut start(&LoaderOptions { rank, ..options.clone() }, None), 9)
-                .iter()
-                .map(|(_, position)| [position.workers[0].epoch, position.workers[1].epoch])
-                .collect();
-            assert_eq!(epochs, [[0, 0], [0, 0], [1, 0], [1, 1], [1, 1], [1, 1], [2, 1], [2, 2], [2, 2]]);
-        }
+        // 30 samples are 8 of each of 4 workers.
+        let options = LoaderOptions { resampled, epoch_samples: Some(30), workers: 4, ..options(shards.clone()) };
+        let epochs: Vec<Vec<u64>> = batches(&mut start(&LoaderOptions { batch_size: 2, ..options.clone() }, None), 18)
+            .iter()
+            .map(|(_, position)| position.workers.iter().map(|worker| worker.epoch).collect())
+            .collect();
+        assert_eq!(epochs[13], [0, 0, 0, 0]);
+        assert_eq!(epochs[14..16], [[1, 1, 0, 0], [1, 1, 1, 1]]);
+        assert_eq!(epochs[17], [1, 1, 1, 1]);
         // More than there are: 48 usable ones come again.
-        let options = LoaderOptions { epoch_samples: Some(100), world_size: 1, workers: 1, ..options };
+        let options = LoaderOptions { epoch_samples: Some(100), workers: 1, ..options };
         let whole = batches(&mut start(&options, None), 26);
         assert_eq!((whole[23].1.workers[0].epoch, whole[24].1.workers[0].epoch), (0, 1));
         assert_eq!(whole[24].1.workers[0].samples, 0);
@@ -175,7 +198,7 @@ fn shuffling_shuffles_and_no_shuffling_keeps_the_order() {
 }
 
 #[test]
-fn workers_prepare_no_more_batches_than_they_may() {
+fn workers_prepare_no_more_samples_than_they_may() {
     let folder = tempfile::tempdir().expect("a folder");
     let shards = numbered(folder.path(), 4, 50);
     for prefetch in [1, 3] {
@@ -188,10 +211,10 @@ fn workers_prepare_no_more_batches_than_they_may() {
         let options = LoaderOptions { workers: 2, prefetch, ..options(shards.clone()) };
         let mut loader = Loader::start(options, decode, None).expect("a loader");
         std::thread::sleep(Duration::from_millis(300));
-        assert_eq!(decoded.load(Ordering::Relaxed), 2 * prefetch * 4);
+        assert_eq!(decoded.load(Ordering::Relaxed), prefetch * 4);
         loader.next_batch().expect("a batch");
         std::thread::sleep(Duration::from_millis(300));
-        assert_eq!(decoded.load(Ordering::Relaxed), (2 * prefetch + 1) * 4);
+        assert_eq!(decoded.load(Ordering::Relaxed), (prefetch + 1) * 4);
     }
 }
 
@@ -273,7 +296,7 @@ fn options_that_cannot_be_are_refused() {
     let refused = [
         (LoaderOptions { shards: Vec::new(), ..good.clone() }, None),
         (LoaderOptions { shards: Vec::new(), resampled: true, ..good.clone() }, None),
-        (LoaderOptions { world_size: 4, ..good.clone() }, None),
+        (LoaderOptions { rank: 4, world_size: 4, ..good.clone() }, None),
         (LoaderOptions { world_size: 0, ..good.clone() }, None),
         (LoaderOptions { world_size: 2, rank: 2, ..good.clone() }, None),
         (LoaderOptions { batch_size: 0, ..good.clone() }, None),

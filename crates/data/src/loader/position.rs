@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::DataError;
 
 /// How far a worker has come.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct WorkerPosition {
     /// The epoch that it is in, from 0.
     pub epoch: u64,
@@ -20,12 +20,12 @@ pub struct WorkerPosition {
 /// Where a stream stands after a batch.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Position {
-    /// Each worker, after its last batch that was taken.
+    /// Each worker, after its last sample that was taken.
     pub workers: Vec<WorkerPosition>,
-    /// The worker whose batch comes next.
+    /// The worker whose sample comes next.
     pub next: usize,
     /// Samples that were delivered, as `delivered`, and what was left out, by kind. What a worker meets counts from
-    /// its next batch on.
+    /// its next sample on.
     pub counts: BTreeMap<String, u64>,
 }
 
@@ -33,6 +33,22 @@ impl Position {
     /// The beginning of a stream of so many workers.
     pub(super) fn start(workers: usize) -> Self {
         Self { workers: vec![WorkerPosition::default(); workers], ..Self::default() }
+    }
+
+    /// Where a stream stands of which each process knows its own workers; all have taken as many batches.
+    pub fn merge(processes: impl IntoIterator<Item = Self>) -> Self {
+        let mut processes = processes.into_iter();
+        let mut merged = processes.next().unwrap_or_default();
+        for process in processes {
+            for (worker, other) in merged.workers.iter_mut().zip(process.workers) {
+                // Whoever does not run a worker knows where it started.
+                *worker = other.max(*worker);
+            }
+            for (kind, count) in process.counts {
+                *merged.counts.entry(kind).or_default() += count;
+            }
+        }
+        merged
     }
 
     /// Checks that the position can be one of a stream of so many workers.

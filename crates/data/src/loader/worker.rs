@@ -1,4 +1,4 @@
-//! One worker: its shards, its shuffle buffer, its batches.
+//! One worker: its shards, its shuffle buffer, its samples.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
 use super::shuffle::Shuffle;
-use super::{Shared, WorkerBatch, WorkerPosition, source};
+use super::{Delivered, Shared, WorkerPosition, source};
 use crate::{DataError, Sample, read_samples};
 
 /// Shards in a row that may bring nothing.
@@ -39,13 +39,12 @@ enum End {
 /// A worker at work.
 pub(super) struct Stream<T> {
     shared: Arc<Shared<T>>,
-    sender: SyncSender<Result<WorkerBatch<T>, DataError>>,
-    /// This worker among those of all processes, the processes taking turns, so that their shares are equal.
-    reader: usize,
+    sender: SyncSender<Result<Delivered<T>, DataError>>,
+    /// Which of the workers this is.
+    index: usize,
     /// Samples of this epoch that were used before the start.
     replay: u64,
     at: WorkerPosition,
-    items: Vec<T>,
     counts: BTreeMap<String, u64>,
     /// Unusable samples in a row.
     failures: usize,
@@ -58,16 +57,14 @@ impl<T> Stream<T> {
         shared: Arc<Shared<T>>,
         index: usize,
         after: WorkerPosition,
-        sender: SyncSender<Result<WorkerBatch<T>, DataError>>,
+        sender: SyncSender<Result<Delivered<T>, DataError>>,
     ) -> Self {
-        let reader = index * shared.options.world_size + shared.options.rank;
         Self {
             shared,
             sender,
-            reader,
+            index,
             replay: after.samples,
             at: WorkerPosition { samples: 0, ..after },
-            items: Vec::new(),
             counts: BTreeMap::new(),
             failures: 0,
             barren: 0,
@@ -88,7 +85,7 @@ impl<T> Stream<T> {
 
     fn epoch(&mut self) -> ControlFlow<End> {
         let shared = self.shared.clone();
-        let mut rng = self.generator(self.reader, Purpose::Shuffle);
+        let mut rng = self.generator(self.index, Purpose::Shuffle);
         let mut shuffle = Shuffle::new(shared.options.shuffle, shared.options.initial, |count| below(&mut rng, count));
         for shard in self.shards() {
             let name = &shared.options.shards[shard];
@@ -128,23 +125,23 @@ impl<T> Stream<T> {
         Continue(())
     }
 
-    /// The shards of this reader in this epoch: a share of a permutation that all readers agree on, or as many drawn
+    /// The shards of this worker in this epoch: a share of a permutation that all workers agree on, or as many drawn
     /// with replacement. Where samples end the epoch, shards do not.
     fn shards(&self) -> Box<dyn Iterator<Item = usize>> {
         let options = &self.shared.options;
-        let (count, readers) = (options.shards.len(), options.world_size * self.shared.workers);
+        let (count, workers) = (options.shards.len(), self.shared.workers);
         let endless = options.epoch_samples.is_some();
         if options.resampled {
-            let mut rng = self.generator(self.reader, Purpose::Draw);
+            let mut rng = self.generator(self.index, Purpose::Draw);
             let drawn = std::iter::repeat_with(move || below(&mut rng, count));
-            return if endless { Box::new(drawn) } else { Box::new(drawn.take((count / readers).max(1))) };
+            return if endless { Box::new(drawn) } else { Box::new(drawn.take((count / workers).max(1))) };
         }
         let mut order: Vec<usize> = (0..count).collect();
         if options.shuffle > 0 {
             let mut rng = self.generator(0, Purpose::Permute);
             (1..count).rev().for_each(|i| order.swap(i, below(&mut rng, i + 1)));
         }
-        let share = order.into_iter().skip(self.reader).step_by(readers);
+        let share = order.into_iter().skip(self.index).step_by(workers);
         if endless { Box::new(share.cycle()) } else { Box::new(share) }
     }
 
@@ -159,15 +156,10 @@ impl<T> Stream<T> {
         }
         let shared = self.shared.clone();
         let options = &shared.options;
-        let mut rng = self.generator(self.reader, Purpose::Decode(self.at.samples));
+        let mut rng = self.generator(self.index, Purpose::Decode(self.at.samples));
         let key = sample.key.clone();
-        match catch_unwind(AssertUnwindSafe(|| (shared.decode)(sample, &mut rng))) {
-            Ok(Ok(item)) => {
-                self.failures = 0;
-                self.items.push(item);
-                self.at.delivered += 1;
-                self.count("delivered", 1);
-            }
+        let item = match catch_unwind(AssertUnwindSafe(|| (shared.decode)(sample, &mut rng))) {
+            Ok(Ok(item)) => item,
             Ok(Err(reason)) => {
                 self.failures += 1;
                 let place = format!("{} of {}", key, options.shards[shard]);
@@ -176,18 +168,19 @@ impl<T> Stream<T> {
                     let (count, last) = (self.failures, reason.to_string());
                     return self.send(Err(DataError::TooManyFailures { count, last }));
                 }
+                return Continue(());
             }
             Err(panic) => {
                 return self.send(Err(DataError::Panicked { sample: key, reason: said(&*panic) }));
             }
-        }
-        if self.items.len() < options.batch_size {
-            return Continue(());
-        }
+        };
+        self.failures = 0;
+        self.at.delivered += 1;
+        self.count("delivered", 1);
         let full = shared.epoch_share().is_some_and(|share| self.at.delivered >= share);
         let position = if full { self.next_epoch() } else { self.at };
-        let (items, counts) = (std::mem::take(&mut self.items), std::mem::take(&mut self.counts));
-        self.send(Ok(WorkerBatch { items, position, counts }))?;
+        let counts = std::mem::take(&mut self.counts);
+        self.send(Ok(Delivered { item, position, counts }))?;
         if full { Break(End::Epoch) } else { Continue(()) }
     }
 
@@ -200,9 +193,9 @@ impl<T> Stream<T> {
     }
 
     /// Breaks off after an error, and when nobody listens.
-    fn send(&self, batch: Result<WorkerBatch<T>, DataError>) -> ControlFlow<End> {
-        let last = batch.is_err();
-        match self.sender.send(batch) {
+    fn send(&self, sample: Result<Delivered<T>, DataError>) -> ControlFlow<End> {
+        let last = sample.is_err();
+        match self.sender.send(sample) {
             Ok(()) if !last => Continue(()),
             _ => Break(End::Stream),
         }
@@ -230,7 +223,7 @@ impl<T> Stream<T> {
     }
 
     /// A generator for one purpose in this epoch.
-    fn generator(&self, reader: usize, purpose: Purpose) -> ChaCha8Rng {
+    fn generator(&self, worker: usize, purpose: Purpose) -> ChaCha8Rng {
         let purpose = match purpose {
             Purpose::Shuffle => 0,
             Purpose::Draw => 1,
@@ -238,7 +231,7 @@ impl<T> Stream<T> {
             Purpose::Decode(sample) => sample.saturating_add(2),
         };
         let mut seed = [0; 32];
-        let words = [self.shared.options.seed, self.at.epoch, reader as u64, purpose];
+        let words = [self.shared.options.seed, self.at.epoch, worker as u64, purpose];
         for (place, word) in seed.chunks_exact_mut(8).zip(words) {
             place.copy_from_slice(&word.to_le_bytes());
         }
