@@ -8,6 +8,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("crates/config", &[]),
     ("crates/corpus", &["flamingo-data"]),
     ("crates/data", &[]),
+    ("crates/distributed", &[]),
     (
         "crates/eval",
         &["flamingo-config", "flamingo-data", "flamingo-generate", "flamingo-metrics", "flamingo-plot", "flamingo-zoo"],
@@ -29,8 +30,12 @@ const ARROWS: &[(&str, &[&str])] = &[
             "flamingo-weights",
         ],
     ),
+    ("crates/plan", &["flamingo-config", "flamingo-weights"]),
     ("crates/plot", &[]),
-    ("crates/run", &["flamingo-config", "flamingo-data", "flamingo-engine", "flamingo-weights"]),
+    (
+        "crates/run",
+        &["flamingo-config", "flamingo-data", "flamingo-distributed", "flamingo-engine", "flamingo-weights"],
+    ),
     (
         "crates/web",
         &[
@@ -67,6 +72,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "flamingo-engine",
             "flamingo-eval",
             "flamingo-generate",
+            "flamingo-plan",
             "flamingo-plot",
             "flamingo-run",
             "flamingo-serve",

@@ -10,6 +10,7 @@ mod experiment;
 mod gpu_check;
 mod hub;
 mod layout;
+mod plan;
 mod serve;
 mod tiny;
 mod train;

@@ -60,6 +60,12 @@ pub enum Command {
     /// Measure how long what a user waits for takes, and how near to the machine's limits that is.
     #[command(after_help = BENCH_HELP)]
     Bench(BenchArgs),
+    /// Say what a training run will take before it is begun: memory of a device, days, cost.
+    #[command(after_help = PLAN_HELP)]
+    Plan(PlanArgs),
+    /// Start several processes on this machine that train together.
+    #[command(after_help = LAUNCH_HELP)]
+    Launch(LaunchArgs),
     /// Train a model as a recipe says, or go on with a run that was begun.
     #[command(after_help = TRAIN_HELP)]
     Train(TrainArgs),
@@ -401,9 +407,90 @@ pub struct ExperimentArgs {
     pub report: Option<PathBuf>,
 }
 
+const PLAN_HELP: &str = "\
+Without options the run is the paper's (arXiv 2308.01390): 60 million documents and 120 million pairs on 64 GPUs, in the format and
+on the kind of GPU that made the model. What the numbers stand on is written below them.
+
+Examples:
+  flamingo plan --model openflamingo-9b
+  flamingo plan --model openflamingo-3b --precision amp_bf16 --devices 8 --device-flops h100-80gb --price 2.5
+  flamingo plan --model openflamingo-4b --devices 2 --interconnect ethernet-10g --batch-size-laion 8 --batch-size-mmc4 4 --json";
+
+#[derive(Args)]
+pub struct PlanArgs {
+    /// A model folder, the name of one in the zoo (weights are not needed), or a model.toml.
+    #[arg(long, default_value = "openflamingo-9b")]
+    pub model: String,
+    #[command(flatten)]
+    pub zoo: ZooArgs,
+    /// Devices, each with a whole model.
+    #[arg(long, default_value_t = 64)]
+    pub devices: u64,
+    /// Devices of a node, which NVLink joins.
+    #[arg(long, default_value_t = 8)]
+    pub devices_per_node: u64,
+    /// Memory of a device, such as 80GB. Without it: that of --device-flops.
+    #[arg(long, value_name = "SIZE")]
+    pub device_memory: Option<flamingo_plan::Bytes>,
+    /// How fast a device computes: a100-40gb, a100-80gb, h100-80gb, or its TFLOP/s. Without it: the paper's, or a100-80gb.
+    #[arg(long, value_name = "NAME|TFLOP/S")]
+    pub device_flops: Option<flamingo_plan::Device>,
+    /// The share of that which is reached, from 0 to 1. Without it: what was measured.
+    #[arg(long, value_name = "SHARE")]
+    pub efficiency: Option<f64>,
+    /// What joins the nodes: nvlink, infiniband-200g, ethernet-100g, ethernet-10g, or GB/s of a device in each direction.
+    /// Without it: infiniband-200g.
+    #[arg(long, value_name = "NAME|GB/S")]
+    pub interconnect: Option<flamingo_plan::Interconnect>,
+    /// fp32 or amp_bf16. Without it: the paper's, or amp_bf16.
+    #[arg(long)]
+    pub precision: Option<flamingo_plan::Precision>,
+    /// Keep the embeddings of `<image>` and `<|endofchunk|>` as they are, as the paper's 4B models do.
+    #[arg(long)]
+    pub freeze_lm_embeddings: bool,
+    /// Pairs in a device's batch; 0 for none.
+    #[arg(long, default_value_t = flamingo_plan::PAIRS.rows)]
+    pub batch_size_laion: u64,
+    /// Documents in a device's batch; 0 for none.
+    #[arg(long, default_value_t = flamingo_plan::DOCUMENTS.rows)]
+    pub batch_size_mmc4: u64,
+    /// Tokens of a pair.
+    #[arg(long, default_value_t = flamingo_plan::PAIRS.tokens)]
+    pub max_tokens_laion: u64,
+    /// Tokens of a document.
+    #[arg(long, default_value_t = flamingo_plan::DOCUMENTS.tokens)]
+    pub max_tokens_mmc4: u64,
+    /// Most pictures of a document, to which batches are padded.
+    #[arg(long, default_value_t = flamingo_plan::DOCUMENTS.most_images)]
+    pub mmc4_max_num_images: u64,
+    /// Pictures of a document on average.
+    #[arg(long, default_value_t = flamingo_plan::DOCUMENTS.images)]
+    pub images_mmc4: f64,
+    /// Pairs of the whole run.
+    #[arg(long, default_value_t = flamingo_plan::PAIRS.samples)]
+    pub samples_laion: u64,
+    /// Documents of the whole run.
+    #[arg(long, default_value_t = flamingo_plan::DOCUMENTS.samples)]
+    pub samples_mmc4: u64,
+    /// Mebibytes of a frozen vision tower's output that are kept by picture.
+    #[arg(long, default_value_t = 1024)]
+    pub vision_cache_mib: u64,
+    /// Round gradients to bf16 on their way to other devices.
+    #[arg(long)]
+    pub bf16_gradients: bool,
+    /// What a device costs an hour.
+    #[arg(long, default_value_t = 2.0)]
+    pub price: f64,
+    /// One JSON object instead of text.
+    #[arg(long)]
+    pub json: bool,
+}
+
 const TRAIN_HELP: &str = "Examples:
   flamingo train --config models/flamingo-tiny-neox/train.toml
-  flamingo train --config train.toml --set learning_rate=3e-4 --set run_name=runs/b";
+  flamingo train --config train.toml --set learning_rate=3e-4 --set run_name=runs/b
+  flamingo train --config train.toml --devices cuda:0,cuda:1
+  flamingo train --config train.toml --nodes 2 --node-rank 1 --rendezvous 10.0.0.1:29500";
 
 #[derive(Args)]
 pub struct TrainArgs {
@@ -415,12 +502,57 @@ pub struct TrainArgs {
     pub overrides: Vec<String>,
     #[arg(long, default_value = "auto", help = "auto, flex, ndarray or cuda[:N]")]
     pub device: Device,
+    /// Devices of this process that train together, each with a copy of the model and a batch of its own. A CPU may
+    /// be there more than once.
+    #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', conflicts_with = "device")]
+    pub devices: Vec<Device>,
+    #[command(flatten)]
+    pub group: GroupArgs,
     /// f32, f16 or bf16: the type of the weights in the model folder that the run leaves.
     #[arg(long, default_value = "f32")]
     pub dtype: Dtype,
     /// A line of JSON on stdout for each line of metrics.
     #[arg(long)]
     pub json: bool,
+}
+
+/// Processes that train together. Without these options they find each other as torchrun, srun or a Kubernetes indexed
+/// job say.
+#[derive(Args)]
+#[command(next_help_heading = "Several processes")]
+pub struct GroupArgs {
+    /// How many processes train together, on one machine or several.
+    #[arg(long, value_name = "COUNT")]
+    pub nodes: Option<usize>,
+    /// Which of them this is, from 0.
+    #[arg(long, value_name = "INDEX")]
+    pub node_rank: Option<usize>,
+    /// Where process 0 waits for the others.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub rendezvous: Option<String>,
+    /// How long the processes wait for each other to begin.
+    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    pub rendezvous_timeout: u64,
+    /// How long a worker may keep the others waiting before the run ends: longer than the longest step.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub worker_timeout: u64,
+}
+
+const LAUNCH_HELP: &str = "Examples:
+  flamingo launch --processes 2 -- train --config train.toml --device flex
+  flamingo launch --processes 8 --restarts 3 -- train --config train.toml";
+
+#[derive(Args)]
+pub struct LaunchArgs {
+    /// How many processes, each of which knows its number as torchrun would say it.
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub processes: u16,
+    /// How often all processes are started again after one has failed; a run goes on after its last checkpoint.
+    #[arg(long, value_name = "COUNT", default_value_t = 0)]
+    pub restarts: u32,
+    /// What each process is to do: a command of this program.
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<std::ffi::OsString>,
 }
 
 const INIT_HELP: &str = "Examples:

@@ -10,8 +10,10 @@ mod experiment;
 mod generate;
 mod init;
 mod inspect;
+mod launch;
 mod manual;
 mod models;
+mod plan;
 mod plot;
 mod prompt;
 mod score;
@@ -45,7 +47,9 @@ fn main() -> ExitCode {
         Command::Report(args) => eval::compare(args),
         Command::Experiment(args) => experiment::run(args),
         Command::Bench(args) => bench::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Train(args) => train::run(args),
+        Command::Launch(args) => launch::run(args),
         Command::Init(args) => init::run(args),
         Command::Models(args) => models::run(args),
         Command::Inspect(args) => inspect::run(args),
@@ -76,7 +80,7 @@ fn tell(line: &str) {
 fn start_logging(verbose: u8) {
     let level = ["warn", "info", "debug", "trace"][usize::from(verbose.min(3))];
     let own = format!(
-        "error,flamingo={level},flamingo_engine={level},flamingo_weights={level},flamingo_run={level},flamingo_data={level},flamingo_eval={level},flamingo_serve={level}"
+        "error,flamingo={level},flamingo_engine={level},flamingo_weights={level},flamingo_run={level},flamingo_data={level},flamingo_distributed={level},flamingo_eval={level},flamingo_serve={level}"
     );
     tracing_subscriber::fmt()
         .with_env_filter(tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| own.into()))

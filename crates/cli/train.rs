@@ -1,12 +1,15 @@
 //! `flamingo train`: a run with its progress on stderr.
 
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::Context;
-use flamingo_run::{Metrics, Recipe, Run};
+use flamingo_distributed::{Group, Patience, Place, Said};
+use flamingo_engine::{Device, probe};
+use flamingo_run::{Metrics, Recipe, Run, RunError};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::args::TrainArgs;
+use crate::args::{GroupArgs, TrainArgs};
 use crate::tell;
 
 /// How long memory that a step has freed stays ours. The next step wants it again, and pages that went back to the system
@@ -23,8 +26,64 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let path = &args.config;
     let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
     let recipe = Recipe::from_toml(&text, &args.overrides).with_context(|| path.display().to_string())?;
-    let mut run = Run::open(recipe, args.device)?;
+    let place = Place::find(&said(&args.group), |name| std::env::var(name).ok())?;
+    let devices = match (args.devices.is_empty(), args.device, place.as_ref().and_then(|place| place.local)) {
+        (false, ..) => args.devices.clone(),
+        // Each of a machine's processes has a device of its own.
+        (true, Device::Auto, Some(local)) if probe(Device::Cuda(Some(local))).is_ok() => {
+            vec![Device::Cuda(Some(local))]
+        }
+        (true, device, _) => vec![device],
+    };
+    let patience = Patience {
+        rendezvous: Duration::from_secs(args.group.rendezvous_timeout),
+        worker: Duration::from_secs(args.group.worker_timeout),
+        ..Patience::default()
+    };
+    if let Some(place) = &place {
+        tracing::info!(node = place.node, nodes = place.nodes, rendezvous = place.rendezvous, "waiting for the others");
+    }
+    let mut groups = Group::join(place.as_ref(), devices.len(), &recipe.purpose(), patience)?.into_iter();
+    let mut workers = groups.by_ref().zip(&devices);
+    let Some((group, &device)) = workers.next() else { anyhow::bail!("there is no device to train on") };
+    std::thread::scope(|threads| {
+        let others: Vec<_> = workers
+            .map(|(group, &device)| {
+                let recipe = recipe.clone();
+                threads.spawn(move || follow(recipe, device, group))
+            })
+            .collect();
+        let result = if group.rank() == 0 {
+            lead(args, recipe.clone(), device, group)
+        } else {
+            Ok(follow(recipe.clone(), device, group)?)
+        };
+        // When one fails all do, and know why.
+        let others = others.into_iter().map(|other| other.join().unwrap_or(Ok(())));
+        let failed = others.filter_map(Result::err).next();
+        result.and_then(|()| failed.map_or(Ok(()), |error| Err(error.into())))
+    })
+}
+
+fn said(args: &GroupArgs) -> Said {
+    Said { node: args.node_rank, nodes: args.nodes, rendezvous: args.rendezvous.clone() }
+}
+
+/// A worker that does its share and says nothing.
+fn follow(recipe: Recipe, device: Device, group: Group) -> Result<(), RunError> {
+    let mut run = Run::join(recipe, device, group)?;
+    while run.step()?.is_some() {}
+    Ok(())
+}
+
+/// The worker of rank 0, which shows what happens and leaves the model.
+fn lead(args: &TrainArgs, recipe: Recipe, device: Device, group: Group) -> anyhow::Result<()> {
+    let workers = group.world();
+    let mut run = Run::join(recipe, device, group)?;
     let (begun_at, total) = (run.done(), run.total());
+    if workers > 1 {
+        tell(&format!("{}: {workers} workers", run.recipe().run_name.display()));
+    }
     if begun_at > 0 {
         tell(&format!("{}: going on after step {begun_at} of {total}", run.recipe().run_name.display()));
     }

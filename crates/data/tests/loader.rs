@@ -110,7 +110,8 @@ fn processes_together_see_what_one_sees_and_go_on_with_another_number() {
     let folder = tempfile::tempdir().expect("a folder");
     let mut shards = numbered(folder.path(), 5, 9);
     shards.push("nowhere.tar".into());
-    for (resampled, epoch_samples, workers) in [(false, None, 1), (false, None, 4), (true, None, 6), (true, Some(50), 5)]
+    for (resampled, epoch_samples, workers) in
+        [(false, None, 1), (false, None, 4), (true, None, 6), (true, Some(50), 5)]
     {
         let options = LoaderOptions { resampled, epoch_samples, workers, ..options(shards.clone()) };
         let whole = batches(&mut start(&LoaderOptions { batch_size: 12, ..options.clone() }, None), 12);

@@ -13,8 +13,8 @@
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::de::DeserializeOwned;
@@ -326,7 +326,8 @@ impl Coordinator {
                 let missing = (0..self.members.len()).filter(|node| !late.values.contains_key(node));
                 let missing: Vec<String> = missing.map(|node| self.members[node].named(node)).collect();
                 let seconds = self.patience.worker.as_secs();
-                return self.abort(heard, format!("{} kept the others waiting for {seconds} seconds", missing.join(" and ")));
+                return self
+                    .abort(heard, format!("{} kept the others waiting for {seconds} seconds", missing.join(" and ")));
             }
         }
         self.lines.iter().for_each(|line| line.close());

@@ -7,8 +7,8 @@
 
 use std::future::Future;
 use std::net::TcpListener;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use burn::tensor::{DType, TensorData};
@@ -22,9 +22,6 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::GroupError;
-
-/// Name of the threads that move tensors.
-const THREADS: &str = "flamingo-post";
 
 /// Values in a message: 16 MiB of f32, so that adding up and sending overlap.
 pub(crate) const BUCKET: usize = 4 << 20;
@@ -46,8 +43,7 @@ impl Post {
     /// Begins to serve; returns its port as well.
     pub(crate) fn open() -> Result<(Self, u16), GroupError> {
         let wrong = |e: std::io::Error| GroupError::Place(format!("cannot serve tensors to other processes: {e}"));
-        quiet();
-        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(THREADS).enable_all().build();
+        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name("tensors").enable_all().build();
         let runtime = runtime.map_err(wrong)?;
         // The service binds by number alone: let the system choose one that is free now.
         let port = TcpListener::bind(("0.0.0.0", 0)).and_then(|listener| listener.local_addr()).map_err(wrong)?.port();
@@ -132,17 +128,4 @@ impl Fetching<'_> {
         self.post.bytes.fetch_add(data.bytes.len() as u64, Ordering::Relaxed);
         data.convert_dtype(DType::F32).into_vec().ok()
     }
-}
-
-/// Burn's service panics where a peer is gone. The group finds that out by itself and says who it was, so what these
-/// threads have to say goes to the log.
-fn quiet() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        let before = std::panic::take_hook();
-        std::panic::set_hook(Box::new(move |panic| match std::thread::current().name() {
-            Some(THREADS) => tracing::debug!(%panic, "the tensor service broke off"),
-            _ => before(panic),
-        }));
-    });
 }

@@ -5,11 +5,8 @@ use std::time::{Duration, Instant};
 
 use flamingo_distributed::{Group, GroupError, Patience, Place, Readers};
 
-const PATIENCE: Patience = Patience {
-    rendezvous: Duration::from_secs(20),
-    worker: Duration::from_secs(20),
-    silence: Duration::from_secs(5),
-};
+const PATIENCE: Patience =
+    Patience { rendezvous: Duration::from_secs(20), worker: Duration::from_secs(20), silence: Duration::from_secs(5) };
 
 fn free_port() -> u16 {
     let listener = TcpListener::bind(("127.0.0.1", 0)).expect("a port");
@@ -53,7 +50,9 @@ fn workers<T: Send>(nodes: usize, each: usize, work: impl Fn(Group) -> T + Sync)
 
 /// Numbers whose sum depends on the order.
 fn given(rank: usize, owner: usize, count: usize) -> Vec<f32> {
-    (0..count).map(|i| ((rank * 7919 + owner * 104_729 + i) as f32 * 0.37).sin() * 10f32.powi(rank as i32 * 3)).collect()
+    (0..count)
+        .map(|i| ((rank * 7919 + owner * 104_729 + i) as f32 * 0.37).sin() * 10f32.powi(rank as i32 * 3))
+        .collect()
 }
 
 #[test]

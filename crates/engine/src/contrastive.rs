@@ -16,7 +16,7 @@ use crate::EngineError;
 use crate::array::{Array, Pixels};
 use crate::engine::compute;
 use crate::load;
-use crate::training::{Training, array, named, no_tensor};
+use crate::training::{Training, array, flat, named, no_tensor, numbers};
 
 /// One batch of so many shows whole pictures, so that the tower knows them.
 const WHOLE: u32 = 8;
@@ -146,12 +146,35 @@ impl<B: Differentiable> Training for BurnContrastive<B> {
         self.trainer.discard();
     }
 
+    fn parameters(&self) -> Vec<(String, usize)> {
+        self.trainer.parameters()
+    }
+
+    fn take_gradients(&mut self) -> Result<Vec<Option<Vec<f32>>>, EngineError> {
+        compute::<B, _>(|| self.trainer.take_gradients().into_iter().map(|one| one.map(numbers).transpose()).collect())
+    }
+
+    fn set_gradients(&mut self, gradients: Vec<Option<Vec<f32>>>) -> Result<(), EngineError> {
+        compute::<B, _>(|| {
+            self.trainer.set_gradients(gradients.into_iter().map(|one| one.map(flat)).collect(), &self.device);
+            Ok(())
+        })
+    }
+
+    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), EngineError> {
+        compute::<B, _>(|| {
+            let weights = weights.into_iter().map(|(path, weight)| (path, flat(weight))).collect();
+            self.trainer.set_weights(&mut self.model, weights);
+            Ok(())
+        })
+    }
+
     fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError> {
         compute::<B, _>(|| self.trainer.gradients().into_iter().map(array).collect())
     }
 
-    fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| self.trainer.weights(&self.model).into_iter().map(array).collect())
+    fn weights(&self, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<(String, Array)>, EngineError> {
+        compute::<B, _>(|| self.trainer.weights(&self.model, &|name| wanted(name)).into_iter().map(array).collect())
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>, EngineError> {

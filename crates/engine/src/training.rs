@@ -42,17 +42,39 @@ pub trait Training: Send {
     /// Forgets the gradients.
     fn discard(&mut self);
 
+    /// What trains, by module path, and how many numbers it is; in the same order wherever this model trains.
+    fn parameters(&self) -> Vec<(String, usize)>;
+
+    /// Takes the gradients out, in the order of [`Training::parameters`]; `None` for those that are still nothing.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if they cannot be read back.
+    fn take_gradients(&mut self) -> Result<Vec<Option<Vec<f32>>>, EngineError>;
+
+    /// Puts gradients in, in the order of [`Training::parameters`]. A parameter without one is not updated, and the
+    /// optimizer keeps nothing for it.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if the device fails.
+    fn set_gradients(&mut self, gradients: Vec<Option<Vec<f32>>>) -> Result<(), EngineError>;
+
+    /// Puts weights in, by module path.
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if the device fails.
+    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), EngineError>;
+
     /// Gradients by module path.
     ///
     /// # Errors
     /// [`EngineError::Device`] if they cannot be read back.
     fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError>;
 
-    /// The weights that train, by module path.
+    /// The weights that train and are wanted, by module path.
     ///
     /// # Errors
     /// [`EngineError::Device`] if they cannot be read back.
-    fn weights(&self) -> Result<Vec<(String, Array)>, EngineError>;
+    fn weights(&self, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<(String, Array)>, EngineError>;
 
     /// Everything that an exact restart needs, by name: weights and the optimizer's state. Gradients are left out.
     ///
@@ -168,12 +190,37 @@ impl<B: Differentiable> Training for BurnTraining<B> {
         self.trainer.discard();
     }
 
+    fn parameters(&self) -> Vec<(String, usize)> {
+        self.trainer.parameters()
+    }
+
+    fn take_gradients(&mut self) -> Result<Vec<Option<Vec<f32>>>, EngineError> {
+        compute::<B, _>(|| self.trainer.take_gradients().into_iter().map(|one| one.map(numbers).transpose()).collect())
+    }
+
+    fn set_gradients(&mut self, gradients: Vec<Option<Vec<f32>>>) -> Result<(), EngineError> {
+        compute::<B, _>(|| {
+            self.trainer.set_gradients(gradients.into_iter().map(|one| one.map(flat)).collect(), &self.engine.device);
+            Ok(())
+        })
+    }
+
+    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), EngineError> {
+        compute::<B, _>(|| {
+            let weights = weights.into_iter().map(|(path, weight)| (path, flat(weight))).collect();
+            self.trainer.set_weights(&mut self.engine.model, weights);
+            Ok(())
+        })
+    }
+
     fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError> {
         compute::<B, _>(|| self.trainer.gradients().into_iter().map(array).collect())
     }
 
-    fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| self.trainer.weights(&self.engine.model).into_iter().map(array).collect())
+    fn weights(&self, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<(String, Array)>, EngineError> {
+        compute::<B, _>(|| {
+            self.trainer.weights(&self.engine.model, &|name| wanted(name)).into_iter().map(array).collect()
+        })
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>, EngineError> {
@@ -193,17 +240,22 @@ pub(crate) fn no_tensor(name: String) -> EngineError {
 }
 
 pub(crate) fn named(state: Vec<(String, Array)>) -> Vec<Named<TensorData>> {
-    let named = |(name, array): (String, Array)| {
-        let count = array.data.len();
-        Named { name, shape: array.shape, values: TensorData::new(array.data, [count]) }
-    };
+    let named = |(name, array): (String, Array)| Named { name, shape: array.shape, values: flat(array.data) };
     state.into_iter().map(named).collect()
 }
 
 pub(crate) fn array(named: Named<TensorData>) -> Result<(String, Array), EngineError> {
-    let data = named.values.convert_dtype(DType::F32).into_vec::<f32>();
-    let data = data.map_err(|e| EngineError::Device(format!("cannot read a tensor back: {e:?}")))?;
-    Ok((named.name, Array { shape: named.shape, data }))
+    Ok((named.name, Array { shape: named.shape, data: numbers(named.values)? }))
+}
+
+pub(crate) fn numbers(values: TensorData) -> Result<Vec<f32>, EngineError> {
+    let numbers = values.convert_dtype(DType::F32).into_vec::<f32>();
+    numbers.map_err(|e| EngineError::Device(format!("cannot read a tensor back: {e:?}")))
+}
+
+pub(crate) fn flat(numbers: Vec<f32>) -> TensorData {
+    let count = numbers.len();
+    TensorData::new(numbers, [count])
 }
 
 #[cfg(all(test, feature = "flex"))]

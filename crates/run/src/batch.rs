@@ -12,28 +12,34 @@ pub(crate) struct TrainingBatch {
     pub(crate) pictures: usize,
 }
 
-/// A batch in parts of at most `rows` rows of like length; the weights of their mean losses, whose sum is 1.
+/// Parts of a batch, and the weights of their mean losses.
+pub(crate) type Parts = Vec<(TrainingBatch, f64)>;
+
+/// A batch in parts of at most `rows` rows of like length; the weights of their mean losses, whose sum is 1; and how many
+/// tokens it predicts.
 pub(crate) fn parts(
     mut examples: Vec<Example>,
     rows: usize,
     stream: Stream,
     tokens: &SpecialTokens,
     side: usize,
-) -> Vec<(TrainingBatch, f64)> {
+) -> (Parts, usize) {
+    // The first token of a row is predicted by nothing.
+    let predicted = |batch: &TrainingBatch| {
+        let rows = batch.labels.chunks(batch.text.width.max(1));
+        rows.flat_map(|row| &row[1..]).filter(|&&label| label != IGNORE).count()
+    };
     if rows == 0 || rows >= examples.len() {
-        return vec![(collate(&examples, stream, tokens, side), 1.0)];
+        let whole = collate(&examples, stream, tokens, side);
+        let count = predicted(&whole);
+        return (vec![(whole, 1.0)], count);
     }
     examples.sort_by_key(|example| example.ids.len());
     let parts: Vec<TrainingBatch> = examples.chunks(rows).map(|part| collate(part, stream, tokens, side)).collect();
-    // The first token of a row is predicted by nothing.
-    let predicted = |batch: &TrainingBatch| {
-        let rows = batch.labels.chunks(batch.text.width);
-        rows.flat_map(|row| &row[1..]).filter(|&&label| label != IGNORE).count() as f64
-    };
-    let total: f64 = parts.iter().map(predicted).sum();
+    let total: usize = parts.iter().map(predicted).sum();
     // A part that predicts nothing has no loss, and no share in that of the others.
-    let weighed = parts.into_iter().map(|part| (predicted(&part) / total, part));
-    weighed.filter(|(share, _)| *share != 0.0).map(|(share, part)| (part, share)).collect()
+    let weighed = parts.into_iter().map(|part| (predicted(&part) as f64 / total as f64, part));
+    (weighed.filter(|(share, _)| *share != 0.0).map(|(share, part)| (part, share)).collect(), total)
 }
 
 /// Rows padded on the right; those with fewer pictures than others are filled with blank ones, which no text looks at.

@@ -30,6 +30,9 @@ pub(crate) struct Progress {
     pub(crate) recipe: Recipe,
 }
 
+/// The tensors of a checkpoint, by name.
+pub(crate) type State = Vec<(String, Array)>;
+
 const KEY: &str = "flamingo-run";
 
 /// Writes a checkpoint and removes all but the latest `keep`.
@@ -78,8 +81,7 @@ fn list(folder: &Path) -> Result<Vec<PathBuf>, RunError> {
 }
 
 /// The latest checkpoint of a folder, if there is one.
-#[allow(clippy::type_complexity)]
-pub(crate) fn latest(folder: &Path) -> Result<Option<(Progress, Vec<(String, Array)>)>, RunError> {
+pub(crate) fn latest(folder: &Path) -> Result<Option<(Progress, State)>, RunError> {
     let Some(path) = list(folder)?.pop() else { return Ok(None) };
     let bytes = fs::read(&path).map_err(RunError::io("read", &path))?;
     let damaged = |e: &dyn std::fmt::Display| {

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use flamingo_data::DataError;
+use flamingo_distributed::GroupError;
 use flamingo_engine::EngineError;
 use flamingo_weights::WeightsError;
 
@@ -21,6 +22,9 @@ pub enum RunError {
     /// The data is unusable.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Another worker is lost.
+    #[error(transparent)]
+    Group(#[from] GroupError),
     /// The file system refused.
     #[error("cannot {what} {}", path.display())]
     Io {

@@ -11,9 +11,10 @@ mod export;
 mod metrics;
 mod recipe;
 mod run;
+mod shards;
 
 pub use error::RunError;
 pub use export::export;
-pub use metrics::Metrics;
+pub use metrics::{Metrics, Together};
 pub use recipe::{Objective, OptimizerKind, Recipe, RunPrecision};
 pub use run::{Run, Step};

@@ -38,6 +38,24 @@ pub struct Metrics {
     pub tokens_per_second: f64,
     /// Pictures a second since the line before.
     pub images_per_second: f64,
+    /// What several workers did.
+    #[serde(flatten, default, skip_serializing_if = "Option::is_none")]
+    pub together: Option<Together>,
+}
+
+/// The numbers of several workers since the line before.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Together {
+    /// Workers.
+    pub workers: usize,
+    /// The worker that computed longest, by its rank: the others waited for it.
+    pub slowest_rank: usize,
+    /// How long it read data and computed gradients.
+    pub slowest_seconds: f64,
+    /// How long a worker did on average.
+    pub mean_seconds: f64,
+    /// Bytes of tensors that the process of rank 0 sent to and fetched from other processes.
+    pub wire_bytes: u64,
 }
 
 /// The file of a run.

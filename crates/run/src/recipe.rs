@@ -78,10 +78,10 @@ pub struct Recipe {
     /// Shards of interleaved documents.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mmc4_shards: Option<String>,
-    /// Pairs in a batch.
+    /// Pairs in a batch of each device.
     #[serde(default = "n::<128>")]
     pub batch_size_laion: usize,
-    /// Documents in a batch.
+    /// Documents in a batch of each device.
     #[serde(default = "n::<32>")]
     pub batch_size_mmc4: usize,
     /// Pairs in an epoch.
@@ -99,7 +99,8 @@ pub struct Recipe {
     /// Draw shards with replacement.
     #[serde(default)]
     pub dataset_resampled: bool,
-    /// Threads that read and decode each stream.
+    /// Threads that read and decode each stream, on all devices together: a multiple of their number, or several
+    /// devices read the same.
     #[serde(default = "n::<1>")]
     pub workers: usize,
     /// Samples of pairs among which the next is drawn.
@@ -179,8 +180,12 @@ pub struct Recipe {
     /// memory and changes its loss and gradients by rounding only. 0 for all rows.
     #[serde(default)]
     pub rows_at_once: usize,
+    /// Devices send each other gradients as bf16: half as many bytes, and rounded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub bf16_gradients: bool,
     /// Upstream's defects where the default differs: order of pictures in documents, gradients clipped before they
-    /// are all there, a schedule that does not know of accumulation.
+    /// are all there, a schedule that does not know of accumulation, every device's loss counting alike however many
+    /// tokens it predicts.
     #[serde(default)]
     pub upstream_compat: bool,
 
@@ -342,6 +347,35 @@ impl Recipe {
             _ if self.updates() == 0 => wrong("an epoch has fewer samples than a batch"),
             _ => Ok(()),
         }
+    }
+
+    /// The recipe with which one device does what so many do together with this one: what a step learns from, a
+    /// schedule and a checkpoint say is the same.
+    ///
+    /// # Errors
+    /// [`RunError::Recipe`] for what several devices cannot do.
+    pub(crate) fn for_one(&self, devices: usize) -> Result<Self, RunError> {
+        if devices == 1 {
+            return Ok(self.clone());
+        }
+        if self.objective == Objective::Contrastive {
+            let why = "contrastive training is on one device: its loss compares all rows of a batch";
+            return Err(RunError::Recipe(why.into()));
+        }
+        if self.upstream_compat && self.gradient_accumulation_steps > 1 {
+            let why = "upstream_compat with gradient_accumulation_steps is for one device: leave one of them out";
+            return Err(RunError::Recipe(why.into()));
+        }
+        let batch_size_laion = self.batch_size_laion.saturating_mul(devices);
+        let batch_size_mmc4 = self.batch_size_mmc4.saturating_mul(devices);
+        let together = Self { batch_size_laion, batch_size_mmc4, ..self.clone() };
+        together.check()?;
+        Ok(together)
+    }
+
+    /// What is trained, in words that are the same wherever it is.
+    pub fn purpose(&self) -> String {
+        toml::to_string(&Self { run_name: PathBuf::new(), ..self.clone() }).unwrap_or_default()
     }
 
     /// What trains.

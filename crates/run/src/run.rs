@@ -9,12 +9,15 @@ use flamingo_data::{
     Decode, Documents, Example, ImageTransform, Loader, LoaderOptions, Pairs, Position, SpecialTokens, Stream,
     Tokenizer, find_shards,
 };
-use flamingo_engine::{ContrastiveOptions, Device, Training, open_contrastive, open_training};
+use flamingo_distributed::{Group, Readers};
+use flamingo_engine::{Array, ContrastiveOptions, Device, Training, open_contrastive, open_training};
 use flamingo_weights::{Dtype, ModelFolder};
+use serde::{Deserialize, Serialize};
 
-use crate::batch::{TrainingBatch, parts};
-use crate::checkpoint::{self, Progress};
-use crate::metrics::MetricsFile;
+use crate::batch::{Parts, TrainingBatch, parts};
+use crate::checkpoint::{self, Progress, State};
+use crate::metrics::{MetricsFile, Together};
+use crate::shards::Shards;
 use crate::{Metrics, Objective, Recipe, RunError, export};
 
 /// Steps in a row without a usable loss that end a run.
@@ -26,11 +29,15 @@ const DOCUMENTS: &str = "mmc4";
 
 /// A run between two steps.
 pub struct Run {
+    /// What one worker would do that does all of it.
     recipe: Recipe,
+    group: Group,
+    shards: Shards,
     folder: Arc<ModelFolder>,
     training: Box<dyn Training>,
     streams: Vec<OpenStream>,
-    metrics: MetricsFile,
+    /// Rank 0's alone.
+    metrics: Option<MetricsFile>,
     tokens: SpecialTokens,
     progress: Progress,
     window: Window,
@@ -55,6 +62,34 @@ struct Window {
     tokens: u64,
     pictures: u64,
     seconds: f64,
+    /// Seconds that each worker computed.
+    computing: Vec<f64>,
+    /// Bytes that had been sent and fetched before.
+    wire_bytes: u64,
+}
+
+/// What a worker tells the others after computing its gradients.
+#[derive(Serialize, Deserialize)]
+struct Report {
+    /// Its share of the loss of each batch, in the order of micro-steps and streams, as bits: it may be no number, which
+    /// JSON cannot say.
+    losses: Vec<u32>,
+    tokens: u64,
+    pictures: u64,
+    /// How long it read data and computed.
+    seconds: f64,
+    /// Which parameters have a gradient.
+    there: Vec<bool>,
+    /// Whether it is time for a checkpoint; rank 0's counts.
+    save: bool,
+}
+
+/// The gradients of a step, before the update.
+struct Computed {
+    /// The loss of each batch, in the order of micro-steps and streams.
+    losses: Vec<f32>,
+    norm: f64,
+    save: bool,
 }
 
 /// What a step did.
@@ -77,6 +112,28 @@ impl Run {
     /// [`RunError`] for anything that keeps it from training: the model, the device, the shards, a checkpoint that is
     /// damaged or of a run with other settings.
     pub fn open(recipe: Recipe, device: Device) -> Result<Self, RunError> {
+        Self::join(recipe, device, Group::alone())
+    }
+
+    /// [`Run::open`] as one of several workers, each of which calls this with the same recipe. Rank 0 writes the run's
+    /// folder, and knows its last checkpoint.
+    ///
+    /// # Errors
+    /// As [`Run::open`]; [`RunError::Group`] if another worker is lost.
+    pub fn join(recipe: Recipe, device: Device, mut group: Group) -> Result<Self, RunError> {
+        match Self::begin(recipe, device, &mut group) {
+            Ok(begun) => Ok(Self { group, ..begun }),
+            Err(error) => {
+                group.fail(&error.to_string());
+                Err(error)
+            }
+        }
+    }
+
+    fn begin(recipe: Recipe, device: Device, group: &mut Group) -> Result<Self, RunError> {
+        let given = toml::to_string(&recipe).map_err(|e| RunError::Recipe(e.to_string()))?;
+        let recipe = recipe.for_one(group.world())?;
+        let first = group.rank() == 0;
         let mut tokenizer = Tokenizer::open(&recipe.model)?;
         let folder = Arc::new(ModelFolder::open(&recipe.model)?);
         let tokens = tokenizer.add_flamingo_tokens()?;
@@ -104,41 +161,58 @@ impl Run {
             }
             _ => open_training(&folder, device, &recipe.training_options())?,
         };
-        std::fs::create_dir_all(&recipe.run_name).map_err(RunError::io("write", &recipe.run_name))?;
-        let fresh = || Progress {
-            step: 0,
-            updates: 0,
-            streams: BTreeMap::new(),
-            seconds: 0.0,
-            tokens: 0,
-            pictures: 0,
-            recipe: recipe.clone(),
+        let shards = Shards::new(training.parameters(), group.world());
+        let last = if first {
+            std::fs::create_dir_all(&recipe.run_name).map_err(RunError::io("write", &recipe.run_name))?;
+            checkpoint::latest(&checkpoints(&recipe))?
+        } else {
+            None
         };
-        let progress = match checkpoint::latest(&checkpoints(&recipe))? {
-            None => fresh(),
-            Some((progress, state)) => {
+        let progress = match checkpoint_of_first(group, last)? {
+            None => Progress {
+                step: 0,
+                updates: 0,
+                streams: BTreeMap::new(),
+                seconds: 0.0,
+                tokens: 0,
+                pictures: 0,
+                recipe: recipe.clone(),
+            },
+            Some((progress, mut state)) => {
                 let differs = recipe.differs_from(&progress.recipe);
-                if !differs.is_empty() {
+                if first && !differs.is_empty() {
                     return Err(RunError::Recipe(format!(
                         "{} was begun with other settings ({}): set them back, or give another run_name",
                         recipe.run_name.display(),
                         differs.join(", ")
                     )));
                 }
+                // What the optimizer remembers stays with the parameters' owners.
+                let own = |name: &str| match name.split_once('.') {
+                    Some(("weight", _)) | None => true,
+                    Some((_, path)) => shards.owns(group.rank(), path),
+                };
+                state.retain(|(name, _)| own(name));
                 training.restore(state)?;
                 tracing::info!(step = progress.step, "going on after the last checkpoint");
                 progress
             }
         };
-        let metrics = MetricsFile::open(recipe.run_name.join("metrics.jsonl"), progress.step)?;
-        let toml = toml::to_string(&recipe).map_err(|e| RunError::Recipe(e.to_string()))?;
-        let path = recipe.run_name.join("recipe.toml");
-        flamingo_data::write_whole(&path, toml.as_bytes()).map_err(RunError::io("write", &path))?;
+        let metrics = if first {
+            let path = recipe.run_name.join("recipe.toml");
+            flamingo_data::write_whole(&path, given.as_bytes()).map_err(RunError::io("write", &path))?;
+            Some(MetricsFile::open(recipe.run_name.join("metrics.jsonl"), progress.step)?)
+        } else {
+            None
+        };
         let side = folder.config().vision.image_size;
-        let streams = open_streams(&recipe, Arc::new(tokenizer), &tokens, side, &progress.streams)?;
+        let workers = (group.rank(), group.world());
+        let streams = open_streams(&recipe, workers, Arc::new(tokenizer), &tokens, side, &progress.streams)?;
         let now = Instant::now();
         Ok(Self {
             recipe,
+            group: Group::alone(),
+            shards,
             folder,
             training,
             streams,
@@ -152,7 +226,7 @@ impl Run {
         })
     }
 
-    /// The settings.
+    /// The settings, with batches of all workers together.
     pub fn recipe(&self) -> &Recipe {
         &self.recipe
     }
@@ -167,85 +241,182 @@ impl Run {
         self.recipe.updates()
     }
 
-    /// Samples that were left out so far, by stream and reason.
+    /// Samples that were left out up to the last checkpoint, by stream and reason.
     pub fn left_out(&self) -> BTreeMap<String, u64> {
-        let of = |stream: &OpenStream| {
-            let name = stream.name;
-            let counts = stream.loader.position().counts.clone();
-            let left_out = counts.into_iter().filter(|(kind, _)| kind != "delivered");
-            left_out.map(move |(kind, count)| (format!("{name}: {kind}"), count)).collect::<Vec<_>>()
+        let of = |(name, position): (&String, &Position)| {
+            let left_out = position.counts.clone().into_iter().filter(|(kind, _)| kind != "delivered");
+            left_out.map(|(kind, count)| (format!("{name}: {kind}"), count)).collect::<Vec<_>>()
         };
-        self.streams.iter().flat_map(of).collect()
+        self.progress.streams.iter().flat_map(of).collect()
     }
 
     /// One update; `None` when the run is complete.
     ///
     /// # Errors
-    /// [`RunError`] if data or device fail, or too many losses in a row are no numbers.
+    /// [`RunError`] if data or device fail, too many losses in a row are no numbers, or another worker is lost.
     pub fn step(&mut self) -> Result<Option<Step>, RunError> {
         if self.progress.step >= self.total() {
             return Ok(None);
         }
+        self.advance().map(Some).inspect_err(|error| self.group.fail(&error.to_string()))
+    }
+
+    fn advance(&mut self) -> Result<Step, RunError> {
         let start = Instant::now();
-        let mut step = Step { step: self.progress.step + 1, ..Step::default() };
-        let accumulation = self.recipe.gradient_accumulation_steps;
+        let Computed { losses, norm, save } =
+            if self.group.world() == 1 { self.compute_alone()? } else { self.compute_together()? };
+        let names: Vec<&'static str> = self.streams.iter().map(|stream| stream.name).collect();
+        for (&name, &loss) in names.iter().cycle().zip(&losses).filter(|(_, loss)| loss.is_finite()) {
+            let sum = self.window.losses.entry(name).or_default();
+            *sum = (sum.0 + f64::from(loss), sum.1 + 1);
+        }
+        let latest = losses[losses.len() - names.len()..].iter().copied();
+        let mut step = Step { losses: names.iter().copied().zip(latest).collect(), ..Step::default() };
+
+        let rate = self.recipe.rate(self.progress.updates);
+        if losses.iter().any(|loss| !loss.is_finite()) || !norm.is_finite() {
+            self.training.discard();
+            self.lost += 1;
+            tracing::warn!(step = self.progress.step + 1, "the loss is no number: the step is left out");
+            if self.lost >= MAX_LOST {
+                return Err(RunError::NotANumber(self.lost));
+            }
+        } else {
+            self.training.update(rate)?;
+            self.share_weights()?;
+            self.progress.updates += 1;
+            self.lost = 0;
+            self.window.norms = (self.window.norms.0 + norm, self.window.norms.1 + 1);
+        }
+        self.progress.step += 1;
+        step.step = self.progress.step;
+        let seconds = start.elapsed().as_secs_f64();
+        self.window.seconds += seconds;
+        self.progress.seconds += seconds;
+        if self.progress.step.is_multiple_of(self.recipe.logging_steps) || self.progress.step == self.total() {
+            let line = self.line(rate);
+            if let Some(metrics) = &self.metrics {
+                metrics.add(&line)?;
+            }
+            step.metrics = Some(line);
+        }
+        if self.checkpoint_is_due(save) {
+            step.checkpoint = self.save()?;
+        }
+        Ok(step)
+    }
+
+    /// The next batch of each stream, in parts with their shares of its loss, and how many tokens it predicts.
+    fn next_batches(&mut self) -> Result<Vec<(Parts, usize)>, RunError> {
         let side = self.folder.config().vision.image_size;
-        let (mut lost, mut norm) = (false, 0.0);
+        let rows = if self.recipe.objective == Objective::Contrastive { 0 } else { self.recipe.rows_at_once };
+        let tokens = self.tokens;
+        let next = |stream: &mut OpenStream| {
+            let examples = stream.loader.next_batch()?;
+            Ok(parts(examples, rows, stream.kind, &tokens, side))
+        };
+        self.streams.iter_mut().map(next).collect()
+    }
+
+    /// Adds the gradients of a stream's batch times `weight`; returns its loss.
+    fn backward(&mut self, parts: Parts, weight: f64) -> Result<f32, RunError> {
+        let mut loss = 0.0;
+        for (batch, share) in parts {
+            let TrainingBatch { text, pixels, labels, pictures } = batch;
+            loss += share as f32 * self.training.backward(&text, pixels.as_ref(), &labels, weight * share)?;
+            self.window.tokens += text.keep.iter().filter(|&&keep| keep).count() as u64;
+            self.window.pictures += pictures as u64;
+        }
+        Ok(loss)
+    }
+
+    fn compute_alone(&mut self) -> Result<Computed, RunError> {
+        let accumulation = self.recipe.gradient_accumulation_steps;
+        let (mut losses, mut norm) = (Vec::new(), 0.0);
         for micro in 0..accumulation {
-            step.losses.clear();
-            for stream in &mut self.streams {
-                let examples = stream.loader.next_batch()?;
-                let rows = if self.recipe.objective == Objective::Contrastive { 0 } else { self.recipe.rows_at_once };
-                let mut loss = 0.0;
-                for (batch, share) in parts(examples, rows, stream.kind, &self.tokens, side) {
-                    let TrainingBatch { text, pixels, labels, pictures } = batch;
-                    let weight = stream.weight * share / accumulation as f64;
-                    loss += share as f32 * self.training.backward(&text, pixels.as_ref(), &labels, weight)?;
-                    self.window.tokens += text.keep.iter().filter(|&&keep| keep).count() as u64;
-                    self.window.pictures += pictures as u64;
-                }
-                lost |= !loss.is_finite();
-                step.losses.push((stream.name, loss));
-                if loss.is_finite() {
-                    let sum = self.window.losses.entry(stream.name).or_default();
-                    *sum = (sum.0 + f64::from(loss), sum.1 + 1);
-                }
+            for (index, (parts, _)) in self.next_batches()?.into_iter().enumerate() {
+                losses.push(self.backward(parts, self.streams[index].weight / accumulation as f64)?);
             }
             // Upstream clips what is there after each batch (train_utils.py:198).
             if micro + 1 == accumulation || self.recipe.upstream_compat {
                 norm = self.training.clip(self.recipe.max_grad_norm)?;
             }
         }
-        let rate = self.recipe.rate(self.progress.updates);
-        if lost || !norm.is_finite() {
-            self.training.discard();
-            self.lost += 1;
-            tracing::warn!(step = step.step, "the loss is no number: the step is left out");
-            if self.lost >= MAX_LOST {
-                return Err(RunError::NotANumber(self.lost));
+        Ok(Computed { losses, norm, save: self.time_is_up() })
+    }
+
+    /// As one worker would compute it with all workers' rows in one batch, up to rounding: a worker's loss counts by the
+    /// tokens that it predicts. Leaves each gradient with its parameter's owner.
+    fn compute_together(&mut self) -> Result<Computed, RunError> {
+        let (world, rank) = (self.group.world(), self.group.rank());
+        let accumulation = self.recipe.gradient_accumulation_steps;
+        let (tokens, pictures) = (self.window.tokens, self.window.pictures);
+        let (mut losses, mut seconds) = (Vec::new(), 0.0);
+        for _ in 0..accumulation {
+            let reading = Instant::now();
+            let batches = self.next_batches()?;
+            seconds += reading.elapsed().as_secs_f64();
+            let predicted: Vec<usize> = batches.iter().map(|(_, count)| *count).collect();
+            let everybodys = self.group.gather(&predicted)?;
+            let computing = Instant::now();
+            for (index, (parts, count)) in batches.into_iter().enumerate() {
+                let total: usize = everybodys.iter().map(|counts| counts[index]).sum();
+                let share = match count {
+                    // DistributedDataParallel takes the mean of the workers' means.
+                    _ if self.recipe.upstream_compat => 1.0 / world as f64,
+                    0 if total > 0 => 0.0,
+                    _ => count as f64 / total as f64,
+                };
+                let weight = self.streams[index].weight / accumulation as f64;
+                losses.push(if share == 0.0 { 0.0 } else { share as f32 * self.backward(parts, weight * share)? });
             }
-        } else {
-            self.training.update(rate)?;
-            self.progress.updates += 1;
-            self.lost = 0;
-            self.window.norms = (self.window.norms.0 + norm, self.window.norms.1 + 1);
+            seconds += computing.elapsed().as_secs_f64();
         }
-        self.progress.step += 1;
-        for stream in &self.streams {
-            self.progress.streams.insert(stream.name.to_string(), stream.loader.position().clone());
+        let gradients = self.training.take_gradients()?;
+        let report = Report {
+            losses: losses.into_iter().map(f32::to_bits).collect(),
+            tokens: self.window.tokens - tokens,
+            pictures: self.window.pictures - pictures,
+            seconds,
+            there: gradients.iter().map(Option::is_some).collect(),
+            save: self.time_is_up(),
+        };
+        let reports = self.group.gather(&report)?;
+        self.window.tokens = tokens + reports.iter().map(|report| report.tokens).sum::<u64>();
+        self.window.pictures = pictures + reports.iter().map(|report| report.pictures).sum::<u64>();
+        self.window.computing.resize(world, 0.0);
+        for (sum, report) in self.window.computing.iter_mut().zip(&reports) {
+            *sum += report.seconds;
         }
-        let seconds = start.elapsed().as_secs_f64();
-        self.window.seconds += seconds;
-        self.progress.seconds += seconds;
-        if self.progress.step.is_multiple_of(self.recipe.logging_steps) || self.progress.step == self.total() {
-            let line = self.line(rate);
-            self.metrics.add(&line)?;
-            step.metrics = Some(line);
+        let sum_of = |index: usize| reports.iter().map(|report| f32::from_bits(report.losses[index])).sum::<f32>();
+        let losses: Vec<f32> = (0..reports[0].losses.len()).map(sum_of).collect();
+        let save = reports[0].save;
+        if losses.iter().any(|loss| !loss.is_finite()) {
+            return Ok(Computed { losses, norm: 0.0, save });
         }
-        if self.checkpoint_is_due() {
-            step.checkpoint = Some(self.save()?);
+        let row = self.group.reduce(self.shards.split(gradients), self.recipe.bf16_gradients)?;
+        let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let norm = self.group.gather(&squares.to_bits())?.into_iter().map(f64::from_bits).sum::<f64>().sqrt();
+        let factor = (self.recipe.max_grad_norm / (norm + 1e-6)).min(1.0) as f32;
+        let row: Vec<f32> = row.into_iter().map(|x| x * factor).collect();
+        let there: Vec<bool> =
+            (0..reports[0].there.len()).map(|index| reports.iter().any(|report| report.there[index])).collect();
+        self.training.set_gradients(self.shards.owned(rank, &row, &there))?;
+        Ok(Computed { losses, norm, save })
+    }
+
+    /// Sends the weights that this worker has updated to the others, and takes theirs.
+    fn share_weights(&mut self) -> Result<(), RunError> {
+        if self.group.world() == 1 {
+            return Ok(());
         }
-        Ok(Some(step))
+        let rank = self.group.rank();
+        let mine = self.training.weights(&|name| self.shards.owns(rank, name))?;
+        let mine = self.shards.row(rank, mine);
+        let rows = self.group.share(mine, self.shards.lengths(), Readers::All)?;
+        let others = rows.iter().enumerate().filter(|(worker, _)| *worker != rank);
+        let weights = others.flat_map(|(worker, row)| self.shards.named(worker, row)).collect();
+        Ok(self.training.set_weights(weights)?)
     }
 
     fn line(&mut self, lr: f64) -> Metrics {
@@ -253,41 +424,88 @@ impl Run {
         self.progress.tokens += window.tokens;
         self.progress.pictures += window.pictures;
         let mean = |name| window.losses.get(name).map(|(sum, count)| sum / *count as f64);
-        let delivered = |position: &Position| position.counts.get("delivered").copied().unwrap_or(0);
+        let recipe = &self.recipe;
+        let streams = [
+            recipe.laion_shards.as_ref().map(|_| recipe.batch_size_laion),
+            recipe.mmc4_shards.as_ref().map(|_| recipe.batch_size_mmc4),
+        ];
+        let samples: usize = streams.into_iter().flatten().sum();
+        let wire_bytes = self.group.wire_bytes();
+        let slowest = (0..window.computing.len()).max_by(|&a, &b| window.computing[a].total_cmp(&window.computing[b]));
+        let together = slowest.map(|slowest_rank| Together {
+            workers: self.group.world(),
+            slowest_rank,
+            slowest_seconds: window.computing[slowest_rank],
+            mean_seconds: window.computing.iter().sum::<f64>() / window.computing.len() as f64,
+            wire_bytes: wire_bytes - window.wire_bytes,
+        });
+        self.window.wire_bytes = wire_bytes;
         Metrics {
             step: self.progress.step,
             loss_laion: mean(PAIRS),
             loss_mmc4: mean(DOCUMENTS),
             grad_norm: window.norms.0 / window.norms.1.max(1) as f64,
             lr,
-            samples: self.progress.streams.values().map(delivered).sum(),
+            samples: (samples * recipe.gradient_accumulation_steps * self.progress.step) as u64,
             tokens: self.progress.tokens,
             images: self.progress.pictures,
             skipped_steps: self.progress.step - self.progress.updates,
             seconds: self.progress.seconds,
             tokens_per_second: window.tokens as f64 / window.seconds,
             images_per_second: window.pictures as f64 / window.seconds,
+            together,
         }
     }
 
-    fn checkpoint_is_due(&self) -> bool {
+    /// Whether a checkpoint is due by time.
+    fn time_is_up(&self) -> bool {
+        let minutes = self.recipe.checkpoint_minutes;
+        minutes > 0.0 && self.saved.elapsed().as_secs_f64() >= 60.0 * minutes
+    }
+
+    fn checkpoint_is_due(&self, by_time: bool) -> bool {
         let recipe = &self.recipe;
         // Sums that are not yet written down would be lost: checkpoints stand at lines of metrics.
         let at_line = self.progress.step.is_multiple_of(recipe.logging_steps);
-        let by_time = recipe.checkpoint_minutes > 0.0
-            && self.saved.elapsed().as_secs_f64() >= 60.0 * recipe.checkpoint_minutes
-            && at_line;
         let every = recipe.checkpoint_steps.next_multiple_of(recipe.logging_steps);
         let by_steps = every > 0 && self.progress.step.is_multiple_of(every);
-        by_time || by_steps || self.progress.step == self.total()
+        by_time && at_line || by_steps || self.progress.step == self.total()
     }
 
-    /// Writes a checkpoint.
-    fn save(&mut self) -> Result<PathBuf, RunError> {
-        let keep = if self.recipe.delete_previous_checkpoint { 1 } else { self.recipe.keep_checkpoints };
-        let path = checkpoint::save(&checkpoints(&self.recipe), &self.progress, &self.training.state()?, keep)?;
+    /// Writes a checkpoint. Only rank 0 does, and has what it takes from the others.
+    fn save(&mut self) -> Result<Option<PathBuf>, RunError> {
+        for stream in &self.streams {
+            let position = Position::merge(self.group.gather(stream.loader.position())?);
+            self.progress.streams.insert(stream.name.to_string(), position);
+        }
+        let state = self.state_of_all()?;
         self.saved = Instant::now();
-        Ok(path)
+        if self.group.rank() > 0 {
+            return Ok(None);
+        }
+        let keep = if self.recipe.delete_previous_checkpoint { 1 } else { self.recipe.keep_checkpoints };
+        checkpoint::save(&checkpoints(&self.recipe), &self.progress, &state, keep).map(Some)
+    }
+
+    /// For rank 0: the weights, and what the optimizers of all workers remember.
+    fn state_of_all(&mut self) -> Result<State, RunError> {
+        let mut state = self.training.state()?;
+        if self.group.world() == 1 {
+            return Ok(state);
+        }
+        let mut memory = state.split_off(state.iter().take_while(|(name, _)| name.starts_with("weight.")).count());
+        let shapes: Vec<(String, Vec<usize>)> =
+            memory.iter().map(|(name, array)| (name.clone(), array.shape.clone())).collect();
+        let shapes = self.group.gather(&shapes)?;
+        let count = |shape: &[usize]| shape.iter().product::<usize>();
+        let lengths: Vec<usize> =
+            shapes.iter().map(|shapes| shapes.iter().map(|(_, shape)| count(shape)).sum()).collect();
+        let mine = memory.drain(..).flat_map(|(_, array)| array.data).collect();
+        let rows = self.group.share(mine, &lengths, Readers::First)?;
+        for (shapes, row) in shapes.into_iter().zip(rows) {
+            state.extend(arrays(shapes, &row));
+        }
+        Ok(state)
     }
 
     /// Writes the model as it is now, as a folder in the run's folder, and under upstream's names where that is what
@@ -305,7 +523,7 @@ impl Run {
             self.progress.step,
             file_name(&self.recipe.model)
         );
-        let weights = self.training.weights()?;
+        let weights = self.training.weights(&|_| true)?;
         let checkpoint = upstreams.then_some(checkpoint.as_path());
         export(&self.folder, &self.recipe.model, weights, dtype, &card, &out, checkpoint)?;
         Ok(out)
@@ -315,6 +533,36 @@ impl Run {
     pub fn elapsed(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()
     }
+}
+
+/// Values one after the other, as tensors of these shapes.
+fn arrays(shapes: Vec<(String, Vec<usize>)>, mut values: &[f32]) -> State {
+    let array = |(name, shape): (String, Vec<usize>)| {
+        let (data, rest) = values.split_at(shape.iter().product());
+        values = rest;
+        (name, Array { shape, data: data.to_vec() })
+    };
+    shapes.into_iter().map(array).collect()
+}
+
+/// The checkpoint that rank 0 has, for all workers.
+fn checkpoint_of_first(
+    group: &mut Group,
+    last: Option<(Progress, State)>,
+) -> Result<Option<(Progress, State)>, RunError> {
+    if group.world() == 1 {
+        return Ok(last);
+    }
+    let (progress, state) = last.unzip();
+    let state = state.unwrap_or_default();
+    let shapes: Vec<(String, Vec<usize>)> =
+        state.iter().map(|(name, array)| (name.clone(), array.shape.clone())).collect();
+    let Some((Some(progress), shapes)) = group.gather(&(progress, shapes))?.into_iter().next() else { return Ok(None) };
+    let mut lengths = vec![0; group.world()];
+    lengths[0] = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let values = state.into_iter().flat_map(|(_, array)| array.data).collect();
+    let rows = group.share(values, &lengths, Readers::All)?;
+    Ok(Some((progress, arrays(shapes, &rows[0]))))
 }
 
 fn file_name(path: &Path) -> String {
@@ -327,6 +575,7 @@ fn checkpoints(recipe: &Recipe) -> PathBuf {
 
 fn open_streams(
     recipe: &Recipe,
+    workers: (usize, usize),
     tokenizer: Arc<Tokenizer>,
     tokens: &SpecialTokens,
     side: usize,
@@ -346,6 +595,7 @@ fn open_streams(
         let decode: Decode<Example> = Arc::new(move |sample, rng| pairs.example(sample, rng));
         let options = loader_options(
             recipe,
+            workers,
             shards,
             recipe.batch_size_laion,
             recipe.shuffle_laion,
@@ -361,6 +611,7 @@ fn open_streams(
         let decode: Decode<Example> = Arc::new(move |sample, rng| documents.example(sample, rng));
         let options = loader_options(
             recipe,
+            workers,
             shards,
             recipe.batch_size_mmc4,
             recipe.shuffle_mmc4,
@@ -376,6 +627,7 @@ fn open_streams(
 
 fn loader_options(
     recipe: &Recipe,
+    (rank, world_size): (usize, usize),
     shards: &str,
     batch_size: usize,
     shuffle: usize,
@@ -390,8 +642,10 @@ fn loader_options(
         // Without resampling an epoch of the data is each shard once, whatever the run calls one.
         epoch_samples: recipe.dataset_resampled.then_some(samples),
         shuffle,
+        rank,
+        world_size,
         workers: recipe.workers,
-        batch_size,
+        batch_size: batch_size / world_size,
         max_consecutive_failures: recipe.max_consecutive_failures,
         ..LoaderOptions::default()
     })

@@ -159,6 +159,29 @@ impl<B: Differentiable> Trainer<B> {
         paths.into_iter().zip(directions(parameters)).collect()
     }
 
+    /// What trains, by path, and how many numbers it is; the order is the same for every trainer of such a model.
+    pub fn parameters(&self) -> Vec<(String, usize)> {
+        self.slots.iter().map(|(path, slot)| (path.clone(), slot.shape.iter().product())).collect()
+    }
+
+    /// Takes the gradients out, in the order of [`Trainer::parameters`]; `None` for those that are still nothing.
+    pub fn take_gradients(&mut self) -> Vec<Option<TensorData>> {
+        let take = |slot: &mut Slot<B::InnerBackend>| slot.gradient.take().map(Tensor::into_data);
+        self.slots.values_mut().map(take).collect()
+    }
+
+    /// Puts gradients in, in the order of [`Trainer::parameters`] and of as many numbers.
+    pub fn set_gradients(&mut self, gradients: Vec<Option<TensorData>>, device: &B::Device) {
+        for (slot, gradient) in self.slots.values_mut().zip(gradients) {
+            slot.gradient = gradient.map(|gradient| Tensor::from_data(gradient, device));
+        }
+    }
+
+    /// Puts weights in, by path.
+    pub fn set_weights(&self, model: &mut impl Module<B>, weights: Vec<(String, TensorData)>) {
+        *model = model.clone().map(&mut SetWeights { weights: weights.into_iter().collect(), path: Path::default() });
+    }
+
     /// Forgets the gradients.
     pub fn discard(&mut self) {
         for slot in self.slots.values_mut() {
@@ -178,7 +201,7 @@ impl<B: Differentiable> Trainer<B> {
     /// Everything that an exact restart needs: `weight.PATH`, and once a parameter was updated `first.PATH`,
     /// `second.PATH` (AdamW's means or Muon's momentum, flat) and `steps.PATH` (one number). Taken between updates: gradients are left out.
     pub fn state(&self, model: &impl Module<B>) -> Vec<Named<TensorData>> {
-        let mut state = self.weights(model);
+        let mut state = self.weights(model, &|_| true);
         state.iter_mut().for_each(|weight| weight.name.insert_str(0, "weight."));
         for (path, slot) in &self.slots {
             let Some(moments) = &slot.moments else { continue };
@@ -224,7 +247,7 @@ impl<B: Differentiable> Trainer<B> {
             }
         }
         let mut take = |kind: &str, path: &str| state.remove(&format!("{kind}.{path}")).map(|tensor| tensor.values);
-        let mut weights = BTreeMap::new();
+        let mut weights = Vec::new();
         for (path, slot) in &mut self.slots {
             slot.gradient = None;
             let second = take("second", path);
@@ -237,16 +260,16 @@ impl<B: Differentiable> Trainer<B> {
                 _ => None,
             };
             if let Some(weight) = take("weight", path) {
-                weights.insert(path.clone(), weight);
+                weights.push((path.clone(), weight));
             }
         }
-        *model = model.clone().map(&mut SetWeights { weights, path: Path::default() });
+        self.set_weights(model, weights);
         Ok(())
     }
 
-    /// The weights of everything that trains.
-    pub fn weights(&self, model: &impl Module<B>) -> Vec<Named<TensorData>> {
-        let mut weights = Weights::<B> { slots: &self.slots, path: Path::default(), found: Vec::new() };
+    /// The weights of what trains and is wanted.
+    pub fn weights(&self, model: &impl Module<B>, wanted: &dyn Fn(&str) -> bool) -> Vec<Named<TensorData>> {
+        let mut weights = Weights::<B> { slots: &self.slots, wanted, path: Path::default(), found: Vec::new() };
         model.visit(&mut weights);
         weights.found
     }
@@ -385,6 +408,7 @@ impl<B: Differentiable> ModuleMapper<B> for SetWeights {
 /// Reads weights.
 struct Weights<'a, B: Differentiable> {
     slots: &'a BTreeMap<String, Slot<B::InnerBackend>>,
+    wanted: &'a dyn Fn(&str) -> bool,
     path: Path,
     found: Vec<Named<TensorData>>,
 }
@@ -400,7 +424,7 @@ impl<B: Differentiable> ModuleVisitor<B> for Weights<'_, B> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let name = self.path.name();
-        if let Some(slot) = self.slots.get(&name) {
+        if let Some(slot) = self.slots.get(&name).filter(|_| (self.wanted)(&name)) {
             self.found.push(Named { name, shape: slot.shape.clone(), values: param.val().into_data() });
         }
     }

@@ -1,0 +1,166 @@
+//! How long a step takes: operations over what a device does of its peak, bytes over bandwidths.
+
+use flamingo_config::ModelConfig;
+use flamingo_weights::layout;
+use serde::Serialize;
+
+use crate::{NVLINK, Precision, Run, Stream, Weights};
+
+/// Bytes of f32.
+const F32: u64 = 4;
+
+/// The share of its peak that a device reached in bf16 training steps (`benches/gpu-check.md`: NVIDIA H200, 989 TFLOP/s, 8 rows of
+/// 256 tokens; openflamingo-3b and -9b).
+pub(crate) const MEASURED: [f64; 2] = [0.103, 0.157];
+
+/// Parameters from which on a model is like the larger of the two.
+pub(crate) const LARGE: u64 = 5_000_000_000;
+
+/// The share that products of f32 are taken to reach: nothing was measured.
+pub(crate) const ASSUMED_F32: f64 = 0.3;
+
+/// Seconds of a step, and what is sent.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Step {
+    /// Operations of a device, those that checkpointing repeats included.
+    pub operations: f64,
+    /// Seconds of the forward pass.
+    pub forward: f64,
+    /// Seconds of the backward pass.
+    pub backward: f64,
+    /// Seconds of computing again what was not kept.
+    pub recomputation: f64,
+    /// Seconds of gradients to their owners and weights back.
+    pub communication: f64,
+    /// Seconds of clipping and AdamW.
+    pub optimizer: f64,
+    /// Seconds of all, one after the other.
+    pub total: f64,
+}
+
+impl Run {
+    /// The share of its peak that a device is taken to reach.
+    pub fn share_of_peak(&self, weights: &Weights) -> f64 {
+        self.efficiency.unwrap_or(match self.precision {
+            Precision::Fp32 => ASSUMED_F32,
+            Precision::AmpBf16 => MEASURED[usize::from(weights.frozen + weights.trained() >= LARGE)],
+        })
+    }
+
+    /// Bytes that a device sends in a step; it receives as many. Gradients go to their owners, weights come back: of each all but
+    /// what is its own.
+    pub fn wire_bytes(&self, weights: &Weights) -> u64 {
+        let gradient = if self.bf16_gradients { 2 } else { F32 };
+        let others = (self.devices - 1) as f64 / self.devices as f64;
+        (weights.trained() as f64 * (gradient + F32) as f64 * others) as u64
+    }
+}
+
+impl Step {
+    /// Of a run.
+    pub fn new(run: &Run, weights: &Weights, checkpointing: bool) -> Self {
+        let mut operations = Operations::default();
+        for (_, stream) in run.streams() {
+            operations.add(&run.config, run.freeze_lm_embeddings, stream);
+        }
+        let rate = run.device.rate(run.precision) * run.share_of_peak(weights);
+        let again = if checkpointing { operations.again } else { 0.0 };
+        let [forward, backward, recomputation] = [operations.forward, operations.backward, again].map(|o| o / rate);
+        let communication = communication(run, weights);
+        // Clipping reads the gradients; AdamW reads gradient, weight and two means, and writes all but the first.
+        let bytes = F32 * (weights.trained() + 7 * weights.largest_share(run.devices));
+        let optimizer = bytes as f64 / run.device.bandwidth;
+        Self {
+            operations: operations.forward + operations.backward + again,
+            forward,
+            backward,
+            recomputation,
+            communication,
+            optimizer,
+            total: forward + backward + recomputation + communication + optimizer,
+        }
+    }
+}
+
+/// Seconds of the exchange: what stays in a node and what leaves it go at the same time.
+fn communication(run: &Run, weights: &Weights) -> f64 {
+    let in_node = run.devices_per_node.min(run.devices);
+    let all = run.wire_bytes(weights) as f64;
+    let others = (run.devices - 1).max(1) as f64;
+    let within = all * (in_node - 1) as f64 / others / NVLINK.bandwidth.max(run.interconnect.bandwidth);
+    let sharing = if run.interconnect.shared { in_node as f64 } else { 1.0 };
+    let between = all * (run.devices - in_node) as f64 / others / (run.interconnect.bandwidth / sharing);
+    within.max(between)
+}
+
+/// Operations of the streams of a step: two for each multiplication.
+#[derive(Default)]
+struct Operations {
+    forward: f64,
+    backward: f64,
+    /// Of layers that checkpointing computes twice.
+    again: f64,
+}
+
+impl Operations {
+    /// Those of a batch. Each linear layer costs 2 operations a number of its weight and row, as many again backwards for its input
+    /// and, if it trains, for its weight; attention twice as many backwards as forwards.
+    fn add(&mut self, config: &ModelConfig, freeze_lm_embeddings: bool, stream: &Stream) {
+        let a = config.decoder.architecture();
+        let (v, r, x) = (&config.vision, &config.resampler, &config.cross_attention);
+        let n = (stream.rows * stream.tokens) as f64;
+        let predicted = (stream.rows * (stream.tokens - 1)) as f64;
+        let pictures = stream.distinct() as f64;
+        let latents = r.num_latents as f64;
+        let places = (stream.rows * stream.most_images) as f64 * latents;
+        let patches = v.patches() as f64;
+        let reached = |name: &str| {
+            let layer = name.strip_prefix("decoder.blocks.").and_then(|rest| rest.split('.').next()?.parse().ok());
+            let layer: usize = layer.unwrap_or(usize::MAX);
+            !freeze_lm_embeddings || (0..=layer.min(a.n_layers - 1)).any(|layer| x.has_block(layer))
+        };
+        for tensor in layout(config) {
+            let [rows, columns] = tensor.shape[..] else { continue };
+            let name = tensor.name.as_str();
+            let of = |part: &str| name.starts_with(part);
+            // Rows of inputs; 0 where the matrix is looked up.
+            let inputs = match name {
+                _ if of("vision.blocks.") => pictures * (patches + 1.0),
+                "vision.patch_embedding.weight" => pictures * patches,
+                _ if of("resampler.layers.") && name.ends_with("to_kv.weight") => pictures * (patches + latents),
+                _ if of("resampler.layers.") => pictures * latents,
+                _ if of("cross_attention.") && name.ends_with("to_kv.weight") => places,
+                _ if of("cross_attention.") || of("decoder.blocks.") || of("decoder.project_in.") => n,
+                _ if of("decoder.head.") || of("decoder.project_out.") => predicted,
+                _ if of("decoder.embedding.") && a.tied_head => predicted,
+                _ => 0.0,
+            };
+            let forward = 2.0 * (rows * columns) as f64 * inputs;
+            let trains = of("resampler.") || of("cross_attention.");
+            let backward = match name {
+                _ if of("vision.") || !reached(name) => 0.0,
+                _ if trains => 2.0 * forward,
+                _ => forward,
+            };
+            let again = if of("decoder.") && !of("decoder.blocks.") { 0.0 } else { forward };
+            self.count(forward, backward, again);
+        }
+        // Scores and what they weigh.
+        let attention = |queries: f64, keys: f64, width: usize| 4.0 * queries * keys * width as f64;
+        let tower = v.layers as f64 * attention(pictures * (patches + 1.0), patches + 1.0, v.width);
+        self.count(tower, 0.0, tower);
+        let resampler = r.depth as f64 * attention(pictures * latents, patches + latents, r.heads * r.dim_head);
+        self.count(resampler, 2.0 * resampler, resampler);
+        let blocks = (0..a.n_layers).filter(|&layer| x.has_block(layer)).count() as f64;
+        let cross = blocks * attention(n, places / stream.rows as f64, x.heads * x.dim_head);
+        self.count(cross, 2.0 * cross, cross);
+        let own = a.n_layers as f64 * attention(n, stream.tokens as f64, a.d_model);
+        self.count(own, 2.0 * own, own);
+    }
+
+    fn count(&mut self, forward: f64, backward: f64, again: f64) {
+        self.forward += forward;
+        self.backward += backward;
+        self.again += again;
+    }
+}

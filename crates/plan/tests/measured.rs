@@ -1,0 +1,166 @@
+//! Planned memory beside what was measured. `benches/plan.md` says how, and what is compared.
+
+use std::path::Path;
+
+use flamingo_config::ModelConfig;
+use flamingo_plan::{Memory, Precision, Run, Stream, plan};
+
+const MIB: f64 = (1 << 20) as f64;
+
+/// What a process takes beside model and data, in MiB.
+const PROCESS: f64 = 37.0;
+
+/// A model and what it is trained on, as in `benches/plan.py`.
+struct Case {
+    d_model: usize,
+    layers: usize,
+    every: usize,
+    rows: u64,
+    tokens: u64,
+    documents: u64,
+    images: u64,
+    vision_width: usize,
+    depth: usize,
+    vocabulary: usize,
+    mosaic_gpt: bool,
+}
+
+impl Case {
+    fn new([d_model, layers, every]: [usize; 3], rows: u64, tokens: u64) -> Self {
+        Self {
+            d_model,
+            layers,
+            every,
+            rows,
+            tokens,
+            documents: 0,
+            images: 3,
+            vision_width: 256,
+            depth: 2,
+            vocabulary: 8000,
+            mosaic_gpt: false,
+        }
+    }
+
+    fn config(&self) -> ModelConfig {
+        let Self { d_model, layers, every, vision_width, depth, vocabulary: ids, .. } = self;
+        let family = if self.mosaic_gpt {
+            "family = \"mosaic_gpt\"\nalibi_bias_max = 8.0\nqk_norm = true"
+        } else {
+            "family = \"gpt_neox\"\nrotary_pct = 1.0\nrotary_base = 1e4\nparallel_residual = false\nactivation = \"gelu\""
+        };
+        let text = format!(
+            "name = \"plan\"\n[tokens]\nvocab_size = {}\nendofchunk = {ids}\nimage = {}\npad = {}\ngeneration_pad = {ids}\n\
+             [vision]\nimage_size = 64\npatch_size = 8\nwidth = {vision_width}\nlayers = 2\nheads = 4\nmlp_width = {}\n\
+             activation = \"quick_gelu\"\noutput_dim = 64\n\
+             [resampler]\ndepth = {depth}\ndim_head = 64\nheads = 8\nnum_latents = 64\nff_mult = 4\n\
+             [cross_attention]\nevery_n_layers = {every}\ndim_head = 64\nheads = 8\nff_mult = 4\n\
+             only_attend_immediate_media = true\n\
+             [decoder]\n{family}\nd_model = {d_model}\nn_heads = 8\nn_layers = {layers}\nd_ff = {}\nmax_positions = 512\n\
+             norm_eps = 1e-5\n",
+            ids + 3,
+            ids + 1,
+            ids + 2,
+            4 * vision_width,
+            4 * d_model,
+        );
+        ModelConfig::from_toml(&text).expect("a config")
+    }
+
+    fn memory(&self) -> [Memory; 2] {
+        let stream = |rows, images: u64| Stream {
+            rows,
+            tokens: self.tokens,
+            images: images as f64,
+            most_images: images,
+            samples: 1,
+        };
+        memory(self.config(), Precision::Fp32, stream(self.rows, 1), stream(self.documents, self.images))
+    }
+}
+
+/// Of one device, everything kept and checkpointed.
+fn memory(config: ModelConfig, precision: Precision, pairs: Stream, documents: Stream) -> [Memory; 2] {
+    let run = Run {
+        config,
+        precision,
+        freeze_lm_embeddings: false,
+        devices: 1,
+        devices_per_node: 1,
+        device: "a100-80gb".parse().expect("a device"),
+        memory: "80GB".parse().expect("a size"),
+        efficiency: None,
+        interconnect: "nvlink".parse().expect("an interconnect"),
+        bf16_gradients: false,
+        vision_cache: 0,
+        pairs,
+        documents,
+        price: 0.0,
+    };
+    plan(&run).expect("a plan").ways.map(|way| way.memory)
+}
+
+#[track_caller]
+fn near(what: &str, planned: f64, pinned: f64, measured: f64) {
+    println!("{what} {planned:.0}");
+    if pinned == 0.0 { return; }
+    assert!((planned - pinned).abs() < 1.0, "{what}: {planned:.0} MiB are planned, not {pinned} as in benches/plan.md");
+    assert!((planned / measured - 1.0).abs() < 0.1, "{what}: {planned:.0} MiB are planned and {measured} were measured");
+}
+
+/// Peaks of `flamingo train` on a CPU, in MiB; each kind of memory is most of it once.
+#[test]
+fn steps_on_a_cpu_take_what_is_planned() {
+    let large = || Case::new([1024, 6, 1], 2, 32);
+    let long = || Case::new([512, 12, 2], 16, 256);
+    let pictures = || Case {
+        documents: 24,
+        images: 6,
+        vision_width: 512,
+        depth: 4,
+        ..Case::new([256, 2, 1], 4, 32)
+    };
+    let mosaic_gpt = || Case { mosaic_gpt: true, ..Case::new([512, 12, 1], 16, 192) };
+    let logits = || Case { vocabulary: 24000, ..Case::new([256, 4, 2], 16, 256) };
+    for (name, case, way, pinned, measured) in [
+        ("frozen weights", Case::new([1024, 16, 8], 2, 32), 0, 0.0, 1303.0),
+        ("trained weights", large(), 0, 0.0, 1570.0),
+        ("two streams", Case { documents: 2, ..large() }, 0, 0.0, 1836.0),
+        ("two streams, checkpointed", Case { documents: 2, ..large() }, 1, 0.0, 1615.0),
+        ("optimizer", Case::new([768, 12, 1], 1, 16), 0, 0.0, 1901.0),
+        ("activations", long(), 0, 0.0, 2638.0),
+        ("activations, checkpointed", long(), 1, 0.0, 943.0),
+        ("half the rows", Case { rows: 8, ..long() }, 0, 0.0, 1554.0),
+        ("mosaic_gpt", mosaic_gpt(), 0, 0.0, 3150.0),
+        ("mosaic_gpt, checkpointed", mosaic_gpt(), 1, 0.0, 1177.0),
+        ("pictures", pictures(), 0, 0.0, 2079.0),
+        ("pictures, checkpointed", pictures(), 1, 0.0, 1990.0),
+        ("logits", logits(), 0, 0.0, 1294.0),
+        ("logits, checkpointed", logits(), 1, 0.0, 928.0),
+    ] {
+        let memory = &case.memory()[way];
+        near(name, (memory.in_use + memory.trained_weights) as f64 / MIB + PROCESS, pinned, measured);
+    }
+}
+
+/// What NVIDIA's driver counted on an H200 (`benches/gpu-check.md`), in MiB: 8 rows of 256 tokens and one picture.
+#[test]
+fn steps_on_a_gpu_take_what_is_planned() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+    for (model, pinned, measured) in [
+        ("openflamingo-3b", [28_074.0, 21_412.0], [28_274.0, 21_586.0]),
+        ("openflamingo-9b", [44_016.0, 35_714.0], [43_732.0, 35_636.0]),
+    ] {
+        let text = std::fs::read_to_string(models.join(model).join("model.toml")).expect("a model of the zoo");
+        let pairs = Stream { rows: 8, tokens: 256, images: 1.0, most_images: 1, samples: 1 };
+        let memory = memory(
+            ModelConfig::from_toml(&text).expect("a config"),
+            Precision::AmpBf16,
+            pairs,
+            Stream { rows: 0, ..pairs },
+        );
+        for way in 0..2 {
+            near(model, memory[way].total as f64 / MIB, pinned[way], measured[way]);
+        }
+    }
+}
