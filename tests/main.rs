@@ -4,6 +4,7 @@ mod arrows;
 mod batch;
 mod cli;
 mod data;
+mod distributed;
 mod ergonomics;
 mod eval;
 mod experiment;

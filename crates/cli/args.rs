@@ -478,7 +478,7 @@ pub struct PlanArgs {
     /// Round gradients to bf16 on their way to other devices.
     #[arg(long)]
     pub bf16_gradients: bool,
-    /// What a device costs an hour.
+    /// Dollars that a device costs an hour.
     #[arg(long, default_value_t = 2.0)]
     pub price: f64,
     /// One JSON object instead of text.

@@ -111,8 +111,8 @@ fn page(plan: &Plan) -> String {
             ("optimizer, its largest share", &bytes(|m| m.optimizer)),
             ("activations", &bytes(|m| m.activations)),
             ("remembered pictures", &bytes(|m| m.vision_cache)),
-            ("the device's own", &bytes(|m| m.runtime)),
-            ("all, when it is fullest", &bytes(|m| m.total)),
+            ("CUDA and its allocator", &bytes(|m| m.runtime)),
+            ("all", &bytes(|m| m.total)),
             (&format!("fits into {memory}"), &|way| if way.fits { "yes".into() } else { "no".into() }),
             ("largest batch, pairs + documents", &|way| {
                 way.largest_batch.map_or("none".into(), |[pairs, documents]| format!("{pairs} + {documents}"))
@@ -136,13 +136,14 @@ fn page(plan: &Plan) -> String {
             ("tokens/s", &|way| format!("{:.0}", way.tokens_per_second)),
             ("pictures/s", &|way| format!("{:.0}", way.images_per_second)),
             ("days", &|way| digits(way.days)),
-            ("cost", &|way| format!("{:.0}", way.cost)),
+            ("dollars", &|way| format!("{:.0}", way.cost)),
         ],
     );
     lines.push(String::new());
     for way in &plan.ways {
         let which = if way.gradient_checkpointing { "checkpointed" } else { "all kept" };
-        lines.push(format!("  memory is fullest, {which}: {}", way.memory.moment));
+        let Memory { in_use, moment, .. } = &way.memory;
+        lines.push(format!("  in use at once, {which}: {} GB at most ({moment})", gb(*in_use)));
     }
     lines.push(format!("  sent by a device in a step, and received: {} GB", gb(plan.wire_bytes)));
     lines.push(String::new());

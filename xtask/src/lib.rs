@@ -8,6 +8,7 @@ pub mod gpu_check;
 pub mod hub;
 pub mod quality;
 pub mod random;
+pub mod scale;
 pub mod tiny;
 pub mod verify;
 #[cfg(feature = "web")]

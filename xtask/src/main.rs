@@ -13,6 +13,7 @@ use flamingo_weights::{Dtype, Format};
 use flamingo_zoo::Model;
 use xtask::gpu_check::{GpuCheck, Measure, recordings};
 use xtask::quality::Quality;
+use xtask::scale::Scale;
 use xtask::verify::{self, Outcome};
 use xtask::{convert, random, tiny};
 
@@ -40,6 +41,9 @@ enum Command {
     Quality(QualityArgs),
     /// Compare with the recordings on a GPU and measure training and decoding there, as a page of Markdown.
     GpuCheck(GpuArgs),
+    /// Train on one worker and on several, in a process and in network namespaces (which need root), compare their losses and
+    /// print a table of Markdown.
+    Scale(ScaleArgs),
     /// Make a folder for any web server, whose page runs a model in the browser.
     Web(WebArgs),
     /// One measurement of gpu-check, as JSON.
@@ -48,6 +52,24 @@ enum Command {
     /// Write random weights in upstream's layouts, for tests at full size.
     #[command(hide = true)]
     MakeRandom(RandomArgs),
+}
+
+#[derive(clap::Args)]
+struct ScaleArgs {
+    /// The program that trains.
+    #[arg(long, value_name = "FLAMINGO")]
+    binary: PathBuf,
+    #[arg(long, default_value = "models/flamingo-tiny-neox")]
+    model: PathBuf,
+    /// Folder with pairs-*.tar and tasks-*.tar.
+    #[arg(long, default_value = "tests/fixtures/shards")]
+    shards: PathBuf,
+    /// Updates.
+    #[arg(long, default_value_t = 20)]
+    steps: usize,
+    /// Rows of each stream in an update, over all workers: a multiple of 4.
+    #[arg(long, default_value_t = 8)]
+    rows: usize,
 }
 
 #[derive(clap::Args)]
@@ -249,6 +271,7 @@ fn main() -> ExitCode {
         Command::ScoreTiny(args) => score_tiny(args),
         Command::Quality(args) => quality(args),
         Command::GpuCheck(args) => gpu_check(args),
+        Command::Scale(args) => scale(&args),
         Command::Web(args) => web(args),
         Command::GpuMeasure(args) => gpu_measure(args),
         Command::MakeRandom(args) => make_random(args),
@@ -456,6 +479,16 @@ fn gpu_measure(args: &MeasureArgs) -> anyhow::Result<ExitCode> {
         apart: None,
     };
     println!("{}", serde_json::to_string(&check.measure(&config, args.what)?)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn scale(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
+    ensure!(args.rows > 0 && args.rows.is_multiple_of(4), "--rows must be a multiple of 4");
+    ensure!(args.steps > 1, "--steps must be at least 2");
+    let ScaleArgs { binary, model, shards, steps, rows } = args;
+    let (table, agree) = Scale { binary, model, shards, steps: *steps, rows: *rows }.measure()?;
+    print!("{table}");
+    ensure!(agree, "losses differ by more than 1e-4");
     Ok(ExitCode::SUCCESS)
 }
 

@@ -323,7 +323,9 @@ impl Process {
                     Ok(FromCoordinator::Gathered { number, values }) => process.gathered(number, values),
                     Ok(FromCoordinator::Abort(why)) => return process.lose(why),
                     Ok(_) => {}
-                    Err(e) => return process.lose(format!("rank 0 (process 0, which coordinates) is gone: {}", gone(&e))),
+                    Err(e) => {
+                        return process.lose(format!("rank 0 (process 0, which coordinates) is gone: {}", gone(&e)));
+                    }
                 }
             }
         });

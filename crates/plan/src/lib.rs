@@ -10,6 +10,7 @@
 //! handed out with the numbers, with where it is from ([`Assumption`]).
 
 pub mod activations;
+mod assumptions;
 mod error;
 mod hardware;
 pub mod memory;
@@ -19,11 +20,12 @@ mod run;
 pub mod time;
 mod weights;
 
+pub use assumptions::{Assumption, Source};
 pub use error::PlanError;
 pub use hardware::{Bytes, Device, Interconnect, NVLINK};
 pub use memory::Memory;
 pub use paper::{DOCUMENTS, PAIRS, Published};
-pub use plan::{Assumption, Plan, Source, Way, plan};
+pub use plan::{Plan, Way, plan};
 pub use run::{Precision, Run, Stream};
 pub use time::Step;
 pub use weights::Weights;

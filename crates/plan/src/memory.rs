@@ -11,7 +11,7 @@ use crate::activations::Graph;
 use crate::{Precision, Run, Weights};
 
 /// Bytes of CUDA's own and of what CubeCL's allocator holds beside: what NVIDIA's driver counted in four training runs on an H200 beyond
-/// everything that is counted here, 2.8 to 3.3 GB (`benches/plan.md`).
+/// everything that is counted here, 2.7 to 3.2 GB (`benches/plan.md`).
 pub const RUNTIME: u64 = 3_000_000_000;
 
 /// Bytes of f32.

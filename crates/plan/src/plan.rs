@@ -2,38 +2,9 @@
 
 use serde::Serialize;
 
+use crate::assumptions::assumptions;
 use crate::run::MOST;
-use crate::time::{ASSUMED_F32, LARGE, MEASURED};
-use crate::{
-    DOCUMENTS, Device, Interconnect, Memory, NVLINK, PAIRS, PlanError, Precision, Published, Run, Step, Stream, Weights,
-};
-
-/// Where an assumption is from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Source {
-    /// The paper, arXiv 2308.01390.
-    Paper,
-    /// Upstream's code.
-    Upstream,
-    /// The device's data sheet.
-    DataSheet,
-    /// A measurement.
-    Measured,
-    /// Nothing: it is taken for granted.
-    Assumed,
-    /// Whoever asks.
-    Given,
-}
-
-/// Something that the numbers stand on.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Assumption {
-    /// Where it is from.
-    pub source: Source,
-    /// What it is.
-    pub what: String,
-}
+use crate::{Assumption, Device, Interconnect, Memory, PlanError, Precision, Run, Step, Stream, Weights};
 
 /// One way to train: with gradient checkpointing or without.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -54,7 +25,7 @@ pub struct Way {
     pub images_per_second: f64,
     /// Days of the whole run.
     pub days: f64,
-    /// What the devices cost for so long.
+    /// Dollars that the devices cost for so long.
     pub cost: f64,
 }
 
@@ -169,92 +140,125 @@ fn largest_batch(run: &Run, weights: &Weights, checkpointing: bool) -> Option<[u
     complete.then_some(found)
 }
 
-fn assumptions(run: &Run, weights: &Weights) -> Vec<Assumption> {
-    let mut all = Vec::new();
-    let mut add = |source, what: String| all.push(Assumption { source, what });
-    let published = Published::of(&run.config.name);
-    let or_given = |same: bool, source| if same { source } else { Source::Given };
+#[cfg(test)]
+mod tests {
+    use flamingo_config::ModelConfig;
 
-    let embeddings = if run.freeze_lm_embeddings { "frozen" } else { "trained" };
-    let precision = run.precision;
-    let same =
-        published.is_some_and(|p| p.precision == run.precision && p.freeze_lm_embeddings == run.freeze_lm_embeddings);
-    add(or_given(same, Source::Paper), format!("{precision}, embeddings of <image> and <|endofchunk|> {embeddings}"));
-    if published.is_some() {
-        add(
-            Source::Paper,
-            "64 GPUs on 8 nodes, an A100 each (Table 3); the 4B models sharded by FSDP, which is not planned here"
-                .into(),
-        );
-    }
-    let budget = |stream: &Stream, paper: &Stream| {
-        or_given(stream.samples == paper.samples && stream.tokens == paper.tokens, Source::Paper)
-    };
-    if run.pairs.rows > 0 {
-        let Stream { rows, tokens, samples, .. } = run.pairs;
-        add(
-            budget(&run.pairs, &PAIRS),
-            format!("{samples} pairs, cut off after {tokens} tokens; all are counted as long"),
-        );
-        add(or_given(rows == PAIRS.rows, Source::Upstream), format!("{rows} pairs a device and step"));
-    }
-    if run.documents.rows > 0 {
-        let Stream { rows, tokens, images, most_images, samples } = run.documents;
-        add(
-            budget(&run.documents, &DOCUMENTS),
-            format!(
-                "{samples} documents of {tokens} tokens and at most {most_images} pictures; a batch is padded to that many"
-            ),
-        );
-        add(or_given(rows == DOCUMENTS.rows, Source::Upstream), format!("{rows} documents a device and step"));
-        add(
-            or_given(images == DOCUMENTS.images, Source::Assumed),
-            format!("{images} pictures a document on average (the paper has the median, 2)"),
-        );
-    }
-    add(Source::Assumed, "every token but a text's first is predicted".into());
+    use super::*;
+    use crate::{DOCUMENTS, PAIRS};
 
-    let Device { name, bandwidth, .. } = run.device;
-    let (tera, giga) = (run.device.rate(run.precision) / 1e12, bandwidth / 1e9);
-    match run.device.memory {
-        Some(_) => add(Source::DataSheet, format!("{name}: {tera} TFLOP/s in this precision, {giga} GB/s of memory")),
-        None => {
-            add(Source::Given, format!("{tera} TFLOP/s"));
-            add(Source::Assumed, format!("{giga} GB/s of memory"));
+    fn run() -> Run {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/openflamingo-9b/model.toml");
+        let text = std::fs::read_to_string(path).expect("a model of the zoo");
+        Run {
+            config: ModelConfig::from_toml(&text).expect("a config"),
+            precision: Precision::AmpBf16,
+            freeze_lm_embeddings: false,
+            devices: 64,
+            devices_per_node: 8,
+            device: "a100-80gb".parse().expect("a device"),
+            memory: "80GB".parse().expect("a size"),
+            efficiency: None,
+            interconnect: "infiniband-200g".parse().expect("an interconnect"),
+            bf16_gradients: false,
+            vision_cache: 0,
+            pairs: PAIRS,
+            documents: DOCUMENTS,
+            price: 2.0,
         }
     }
-    let share = 100.0 * run.share_of_peak(weights);
-    match (run.efficiency, run.precision) {
-        (Some(_), _) => add(Source::Given, format!("{share:.1} % of that is reached")),
-        (None, Precision::Fp32) => {
-            add(Source::Assumed, format!("{:.0} % of that is reached: f32 was not timed on a GPU", 100.0 * ASSUMED_F32))
+
+    /// All gradients but its own go out and all weights but its own come back.
+    #[test]
+    fn what_is_sent_is_counted() {
+        let trained = 1_178_847_248;
+        let wire = |change: &dyn Fn(&mut Run)| {
+            let mut run = run();
+            change(&mut run);
+            plan(&run).expect("a plan").wire_bytes
+        };
+        assert_eq!(wire(&|run| run.devices = 1), 0);
+        assert_eq!(wire(&|run| run.devices = 2), 8 * trained / 2);
+        assert_eq!(wire(&|_| ()), 8 * trained * 63 / 64);
+        assert_eq!(wire(&|run| run.bf16_gradients = true), 6 * trained * 63 / 64);
+    }
+
+    /// Each change makes a step longer, or larger.
+    #[test]
+    fn more_takes_more() {
+        let base = plan(&run()).expect("a plan");
+        let memory: [&dyn Fn(&mut Run); 7] = [
+            &|run| run.pairs.rows *= 8,
+            &|run| run.documents.rows += 1,
+            &|run| run.documents.tokens += 1,
+            &|run| run.documents.images += 1.0,
+            &|run| run.precision = Precision::Fp32,
+            &|run| run.vision_cache = 1 << 30,
+            &|run| run.devices = 8,
+        ];
+        let time: [&dyn Fn(&mut Run); 5] = [
+            &|run| run.pairs.rows += 1,
+            &|run| run.documents.tokens += 1,
+            &|run| run.documents.images += 1.0,
+            &|run| run.efficiency = Some(0.01),
+            &|run| run.interconnect.bandwidth /= 2.0,
+        ];
+        let changed = |change: &dyn Fn(&mut Run)| {
+            let mut run = run();
+            change(&mut run);
+            plan(&run).expect("a plan")
+        };
+        for (i, change) in memory.iter().enumerate() {
+            let [whole, checkpointed] = changed(change).ways.map(|way| way.memory.total);
+            assert!(whole > base.ways[0].memory.total, "change {i}");
+            // There another moment may stay the fullest.
+            assert!(checkpointed >= base.ways[1].memory.total, "change {i}, checkpointed");
         }
-        (None, Precision::AmpBf16) => {
-            let [small, large] = MEASURED.map(|share| 100.0 * share);
-            let size = LARGE / 1_000_000_000;
-            add(
-                Source::Measured,
-                format!(
-                    "{share:.1} % of that is reached, as in this program's steps on an H200 (below {size} B parameters {small:.1} %, else {large:.1} %; benches/gpu-check.md)"
-                ),
-            );
-            add(Source::Assumed, "other devices reach the same share, and steps of more rows too".into());
+        for (i, change) in time.iter().enumerate() {
+            for (way, before) in changed(change).ways.iter().zip(&base.ways) {
+                assert!(way.step.total > before.step.total, "change {i}");
+            }
         }
     }
-    let Interconnect { name, bandwidth, shared } = run.interconnect;
-    let whose = if shared { "a node" } else { "a device" };
-    add(Source::Assumed, format!("{name} between nodes: {} GB/s {whose} and direction, all of it", bandwidth / 1e9));
-    if run.devices_per_node > 1 {
-        add(Source::Assumed, format!("NVLink within a node: {} GB/s a device and direction", NVLINK.bandwidth / 1e9));
+
+    /// Frozen layers below everything that trains keep nothing and have no backward pass.
+    #[test]
+    fn frozen_embeddings_spare_the_first_layers() {
+        let mut run = run();
+        let whole = |run: &Run| plan(run).expect("a plan").ways[0].clone();
+        let trained = whole(&run);
+        run.freeze_lm_embeddings = true;
+        let frozen = whole(&run);
+        // Cross-attention begins at the fourth of 32 layers: three blocks of n (5 d + 4 d) numbers in bf16.
+        let spared = 3 * 32 * 256 * 9 * 4096 * 2;
+        assert!(trained.memory.activations - frozen.memory.activations >= spared);
+        assert!(frozen.step.backward < trained.step.backward);
     }
-    add(Source::Assumed, "nothing is sent while anything is computed; shards are read and decoded in time".into());
-    add(Source::Assumed, "a model on each device, the optimizer's state of a parameter on its owner; an exchange needs no memory of its own".into());
-    let cache = run.vision_cache >> 20;
-    add(Source::Assumed, format!("{cache} MiB of remembered pictures; none of them comes again"));
-    add(
-        Source::Measured,
-        "0.5 GB for CUDA's own (benches/README.md); what an allocator keeps beside is not in it".into(),
-    );
-    add(Source::Assumed, format!("{} an hour and device", run.price));
-    all
+
+    #[test]
+    fn the_largest_batch_fits_and_no_larger_one() {
+        let mut run = run();
+        let [pairs, documents] = plan(&run).expect("a plan").ways[1].largest_batch.expect("one fits");
+        for (more, fits) in [(0, true), (1, false)] {
+            (run.pairs.rows, run.documents.rows) = (pairs + 2 * more, documents + more);
+            assert_eq!(plan(&run).expect("a plan").ways[1].fits, fits);
+        }
+        run.memory = "10GB".parse().expect("a size");
+        assert_eq!(plan(&run).expect("a plan").ways[1].largest_batch, None);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        let refused = |change: &dyn Fn(&mut Run)| {
+            let mut run = run();
+            change(&mut run);
+            plan(&run).expect_err("an error").to_string()
+        };
+        assert!(refused(&|run| (run.pairs.rows, run.documents.rows) = (0, 0)).contains("nothing to train on"));
+        assert!(refused(&|run| run.devices = 0).contains("--devices"));
+        assert!(refused(&|run| run.efficiency = Some(f64::NAN)).contains("--efficiency"));
+        assert!(refused(&|run| run.price = f64::INFINITY).contains("--price"));
+        assert!(refused(&|run| run.documents.tokens = 1).contains("--max-tokens-mmc4"));
+        assert!(refused(&|run| run.documents.images = 7.0).contains("--images-mmc4"));
+    }
 }

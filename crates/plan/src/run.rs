@@ -104,7 +104,7 @@ pub struct Run {
     pub pairs: Stream,
     /// Interleaved documents.
     pub documents: Stream,
-    /// What a device costs an hour.
+    /// Dollars that a device costs an hour.
     pub price: f64,
 }
 

@@ -56,3 +56,35 @@ impl Weights {
         shares.into_iter().max().unwrap_or(0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As `flamingo inspect` counts modules; of the decoder two rows of embeddings train, and that of padding beside them.
+    #[test]
+    fn the_zoo_is_counted() {
+        for (name, resampler, cross_attention, total, added) in [
+            ("openflamingo-3b", 63_019_008, 881_000_496, 2_559_117_360, 3 * 2048),
+            ("openflamingo-4b", 63_019_008, 897_744_928, 4_039_816_224, 3 * 2560),
+            ("openflamingo-9b", 63_019_008, 1_115_815_952, 8_131_465_232, 3 * 4096),
+        ] {
+            let path = format!("{}/../../models/{name}/model.toml", env!("CARGO_MANIFEST_DIR"));
+            let text = std::fs::read_to_string(path).expect("a model of the zoo");
+            let config = ModelConfig::from_toml(&text).expect("a config");
+            for (freeze, trained) in [(true, resampler + cross_attention), (false, resampler + cross_attention + added)]
+            {
+                let weights = Weights::new(&config, freeze);
+                assert_eq!((weights.trained(), weights.frozen), (trained, total - trained), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn owners_share_evenly() {
+        let weights = Weights { frozen: 0, trained: vec![8, 7, 6, 5, 4] };
+        let shares = [1, 2, 3, 5, 64].map(|devices| weights.largest_share(devices));
+        // 8 and 5 and 4 beside 7 and 6; 8 beside 7 and 4 beside 6 and 5.
+        assert_eq!(shares, [30, 17, 11, 8, 8]);
+    }
+}
