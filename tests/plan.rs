@@ -70,7 +70,7 @@ fn what_is_asked_for_counts() {
     assert!(number(&more(&["--bf16-gradients"])["wire_bytes"]) < number(&base["wire_bytes"]));
     let alone = more(&["--devices", "1"]);
     assert_eq!(number(&alone["wire_bytes"]), 0.0);
-    assert!(number(&alone["ways"][0]["memory"]["optimizer"]) > 60.0 * number(&base["ways"][0]["memory"]["optimizer"]));
+    assert!(number(&alone["ways"][0]["memory"]["optimizer"]) > 10.0 * number(&base["ways"][0]["memory"]["optimizer"]));
     let batch = base["ways"][1]["largest_batch"].as_array().expect("a batch that fits");
     let [pairs, documents] = [0, 1].map(|i| batch[i].as_u64().expect("rows"));
     let with = |pairs: u64, documents: u64| {

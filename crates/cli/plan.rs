@@ -75,6 +75,9 @@ fn config(args: &PlanArgs) -> anyhow::Result<ModelConfig> {
     ModelConfig::from_toml(&text).with_context(|| format!("cannot use {}", file.display()))
 }
 
+/// What a row of a table says of one way to train.
+type Cell<'a> = &'a dyn Fn(&Way) -> String;
+
 /// The plan, to be read.
 fn page(plan: &Plan) -> String {
     let mut lines = Vec::new();
@@ -91,11 +94,11 @@ fn page(plan: &Plan) -> String {
         plan.pairs.rows, plan.documents.rows, plan.steps
     ));
 
-    let mut row = |name: &str, cell: &dyn Fn(&Way) -> String| {
+    let mut row = |name: &str, cell: Cell| {
         let [whole, checkpointed] = &plan.ways;
         lines.push(format!("  {name:<36} {:>15} {:>15}", cell(whole), cell(checkpointed)));
     };
-    let mut table = |title: &str, rows: &[(&str, &dyn Fn(&Way) -> String)]| {
+    let mut table = |title: &str, rows: &[(&str, Cell)]| {
         row("", &|_| String::new());
         row(title, &|way| if way.gradient_checkpointing { "checkpointed".into() } else { "all kept".into() });
         rows.iter().for_each(|(name, cell)| row(name, cell));
@@ -145,7 +148,10 @@ fn page(plan: &Plan) -> String {
         let Memory { in_use, moment, .. } = &way.memory;
         lines.push(format!("  in use at once, {which}: {} GB at most ({moment})", gb(*in_use)));
     }
-    lines.push(format!("  sent by a device in a step, and received: {} GB", gb(plan.wire_bytes)));
+    let [mean, most] = [plan.wire_bytes, plan.busiest_wire_bytes].map(gb);
+    lines.push(format!(
+        "  sent and received by a device in a step: {mean} GB on average, {most} GB by the owner of most"
+    ));
     lines.push(String::new());
     lines.push("Assumptions".into());
     for Assumption { source, what } in &plan.assumptions {

@@ -187,8 +187,8 @@ fn address(node: usize) -> String {
 impl Network {
     /// `None` where that is not allowed.
     fn new(nodes: usize) -> anyhow::Result<Option<Self>> {
-        // Interface names have 15 letters at most.
-        let network = Self { nodes, name: format!("fl{}", std::process::id() % 1_000_000) };
+        // Interface names have 15 letters at most. Those of a network before may yet be on their way out.
+        let network = Self { nodes, name: format!("fl{}x{nodes}", std::process::id() % 100_000) };
         let switch = format!("{}br", network.name);
         if !ip(&["link", "add", &switch, "type", "bridge"]) {
             return Ok(None);

@@ -49,12 +49,9 @@ pub(crate) fn assumptions(run: &Run, weights: &Weights) -> Vec<Assumption> {
         None => Source::Assumed,
     };
     add(source, format!("{precision}, embeddings of <image> and <|endofchunk|> {embeddings}"));
-    if published.is_some() {
-        add(
-            Source::Paper,
-            "64 GPUs on 8 nodes, an A100 each (Table 3); the 4B models sharded by FSDP, which is not planned here"
-                .into(),
-        );
+    if let Some(published) = published {
+        let sharded = if published.sharded { "; sharded by FSDP, which is not planned here" } else { "" };
+        add(Source::Paper, format!("64 GPUs on 8 nodes{sharded}"));
     }
     let budget = |stream: &Stream, paper: &Stream| {
         or_given(stream.samples == paper.samples && stream.tokens == paper.tokens, Source::Paper)
@@ -117,7 +114,11 @@ pub(crate) fn assumptions(run: &Run, weights: &Weights) -> Vec<Assumption> {
         add(Source::Assumed, format!("NVLink within a node: {} GB/s a device and direction", NVLINK.bandwidth / 1e9));
     }
     add(Source::Assumed, "nothing is sent while anything is computed; shards are read and decoded in time".into());
-    add(Source::Assumed, "a model on each device, the optimizer's state of a parameter on its owner; an exchange needs no memory of its own".into());
+    add(
+        Source::Assumed,
+        "a model on each device; a parameter and its optimizer state has one owner, who exchanges it with each of the others".into(),
+    );
+    add(Source::Assumed, "an exchange needs no memory of its own".into());
     let cache = run.vision_cache >> 20;
     add(Source::Assumed, format!("{cache} MiB of remembered pictures; none of them comes again"));
     let runtime = RUNTIME as f64 / 1e9;

@@ -11,19 +11,24 @@ pub struct Published {
     pub precision: Precision,
     /// Whether the embeddings of `<image>` and `<|endofchunk|>` were frozen.
     pub freeze_lm_embeddings: bool,
+    /// Whether it was sharded by FSDP.
+    pub sharded: bool,
 }
 
 impl Published {
     /// The run that made a model of the zoo.
     pub fn of(name: &str) -> Option<Self> {
-        let (device, precision, freeze_lm_embeddings) = match name {
-            "openflamingo-3b" => ("a100-80gb", Precision::Fp32, false),
-            "openflamingo-3b-instruct" => ("a100-40gb", Precision::Fp32, false),
-            "openflamingo-4b" | "openflamingo-4b-instruct" => ("a100-40gb", Precision::Fp32, true),
-            "openflamingo-9b" => ("a100-80gb", Precision::AmpBf16, false),
+        let (device, precision) = match name {
+            "openflamingo-3b" => ("a100-80gb", Precision::Fp32),
+            "openflamingo-3b-instruct" | "openflamingo-4b" | "openflamingo-4b-instruct" => {
+                ("a100-40gb", Precision::Fp32)
+            }
+            "openflamingo-9b" => ("a100-80gb", Precision::AmpBf16),
             _ => return None,
         };
-        Some(Self { device, precision, freeze_lm_embeddings })
+        // Frozen because it was sharded.
+        let sharded = name.starts_with("openflamingo-4b");
+        Some(Self { device, precision, freeze_lm_embeddings: sharded, sharded })
     }
 }
 

@@ -47,11 +47,25 @@ impl Run {
         })
     }
 
-    /// Bytes that a device sends in a step; it receives as many. Gradients go to their owners, weights come back: of each all but
-    /// what is its own.
+    /// Bytes that a device sends in a step on average; it receives as many. Gradients go to their owners, weights come back: of each
+    /// all but what is its own.
     pub fn wire_bytes(&self, weights: &Weights) -> u64 {
-        let gradient = if self.bf16_gradients { 2 } else { F32 };
-        weights.trained() * (gradient + F32) * (self.devices - 1) / self.devices
+        weights.trained() * (self.gradient_bytes() + F32) * (self.devices - 1) / self.devices
+    }
+
+    /// The same of the device that owns most, which sends its weights to all others.
+    pub fn busiest_wire_bytes(&self, weights: &Weights) -> u64 {
+        let own = weights.largest_share(self.devices);
+        if self.devices == 1 {
+            0
+        } else {
+            (weights.trained() - own) * self.gradient_bytes() + own * F32 * (self.devices - 1)
+        }
+    }
+
+    /// Bytes of a number of a gradient on its way.
+    fn gradient_bytes(&self) -> u64 {
+        if self.bf16_gradients { 2 } else { F32 }
     }
 }
 
@@ -81,10 +95,10 @@ impl Step {
     }
 }
 
-/// Seconds of the exchange: what stays in a node and what leaves it go at the same time.
+/// Seconds of the exchange, which is over when the busiest device is: what stays in a node and what leaves it go at the same time.
 fn communication(run: &Run, weights: &Weights) -> f64 {
     let in_node = run.devices_per_node.min(run.devices);
-    let all = run.wire_bytes(weights) as f64;
+    let all = run.busiest_wire_bytes(weights) as f64;
     let others = (run.devices - 1).max(1) as f64;
     let within = all * (in_node - 1) as f64 / others / NVLINK.bandwidth.max(run.interconnect.bandwidth);
     let sharing = if run.interconnect.shared { in_node as f64 } else { 1.0 };
