@@ -69,6 +69,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &[
             "flamingo-config",
             "flamingo-data",
+            "flamingo-distributed",
             "flamingo-engine",
             "flamingo-eval",
             "flamingo-generate",
@@ -83,9 +84,10 @@ const ARROWS: &[(&str, &[&str])] = &[
 ];
 
 /// Crates that may use Burn at all, and those that may name its backends.
-const BURN: &[&str] = &["crates/engine", "crates/kernels", "crates/model", "crates/train"];
-/// The engine instantiates them; Rust allows the kernels of a backend beside their trait only.
-const BACKENDS: &[&str] = &["crates/engine", "crates/kernels"];
+const BURN: &[&str] = &["crates/distributed", "crates/engine", "crates/kernels", "crates/model", "crates/train"];
+/// The engine instantiates them; Rust allows the kernels of a backend beside their trait only; Burn's service between
+/// processes is generic over one, though what goes through it is plain data.
+const BACKENDS: &[&str] = &["crates/distributed", "crates/engine", "crates/kernels"];
 
 fn dependencies(folder: &str) -> BTreeSet<String> {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder).join("Cargo.toml");

@@ -166,7 +166,8 @@ fn half_precision_gives_nearly_the_same_gradients_and_keeps_weights_whole() {
         // A step that bf16 could not hold is not lost: the weights are f32.
         let before = half.weights(&|_| true).expect("weights");
         half.update(1e-6).expect("an update");
-        let changed = before.iter().zip(half.weights(&|_| true).expect("weights")).filter(|((_, a), (_, b))| a.data != b.data);
+        let changed =
+            before.iter().zip(half.weights(&|_| true).expect("weights")).filter(|((_, a), (_, b))| a.data != b.data);
         assert!(changed.count() > before.len() / 2);
     }
 }
