@@ -110,9 +110,17 @@ fn agree(ours: &[Value], theirs: &[Value]) {
     }
 }
 
+/// Waits until processes that have just begun have written down so many steps; whether they did before they ended.
 fn wait_for_lines(folder: &Path, lines: usize, children: &mut [Child]) -> bool {
+    let path = folder.join("run/metrics.jsonl");
+    let modified = || std::fs::metadata(&path).and_then(|file| file.modified()).ok();
+    let before = modified();
     loop {
-        let written = std::fs::read_to_string(folder.join("run/metrics.jsonl")).map_or(0, |text| text.lines().count());
+        // What was written by those before them does not count.
+        let written = match modified() == before {
+            true => 0,
+            false => std::fs::read_to_string(&path).map_or(0, |text| text.lines().count()),
+        };
         if children.iter_mut().any(|child| child.try_wait().expect("a state").is_some()) {
             return false;
         }
@@ -186,6 +194,26 @@ fn a_run_whose_processes_are_killed_ten_times_ends_as_one_whose_are_not() {
     }
     assert_eq!(metrics(killed), metrics(whole));
     assert!(model(killed) == model(whole), "weights differ");
+}
+
+#[test]
+fn processes_of_several_workers_train_as_one_whatever_trains() {
+    let folders = [(); 3].map(|()| tempfile::tempdir().expect("a folder"));
+    let [one, mixed, rounded] = folders.each_ref().map(tempfile::TempDir::path);
+    // Muon updates whole matrices, so that workers own unequal parts.
+    let more = "optimizer = \"muon\"\ntrain = [\"resampler\", \"cross_attention\", \"decoder\"]\n";
+    succeeds(train(&recipe(one, 1, more)).args(["--device", "flex"]));
+    let launch = |recipe: &Path| {
+        let mut command = flamingo();
+        command.args(["launch", "--processes", "2", "--", "train", "--devices", "flex,flex", "--config"]).arg(recipe);
+        command
+    };
+    succeeds(&mut launch(&recipe(mixed, 4, more)));
+    agree(&metrics(one), &metrics(mixed));
+    succeeds(&mut launch(&recipe(rounded, 4, &format!("{more}bf16_gradients = true\n"))));
+    let (exact, rounded) = (metrics(mixed), metrics(rounded));
+    let last = |lines: &[Value]| lines.last().expect("a line")["loss_mmc4"].as_f64().expect("a loss");
+    assert!(last(&exact) != last(&rounded) && (last(&exact) - last(&rounded)).abs() < 0.5, "{exact:?} {rounded:?}");
 }
 
 #[test]

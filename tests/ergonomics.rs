@@ -65,10 +65,14 @@ const NOT_RUN: &[&str] = &[
     "flamingo generate --model DIR --interleaved prompt.json",
     "flamingo generate --model DIR --shot a.jpg 'A cat.' --image b.jpg --prompt 'A'",
     "flamingo init --config mine.toml --tokenizer DIR --vision DIR --out models/mine --seed 7",
+    "flamingo launch --processes 2 -- train --config train.toml --device flex",
+    "flamingo launch --processes 8 --restarts 3 -- train --config train.toml",
     "flamingo plot runs/a --output a.svg",
     "flamingo plot runs/a runs/b --keys loss_mmc4,grad_norm --smooth 0.9 --x time --log --output both.svg",
     "flamingo report runs/eval-a runs/eval-b --output both.html",
     "flamingo train --config models/flamingo-tiny-neox/train.toml",
+    "flamingo train --config train.toml --devices cuda:0,cuda:1",
+    "flamingo train --config train.toml --nodes 2 --node-rank 1 --rendezvous 10.0.0.1:29500",
     "flamingo train --config train.toml --set learning_rate=3e-4 --set run_name=runs/b",
 ];
 

@@ -2,6 +2,8 @@
 
 use std::net::TcpListener;
 use std::process::{Child, Command, ExitStatus};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
@@ -16,8 +18,12 @@ const GLANCE: Duration = Duration::from_millis(20);
 const FAREWELL: Duration = Duration::from_secs(30);
 
 pub fn run(args: &LaunchArgs) -> anyhow::Result<()> {
+    let stopped = Arc::new(AtomicBool::new(false));
+    let stop = stopped.clone();
+    // Also when it is asked to end: nobody else ends the processes.
+    ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed)).context("cannot listen to signals")?;
     for restart in 0..=args.restarts {
-        let failed = match Processes::start(args)?.wait()? {
+        let failed = match Processes::start(args)?.wait(&stopped)? {
             None => return Ok(()),
             Some(failed) => failed,
         };
@@ -53,21 +59,26 @@ impl Processes {
     }
 
     /// Waits until all have ended; says which was the first to fail, if one did.
-    fn wait(mut self) -> anyhow::Result<Option<String>> {
+    fn wait(mut self, stopped: &AtomicBool) -> anyhow::Result<Option<String>> {
         let mut failed: Option<(String, Instant)> = None;
         loop {
             let mut running = false;
             for (rank, child) in self.0.iter_mut().enumerate() {
                 match child.try_wait().context("cannot wait for a process")? {
                     None => running = true,
-                    Some(status) if !status.success() && failed.is_none() => {
-                        failed = Some((format!("rank {rank} {}", ended(status)), Instant::now()));
+                    // Of those that ended since the last look, one that was killed is the cause.
+                    Some(status) if !status.success() && (failed.is_none() || status.code().is_none()) => {
+                        let at = failed.as_ref().map_or_else(Instant::now, |(_, at)| *at);
+                        failed = Some((format!("rank {rank} {}", ended(status)), at));
                     }
                     Some(_) => {}
                 }
             }
             if !running || failed.as_ref().is_some_and(|(_, at)| at.elapsed() > FAREWELL) {
                 return Ok(failed.map(|(failed, _)| failed));
+            }
+            if stopped.load(Ordering::Relaxed) {
+                bail!("stopped, and the processes with it");
             }
             std::thread::sleep(GLANCE);
         }

@@ -148,10 +148,7 @@ fn page(plan: &Plan) -> String {
         let Memory { in_use, moment, .. } = &way.memory;
         lines.push(format!("  in use at once, {which}: {} GB at most ({moment})", gb(*in_use)));
     }
-    let [mean, most] = [plan.wire_bytes, plan.busiest_wire_bytes].map(gb);
-    lines.push(format!(
-        "  sent and received by a device in a step: {mean} GB on average, {most} GB by the owner of most"
-    ));
+    lines.push(format!("  sent by a device in a step, and as much received: {} GB", gb(plan.wire_bytes)));
     lines.push(String::new());
     lines.push("Assumptions".into());
     for Assumption { source, what } in &plan.assumptions {

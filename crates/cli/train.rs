@@ -4,7 +4,7 @@ use std::io::Write;
 use std::time::Duration;
 
 use anyhow::Context;
-use flamingo_distributed::{Group, Patience, Place, Said};
+use flamingo_distributed::{Group, Patience, Place, Said, Watch};
 use flamingo_engine::{Device, probe};
 use flamingo_run::{Metrics, Recipe, Run, RunError};
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -18,6 +18,9 @@ const KEEP_FREED_MILLISECONDS: std::ffi::c_long = 30_000;
 
 /// `mi_option_purge_delay` of mimalloc, which its crate gives no name.
 const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
+/// How long a process may take to end after a worker was lost.
+const GRACE: Duration = Duration::from_secs(30);
 
 pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     // SAFETY: the option exists in this version of mimalloc, takes a number, and may change at any time. A value from
@@ -46,6 +49,7 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     let mut groups = Group::join(place.as_ref(), devices.len(), &recipe.purpose(), patience)?.into_iter();
     let mut workers = groups.by_ref().zip(&devices);
     let Some((group, &device)) = workers.next() else { anyhow::bail!("there is no device to train on") };
+    end_with(group.watch());
     std::thread::scope(|threads| {
         let others: Vec<_> = workers
             .map(|(group, &device)| {
@@ -58,11 +62,28 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
         } else {
             Ok(follow(recipe.clone(), device, group)?)
         };
-        // When one fails all do, and know why.
-        let others = others.into_iter().map(|other| other.join().unwrap_or(Ok(())));
-        let failed = others.filter_map(Result::err).next();
-        result.and_then(|()| failed.map_or(Ok(()), |error| Err(error.into())))
+        let failed: Vec<RunError> =
+            others.into_iter().filter_map(|other| other.join().unwrap_or(Ok(())).err()).collect();
+        // When one fails all do. Its own error says most.
+        match failed.into_iter().find(|error| !matches!(error, RunError::Group(_))) {
+            Some(cause) => Err(cause.into()),
+            None => result,
+        }
     })
+}
+
+/// Ends this process if it does not end by itself after a worker was lost: one of its own may hang for ever.
+fn end_with(watch: Watch) {
+    std::thread::spawn(move || {
+        loop {
+            std::thread::sleep(Duration::from_secs(1));
+            if let Some(why) = watch.lost() {
+                std::thread::sleep(GRACE);
+                tell(&format!("error: {why}"));
+                std::process::exit(1);
+            }
+        }
+    });
 }
 
 fn said(args: &GroupArgs) -> Said {

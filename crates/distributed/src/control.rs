@@ -10,7 +10,7 @@
 //!
 //! The coordinator alone decides that a worker is lost, so that everybody names the same one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Shutdown, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -33,6 +33,12 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// Longest message: a step's report of some kilobytes for each worker, a position of each reader of the data.
 const LONGEST: usize = 64 << 20;
+
+/// Longest greeting, of whoever connects: a recipe.
+const LONGEST_HELLO: usize = 64 << 10;
+
+/// Workers that a process may have.
+const MOST_WORKERS: usize = 1024;
 
 /// What members say.
 #[derive(Debug, Serialize, Deserialize)]
@@ -121,10 +127,14 @@ impl Line {
 
     /// For one thread.
     pub(crate) fn receive<T: DeserializeOwned>(&self) -> io::Result<T> {
+        self.receive_up_to(LONGEST)
+    }
+
+    fn receive_up_to<T: DeserializeOwned>(&self, longest: usize) -> io::Result<T> {
         let mut length = [0; 4];
         (&self.stream).read_exact(&mut length)?;
         let length = u32::from_le_bytes(length) as usize;
-        if length > LONGEST {
+        if length > longest {
             return Err(io::Error::other("a message that is too long"));
         }
         let mut body = vec![0; length];
@@ -158,10 +168,7 @@ enum Event {
 pub(crate) fn coordinate(listener: TcpListener, host: String, nodes: usize, patience: Patience) {
     let (events, heard) = channel();
     accept(listener, events.clone(), patience);
-    let Some((members, lines)) = assemble(&heard, host, nodes, patience) else { return };
-    for (node, line) in lines.iter().enumerate() {
-        listen(node, line.clone(), events.clone());
-    }
+    let Some((members, lines)) = assemble(&heard, &events, host, nodes, patience) else { return };
     Coordinator { members, lines, patience }.serve(&heard);
 }
 
@@ -169,15 +176,21 @@ pub(crate) fn coordinate(listener: TcpListener, host: String, nodes: usize, pati
 fn accept(listener: TcpListener, events: Sender<Event>, patience: Patience) {
     std::thread::spawn(move || {
         for stream in listener.incoming() {
-            let Ok(stream) = stream else { continue };
+            let Ok(stream) = stream else {
+                // No more connections: let some end.
+                std::thread::sleep(GLANCE);
+                continue;
+            };
             let events = events.clone();
             // Whoever connects and says nothing keeps nobody waiting.
-            std::thread::spawn(move || {
+            let greeting = std::thread::Builder::new().spawn(move || {
                 let greeted = || {
                     let address = stream.peer_addr()?.ip();
                     let line = Line::new(stream, patience.silence)?;
-                    match line.receive()? {
-                        FromMember::Hello(hello) => Ok(Event::Came(hello, Arc::new(line), address)),
+                    match line.receive_up_to(LONGEST_HELLO)? {
+                        FromMember::Hello(hello) if (1..=MOST_WORKERS).contains(&hello.workers) => {
+                            Ok(Event::Came(hello, Arc::new(line), address))
+                        }
                         _ => Err(io::Error::from(io::ErrorKind::InvalidData)),
                     }
                 };
@@ -187,6 +200,10 @@ fn accept(listener: TcpListener, events: Sender<Event>, patience: Patience) {
                     Err(reason) => tracing::warn!(%reason, "something connected that is no process of this training"),
                 }
             });
+            if greeting.is_err() {
+                // No more threads: let some end.
+                std::thread::sleep(GLANCE);
+            }
         }
     });
 }
@@ -195,6 +212,7 @@ fn accept(listener: TcpListener, events: Sender<Event>, patience: Patience) {
 /// have been told.
 fn assemble(
     heard: &Receiver<Event>,
+    events: &Sender<Event>,
     host: String,
     nodes: usize,
     patience: Patience,
@@ -226,8 +244,11 @@ fn assemble(
                     refuse(&came, wrong);
                     return None;
                 }
+                listen(node, line.clone(), events.clone());
                 came.insert(node, (hello, line, address));
             }
+            // It may come again.
+            Ok(Event::Gone(node, _)) => drop(came.remove(&node)),
             Err(_) if left.is_zero() => {
                 let missing: Vec<String> =
                     (0..nodes).filter(|node| !came.contains_key(node)).map(|node| node.to_string()).collect();
@@ -246,7 +267,8 @@ fn assemble(
     }
     let (mut members, mut lines, mut first) = (Vec::new(), Vec::new(), 0);
     for (node, (hello, line, address)) in came {
-        let host = if node == 0 { host.clone() } else { address.to_string() };
+        // What is near process 0 is where it is.
+        let host = if node == 0 || address.is_loopback() { host.clone() } else { address.to_string() };
         members.push(Member { host, port: hello.port, first, workers: hello.workers });
         first += hello.workers;
         lines.push(line);
@@ -312,11 +334,12 @@ impl Coordinator {
                     }
                 }
                 Ok(Event::Said(node, FromMember::Failed(why))) => {
-                    return self.abort(heard, format!("{} gave up: {why}", self.members[node].named(node)));
+                    return self.abort(heard, None, format!("{} gave up: {why}", self.members[node].named(node)));
                 }
                 Ok(Event::Said(node, FromMember::Leave)) => here[node] = false,
                 Ok(Event::Gone(node, why)) if here[node] => {
-                    return self.abort(heard, format!("{} is gone: {why}", self.members[node].named(node)));
+                    let why = format!("{} is gone: {why}", self.members[node].named(node));
+                    return self.abort(heard, Some(node), why);
                 }
                 Err(RecvTimeoutError::Disconnected) => return,
                 _ => {}
@@ -326,8 +349,8 @@ impl Coordinator {
                 let missing = (0..self.members.len()).filter(|node| !late.values.contains_key(node));
                 let missing: Vec<String> = missing.map(|node| self.members[node].named(node)).collect();
                 let seconds = self.patience.worker.as_secs();
-                return self
-                    .abort(heard, format!("{} kept the others waiting for {seconds} seconds", missing.join(" and ")));
+                let why = format!("{} kept the others waiting for {seconds} seconds", missing.join(" and "));
+                return self.abort(heard, None, why);
             }
         }
         self.lines.iter().for_each(|line| line.close());
@@ -341,15 +364,14 @@ impl Coordinator {
     }
 
     /// Tells everybody, and waits a moment until they have heard it: this process may end next.
-    fn abort(&self, heard: &Receiver<Event>, why: String) {
+    fn abort(&self, heard: &Receiver<Event>, dead: Option<usize>, why: String) {
         self.tell(&FromCoordinator::Abort(why));
         let deadline = Instant::now() + FAREWELL;
-        let mut others = self.members.len() - 1;
-        while others > 0 && Instant::now() < deadline {
-            if let Ok(Event::Gone(node, _)) = heard.recv_timeout(GLANCE)
-                && node > 0
-            {
-                others -= 1;
+        // This process ends last.
+        let mut gone: BTreeSet<usize> = dead.into_iter().chain([0]).collect();
+        while gone.len() < self.members.len() && Instant::now() < deadline {
+            if let Ok(Event::Gone(node, _)) = heard.recv_timeout(GLANCE) {
+                gone.insert(node);
             }
         }
         self.lines.iter().for_each(|line| line.close());

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,9 @@ use serde::de::DeserializeOwned;
 use crate::control::{FromCoordinator, FromMember, Hello, Line, Member, coordinate, gone};
 use crate::post::{BUCKET, Fetching, Post};
 use crate::{GroupError, Place};
+
+/// How long to wait before process 0 is tried again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// How long others are waited for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -166,7 +169,9 @@ impl Group {
             vec![shards]
         } else {
             process.put((number, self.local), shards, workers);
-            (0..workers).map(|local| process.take((number, local))).collect::<Result<_, _>>()?
+            (0..workers)
+                .map(|local| process.take((number, local), process.member().first + local))
+                .collect::<Result<_, _>>()?
         };
         let partial = |owner: usize| {
             let mut sum = given[0][owner].clone();
@@ -248,8 +253,13 @@ impl Group {
         if !reads {
             return Ok(Vec::new());
         }
-        let taken = |owner| process.take((number, owner)).map(|values| values[0].clone());
+        let taken = |owner| process.take((number, owner), owner).map(|values| values[0].clone());
         (0..process.world()).map(taken).collect()
+    }
+
+    /// What tells when the group is at its end.
+    pub fn watch(&self) -> Watch {
+        Watch(self.process.as_ref().map(Arc::downgrade))
     }
 
     /// Ends the training of all workers: this one cannot go on.
@@ -262,6 +272,16 @@ impl Group {
     fn next(&mut self) -> u64 {
         self.calls += 1;
         self.calls
+    }
+}
+
+/// Sees when a group is at its end, also while its workers hang.
+pub struct Watch(Option<Weak<Process>>);
+
+impl Watch {
+    /// Why a worker is lost, once one is.
+    pub fn lost(&self) -> Option<String> {
+        self.0.as_ref()?.upgrade()?.state().lost.clone()
     }
 }
 
@@ -289,21 +309,13 @@ impl Process {
         let Place { node, nodes, rendezvous, .. } = place;
         let (post, port) = Post::open()?;
         let coordinator = if *node == 0 { Some(wait_for_others(rendezvous, *nodes, patience)?) } else { None };
-        let wrong = |why: String| GroupError::Rendezvous(why);
-        let line = connect(rendezvous, patience)?;
         let hello = Hello { node: *node, nodes: *nodes, workers, port, purpose: purpose.to_string() };
-        let broken = |e: &std::io::Error| wrong(format!("process 0 at {rendezvous}: {}", gone(e)));
-        line.send(&FromMember::Hello(hello)).map_err(|e| broken(&e))?;
-        line.clone().beat(FromMember::Beat);
-        // The answer comes when all are there.
-        let deadline = Instant::now() + patience.rendezvous + patience.silence;
-        let members = loop {
-            match line.receive() {
-                Ok(FromCoordinator::Welcome(members)) => break members,
-                Ok(FromCoordinator::Refused(why)) => return Err(wrong(why)),
-                Ok(_) => {}
-                Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < deadline => {}
-                Err(e) => return Err(broken(&e)),
+        let deadline = Instant::now() + patience.rendezvous;
+        let (line, members) = loop {
+            match greet(rendezvous, &hello, deadline, patience)? {
+                Some(welcomed) => break welcomed,
+                // What is there ends or serves others, a training before this one perhaps.
+                None => std::thread::sleep(AGAIN),
             }
         };
         let process = Arc::new(Self {
@@ -405,9 +417,10 @@ impl Process {
         let late = |state: &State| {
             let here = state.gathering.get(&number);
             let missing = (0..workers).filter(|local| here.is_some_and(|here| !here.contains_key(local)));
-            let missing: Vec<String> = missing.map(|local| (self.member().first + local).to_string()).collect();
-            let seconds = self.patience.worker.as_secs();
-            format!("rank {} kept the others waiting for {seconds} seconds", missing.join(" and rank "))
+            let missing: Vec<String> = missing.map(|local| format!("rank {}", self.member().first + local)).collect();
+            // All of this process are there: others are late, of whom the coordinator knows.
+            let who = if missing.is_empty() { "a worker of another process".into() } else { missing.join(" and ") };
+            format!("{who} kept the others waiting for {} seconds", self.patience.worker.as_secs())
         };
         self.wait(look, late)
     }
@@ -425,7 +438,8 @@ impl Process {
         }
     }
 
-    fn take(&self, key: Key) -> Result<Tensors, GroupError> {
+    /// Takes tensors that the worker of that rank puts there.
+    fn take(&self, key: Key, rank: usize) -> Result<Tensors, GroupError> {
         let look = |state: &mut State| {
             let (tensors, readers) = state.shelf.get_mut(&key)?;
             let tensors = tensors.clone();
@@ -436,7 +450,7 @@ impl Process {
             Some(tensors)
         };
         let seconds = self.patience.worker.as_secs();
-        self.wait(look, |_| format!("a worker of this process kept the others waiting for {seconds} seconds"))
+        self.wait(look, |_| format!("rank {rank} kept the others waiting for {seconds} seconds"))
     }
 
     fn bucket(&self, fetching: &mut Fetching, node: usize) -> Result<Vec<f32>, GroupError> {
@@ -484,7 +498,8 @@ impl Process {
             state.left == self.member().workers
         };
         let Some(network) = self.network.as_ref().filter(|_| last) else { return };
-        network.line.send(&FromMember::Leave).ok();
+        let lost = self.state().lost.clone();
+        network.line.send(&lost.map_or(FromMember::Leave, FromMember::Failed)).ok();
         // Others may yet fetch what this process offers. The coordinator ends when all have left.
         let all_have_left = self.wait(|_| None::<()>, |_| String::new());
         tracing::debug!(?all_have_left, "through");
@@ -511,30 +526,54 @@ fn wait_for_others(rendezvous: &str, nodes: usize, patience: Patience) -> Result
         .map_err(|e| wrong(&e))
 }
 
-/// A connection to process 0, which may begin later than this one.
-fn connect(rendezvous: &str, patience: Patience) -> Result<Arc<Line>, GroupError> {
-    let deadline = Instant::now() + patience.rendezvous;
+/// A connection to process 0, and the processes of the world.
+type Welcome = (Arc<Line>, Vec<Member>);
+
+/// Greets process 0, which may begin later than this one, and waits until all are there; `None` if it closes the connection.
+fn greet(
+    rendezvous: &str,
+    hello: &Hello,
+    deadline: Instant,
+    patience: Patience,
+) -> Result<Option<Welcome>, GroupError> {
+    let unreachable = |e: &std::io::Error| {
+        let seconds = patience.rendezvous.as_secs();
+        GroupError::Rendezvous(format!(
+            "process 0 cannot be reached at {rendezvous} within {seconds} seconds: {}",
+            gone(e)
+        ))
+    };
+    let addresses = rendezvous.to_socket_addrs();
+    let try_all = |addresses: std::vec::IntoIter<std::net::SocketAddr>| {
+        let mut last = std::io::ErrorKind::NotFound.into();
+        for address in addresses {
+            match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
+                Ok(stream) => return Ok(stream),
+                Err(e) => last = e,
+            }
+        }
+        Err(last)
+    };
+    let line = addresses.and_then(try_all).and_then(|stream| Line::new(stream, patience.silence)).map(Arc::new);
+    let greeted = line.and_then(|line| line.send(&FromMember::Hello(hello.clone())).map(|()| line));
+    let line = match greeted {
+        Ok(line) => line,
+        Err(e) if Instant::now() >= deadline => return Err(unreachable(&e)),
+        Err(_) => return Ok(None),
+    };
+    line.clone().beat(FromMember::Beat);
     loop {
-        let addresses = rendezvous.to_socket_addrs();
-        let try_all = |addresses: std::vec::IntoIter<std::net::SocketAddr>| {
-            let mut last = std::io::ErrorKind::NotFound.into();
-            for address in addresses {
-                match TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
-                    Ok(stream) => return Ok(stream),
-                    Err(e) => last = e,
-                }
+        match line.receive() {
+            Ok(FromCoordinator::Welcome(members)) => return Ok(Some((line, members))),
+            Ok(FromCoordinator::Refused(why)) => return Err(GroupError::Rendezvous(why)),
+            Ok(_) => {}
+            // The answer comes when all are there, and process 0 has a limit of its own.
+            Err(e) if e.kind() == std::io::ErrorKind::WouldBlock && Instant::now() < deadline + patience.silence => {}
+            Err(e) if Instant::now() >= deadline => return Err(unreachable(&e)),
+            Err(_) => {
+                line.close();
+                return Ok(None);
             }
-            Err(last)
-        };
-        match addresses.and_then(try_all).and_then(|stream| Line::new(stream, patience.silence)) {
-            Ok(line) => return Ok(Arc::new(line)),
-            Err(e) if Instant::now() >= deadline => {
-                let seconds = patience.rendezvous.as_secs();
-                return Err(GroupError::Rendezvous(format!(
-                    "process 0 cannot be reached at {rendezvous} within {seconds} seconds: {e}"
-                )));
-            }
-            Err(_) => std::thread::sleep(Duration::from_millis(200)),
         }
     }
 }

@@ -5,7 +5,8 @@
 //! and notices who is gone; tensors go from process to process directly.
 //!
 //! [`Group`] is a worker's view of the others: [`Group::gather`] for small values, [`Group::reduce`] (which MPI calls
-//! reduce-scatter) and [`Group::share`] (all-gather) for tensors. All give the same numbers each time, bit for bit.
+//! reduce-scatter) and [`Group::share`] (all-gather) for tensors. All give the same numbers each time, bit for bit. A gathering stands between any two calls for
+//! tensors, so that no tensor is asked for whose making waits for the asker.
 
 mod control;
 mod error;
@@ -14,5 +15,5 @@ mod place;
 mod post;
 
 pub use error::GroupError;
-pub use group::{Group, Patience, Readers};
+pub use group::{Group, Patience, Readers, Watch};
 pub use place::{Place, Said};

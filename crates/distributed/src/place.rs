@@ -54,8 +54,12 @@ impl Place {
         };
         let nodes = said.nodes.map_or_else(|| first(counts), |nodes| Ok(Some(nodes)))?;
         let Some(nodes) = nodes.filter(|&nodes| nodes > 1) else {
-            return match (said.node, said.nodes) {
-                (Some(node), None) => Err(GroupError::Place(format!("process {node} of how many? add --nodes"))),
+            // One of several that does not know it would write into the folder of another.
+            let one_of_several = said.node.is_some() || said.rendezvous.is_some() || number("RANK")?.unwrap_or(0) > 0;
+            return match nodes.or(said.nodes) {
+                None if one_of_several => {
+                    Err(GroupError::Place("how many processes train together? add --nodes, or set WORLD_SIZE".into()))
+                }
                 _ => Ok(None),
             };
         };
@@ -70,7 +74,9 @@ impl Place {
             None if slurm => variable("SLURM_STEP_NODELIST").as_deref().and_then(first_host),
             address => address,
         };
-        let port = number("MASTER_PORT")?.map_or(PORT.to_string(), |port| port.to_string());
+        // torchrun keeps a store of its own on the port that it names.
+        let taken = variable("TORCHELASTIC_USE_AGENT_STORE").is_some_and(|used| used.eq_ignore_ascii_case("true"));
+        let port = number("MASTER_PORT")?.unwrap_or(PORT.into()) + usize::from(taken);
         let rendezvous = said.rendezvous.clone().or_else(|| host().map(|host| format!("{host}:{port}")));
         let rendezvous = rendezvous.ok_or_else(|| {
             GroupError::Place("where is process 0? add --rendezvous HOST:PORT, or set MASTER_ADDR".to_string())
@@ -110,6 +116,8 @@ mod tests {
         let torchrun =
             [("RANK", "5"), ("WORLD_SIZE", "8"), ("LOCAL_RANK", "1"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "77")];
         assert_eq!(find(&Said::default(), &torchrun), Ok(place(5, 8, "a:77", Some(1))));
+        let agent = [&torchrun[..], &[("TORCHELASTIC_USE_AGENT_STORE", "True")]].concat();
+        assert_eq!(find(&Said::default(), &agent), Ok(place(5, 8, "a:78", Some(1))));
         let slurm = [
             ("SLURM_PROCID", "3"),
             ("SLURM_STEP_NUM_TASKS", "16"),
@@ -135,6 +143,7 @@ mod tests {
             (vec![("WORLD_SIZE", "4")], "--node-rank"),
             (vec![("WORLD_SIZE", "4"), ("RANK", "1")], "--rendezvous"),
             (vec![("WORLD_SIZE", "four")], "no number"),
+            (vec![("RANK", "3")], "WORLD_SIZE"),
             (vec![("WORLD_SIZE", "4"), ("RANK", "4"), ("MASTER_ADDR", "a")], "the first is 0"),
         ] {
             let error = find(&Said::default(), &variables).expect_err("an error").to_string();

@@ -26,6 +26,9 @@ use crate::GroupError;
 /// Values in a message: 16 MiB of f32, so that adding up and sending overlap.
 pub(crate) const BUCKET: usize = 4 << 20;
 
+/// How often those who wait for a tensor look again.
+const REMINDER: Duration = Duration::from_millis(50);
+
 /// The service is generic over the backend of tensors; what goes through here is plain data.
 type Service = TensorDataService<Flex, WebSocket>;
 
@@ -50,7 +53,21 @@ impl Post {
         let ended = CancellationToken::new();
         let service = Arc::new(Service::new(ended.clone()));
         let until = ended.clone().cancelled_owned();
-        runtime.spawn(WsServer::new(port).route_tensor_data_service(service.clone()).serve(until));
+        let server = WsServer::new(port).route_tensor_data_service(service.clone()).serve(until);
+        runtime.spawn(async move {
+            if let Err(reason) = server.await {
+                tracing::error!(port, ?reason, "tensors cannot be handed out");
+            }
+        });
+        // Whoever asks for a tensor that is not there yet waits to be told of new ones, but is told only once it waits: a tensor that
+        // comes between its look and its waiting would be missed.
+        let (told, until) = (service.new_tensor_notify.clone(), ended.clone());
+        runtime.spawn(async move {
+            while !until.is_cancelled() {
+                tokio::time::sleep(REMINDER).await;
+                told.notify_waiters();
+            }
+        });
         Ok((Self { service, runtime: Some(runtime), ended, lost: watch::Sender::new(false), bytes: 0.into() }, port))
     }
 

@@ -1,12 +1,13 @@
 //! Contrastive pre-training of a vision tower on a device.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use flamingo_config::TextTowerConfig;
 use flamingo_kernels::Differentiable;
 use flamingo_model::{Contrastive, Text};
-use flamingo_train::{Optimizer, Plan, Trainer};
+use flamingo_train::{Optimizer, Parameter, Plan, Trainer};
 use flamingo_weights::ModelFolder;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -146,8 +147,12 @@ impl<B: Differentiable> Training for BurnContrastive<B> {
         self.trainer.discard();
     }
 
-    fn parameters(&self) -> Vec<(String, usize)> {
+    fn parameters(&self) -> Vec<Parameter> {
         self.trainer.parameters()
+    }
+
+    fn own(&mut self, ranges: Vec<Range<usize>>) {
+        self.trainer.own(ranges);
     }
 
     fn take_gradients(&mut self) -> Result<Vec<Option<Vec<f32>>>, EngineError> {
@@ -161,9 +166,13 @@ impl<B: Differentiable> Training for BurnContrastive<B> {
         })
     }
 
-    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), EngineError> {
+    fn owned_weights(&self) -> Result<Vec<f32>, EngineError> {
+        let weights = compute::<B, _>(|| self.trainer.owned_weights(&self.model).into_iter().map(numbers).collect());
+        weights.map(|weights: Vec<Vec<f32>>| weights.concat())
+    }
+
+    fn set_weights(&mut self, weights: &[f32]) -> Result<(), EngineError> {
         compute::<B, _>(|| {
-            let weights = weights.into_iter().map(|(path, weight)| (path, flat(weight))).collect();
             self.trainer.set_weights(&mut self.model, weights);
             Ok(())
         })
@@ -173,8 +182,8 @@ impl<B: Differentiable> Training for BurnContrastive<B> {
         compute::<B, _>(|| self.trainer.gradients().into_iter().map(array).collect())
     }
 
-    fn weights(&self, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| self.trainer.weights(&self.model, &|name| wanted(name)).into_iter().map(array).collect())
+    fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
+        compute::<B, _>(|| self.trainer.weights(&self.model).into_iter().map(array).collect())
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>, EngineError> {

@@ -30,7 +30,7 @@ pub use device::{
 };
 pub use engine::{Engine, Forward, Timings};
 pub use flamingo_model::{IGNORE, Text};
-pub use flamingo_train::{AdamW, Muon, Optimizer, Part, Schedule};
+pub use flamingo_train::{AdamW, Muon, Optimizer, Parameter, Part, Schedule};
 /// What weights are on a device.
 pub use flamingo_weights::{Dtype, Precision};
 pub use machine::Machine;

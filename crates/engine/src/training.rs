@@ -1,9 +1,11 @@
 //! A model in training on a device.
 
+use std::ops::Range;
+
 use burn::tensor::{DType, TensorData};
 use flamingo_kernels::Differentiable;
 use flamingo_model::Text;
-use flamingo_train::{Named, Optimizer, Part, Pictures, Trainer};
+use flamingo_train::{Named, Optimizer, Parameter, Part, Pictures, Trainer};
 
 use crate::array::{Array, Pixels};
 use crate::engine::{BurnEngine, compute};
@@ -42,27 +44,37 @@ pub trait Training: Send {
     /// Forgets the gradients.
     fn discard(&mut self);
 
-    /// What trains, by module path, and how many numbers it is; in the same order wherever this model trains.
-    fn parameters(&self) -> Vec<(String, usize)>;
+    /// What trains, in an order that is the same wherever this model trains.
+    fn parameters(&self) -> Vec<Parameter>;
 
-    /// Takes the gradients out, in the order of [`Training::parameters`]; `None` for those that are still nothing.
+    /// Says which numbers of each parameter are updated here, in the order of [`Training::parameters`]: the optimizer remembers
+    /// nothing of others, and [`Training::state`] tells of these alone. A parameter that is not divisible goes as a whole.
+    fn own(&mut self, ranges: Vec<Range<usize>>);
+
+    /// Takes the gradients out, whole and in the order of [`Training::parameters`]; `None` for those that are still nothing.
     ///
     /// # Errors
     /// [`EngineError::Device`] if they cannot be read back.
     fn take_gradients(&mut self) -> Result<Vec<Option<Vec<f32>>>, EngineError>;
 
-    /// Puts gradients in, in the order of [`Training::parameters`]. A parameter without one is not updated, and the
-    /// optimizer keeps nothing for it.
+    /// Puts gradients in for what is updated here, in the order of [`Training::parameters`]. A parameter without one stays as
+    /// it is.
     ///
     /// # Errors
     /// [`EngineError::Device`] if the device fails.
     fn set_gradients(&mut self, gradients: Vec<Option<Vec<f32>>>) -> Result<(), EngineError>;
 
-    /// Puts weights in, by module path.
+    /// The weights that are updated here, one after the other in the order of [`Training::parameters`].
+    ///
+    /// # Errors
+    /// [`EngineError::Device`] if they cannot be read back.
+    fn owned_weights(&self) -> Result<Vec<f32>, EngineError>;
+
+    /// Puts all weights in that train, one after the other in the order of [`Training::parameters`].
     ///
     /// # Errors
     /// [`EngineError::Device`] if the device fails.
-    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), EngineError>;
+    fn set_weights(&mut self, weights: &[f32]) -> Result<(), EngineError>;
 
     /// Gradients by module path.
     ///
@@ -70,19 +82,20 @@ pub trait Training: Send {
     /// [`EngineError::Device`] if they cannot be read back.
     fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError>;
 
-    /// The weights that train and are wanted, by module path.
+    /// The weights that train, by module path.
     ///
     /// # Errors
     /// [`EngineError::Device`] if they cannot be read back.
-    fn weights(&self, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<(String, Array)>, EngineError>;
+    fn weights(&self) -> Result<Vec<(String, Array)>, EngineError>;
 
-    /// Everything that an exact restart needs, by name: weights and the optimizer's state. Gradients are left out.
+    /// Everything that an exact restart needs, by name: weights and what the optimizer remembers. Gradients are left out.
     ///
     /// # Errors
     /// [`EngineError::Device`] if it cannot be read back.
     fn state(&self) -> Result<Vec<(String, Array)>, EngineError>;
 
-    /// Goes back to what [`Training::state`] gave. After an error nothing has changed.
+    /// Goes back to what [`Training::state`] gave, of what is updated here and of everything else. After an error nothing has
+    /// changed.
     ///
     /// # Errors
     /// [`EngineError::Weights`] if a tensor is missing or has another shape.
@@ -190,8 +203,12 @@ impl<B: Differentiable> Training for BurnTraining<B> {
         self.trainer.discard();
     }
 
-    fn parameters(&self) -> Vec<(String, usize)> {
+    fn parameters(&self) -> Vec<Parameter> {
         self.trainer.parameters()
+    }
+
+    fn own(&mut self, ranges: Vec<Range<usize>>) {
+        self.trainer.own(ranges);
     }
 
     fn take_gradients(&mut self) -> Result<Vec<Option<Vec<f32>>>, EngineError> {
@@ -205,9 +222,14 @@ impl<B: Differentiable> Training for BurnTraining<B> {
         })
     }
 
-    fn set_weights(&mut self, weights: Vec<(String, Vec<f32>)>) -> Result<(), EngineError> {
+    fn owned_weights(&self) -> Result<Vec<f32>, EngineError> {
+        let weights =
+            compute::<B, _>(|| self.trainer.owned_weights(&self.engine.model).into_iter().map(numbers).collect());
+        weights.map(|weights: Vec<Vec<f32>>| weights.concat())
+    }
+
+    fn set_weights(&mut self, weights: &[f32]) -> Result<(), EngineError> {
         compute::<B, _>(|| {
-            let weights = weights.into_iter().map(|(path, weight)| (path, flat(weight))).collect();
             self.trainer.set_weights(&mut self.engine.model, weights);
             Ok(())
         })
@@ -217,10 +239,8 @@ impl<B: Differentiable> Training for BurnTraining<B> {
         compute::<B, _>(|| self.trainer.gradients().into_iter().map(array).collect())
     }
 
-    fn weights(&self, wanted: &(dyn Fn(&str) -> bool + Sync)) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| {
-            self.trainer.weights(&self.engine.model, &|name| wanted(name)).into_iter().map(array).collect()
-        })
+    fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
+        compute::<B, _>(|| self.trainer.weights(&self.engine.model).into_iter().map(array).collect())
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>, EngineError> {

@@ -116,8 +116,16 @@ pub(crate) fn assumptions(run: &Run, weights: &Weights) -> Vec<Assumption> {
     add(Source::Assumed, "nothing is sent while anything is computed; shards are read and decoded in time".into());
     add(
         Source::Assumed,
-        "a model on each device; a parameter and its optimizer state has one owner, who exchanges it with each of the others".into(),
+        "a model on each device; each owns an equal part of what trains, with its optimizer state, and exchanges it with all others".into(),
     );
+    if run.devices > 1 {
+        add(
+            Source::Assumed,
+            "the exchange is as fast as these links, as NCCL would have it: this program still goes through the memory of hosts and TCP, \
+             which was not measured at this size"
+                .into(),
+        );
+    }
     add(Source::Assumed, "an exchange needs no memory of its own".into());
     let cache = run.vision_cache >> 20;
     add(Source::Assumed, format!("{cache} MiB of remembered pictures; none of them comes again"));

@@ -1,8 +1,9 @@
 //! What a training run will take, before it is begun: memory of a device, time of a step, days and cost.
 //!
 //! The training that is planned is this project's own: data parallel, with a whole model on each device. What is frozen lies in the
-//! run's format, what trains in f32; each device computes the gradients of its rows; the optimizer's state of a
-//! parameter is on one device alone, its owner, who gets all gradients of it, updates it and sends it back.
+//! run's format, what trains in f32; each device computes the gradients of its rows; the numbers that train are cut into
+//! equal parts, each with one device as its owner, which gets all its gradients, has its optimizer state, updates it and sends it
+//! back.
 //!
 //! Memory is counted tensor by tensor as the code of `flamingo-model`, `flamingo-kernels` and `flamingo-train` keeps them
 //! ([`activations`] says what, [`memory`] when), and was compared with the peaks of real runs (`benches/plan.md`). Time is

@@ -26,7 +26,7 @@ pub struct Memory {
     pub trained_weights: u64,
     /// Gradients at their fullest, f32; those of a second stream are beside those of the first.
     pub gradients: u64,
-    /// Two means for each number of the largest share of an owner, f32.
+    /// Two means for each number that a device updates, f32.
     pub optimizer: u64,
     /// What the backward pass needs, at its fullest; copies of trained weights in the run's format are among it.
     pub activations: u64,
@@ -77,7 +77,7 @@ impl Memory {
         let fullest = moments.iter().max_by_key(|moment| moment.gradients + moment.activations);
         let fullest = fullest.expect("an update at least");
         let frozen_weights = weights.frozen * run.precision.bytes();
-        let optimizer = 2 * weights.largest_share(run.devices) * F32;
+        let optimizer = 2 * weights.share(run.devices) * F32;
         let always = frozen_weights + trained + optimizer + run.vision_cache;
         Self {
             frozen_weights,

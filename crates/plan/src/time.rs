@@ -47,20 +47,10 @@ impl Run {
         })
     }
 
-    /// Bytes that a device sends in a step on average; it receives as many. Gradients go to their owners, weights come back: of each
+    /// Bytes that a device sends in a step; it receives as many. Gradients go to their owners, weights come back: of each
     /// all but what is its own.
     pub fn wire_bytes(&self, weights: &Weights) -> u64 {
         weights.trained() * (self.gradient_bytes() + F32) * (self.devices - 1) / self.devices
-    }
-
-    /// The same of the device that owns most, which sends its weights to all others.
-    pub fn busiest_wire_bytes(&self, weights: &Weights) -> u64 {
-        let own = weights.largest_share(self.devices);
-        if self.devices == 1 {
-            0
-        } else {
-            (weights.trained() - own) * self.gradient_bytes() + own * F32 * (self.devices - 1)
-        }
     }
 
     /// Bytes of a number of a gradient on its way.
@@ -81,7 +71,7 @@ impl Step {
         let [forward, backward, recomputation] = [operations.forward, operations.backward, again].map(|o| o / rate);
         let communication = communication(run, weights);
         // Clipping reads the gradients; AdamW reads gradient, weight and two means, and writes all but the first.
-        let bytes = F32 * (weights.trained() + 7 * weights.largest_share(run.devices));
+        let bytes = F32 * (weights.trained() + 7 * weights.share(run.devices));
         let optimizer = bytes as f64 / run.device.bandwidth;
         Self {
             operations: operations.forward + operations.backward + again,
@@ -95,10 +85,10 @@ impl Step {
     }
 }
 
-/// Seconds of the exchange, which is over when the busiest device is: what stays in a node and what leaves it go at the same time.
+/// Seconds of the exchange: what stays in a node and what leaves it go at the same time.
 fn communication(run: &Run, weights: &Weights) -> f64 {
     let in_node = run.devices_per_node.min(run.devices);
-    let all = run.busiest_wire_bytes(weights) as f64;
+    let all = run.wire_bytes(weights) as f64;
     let others = (run.devices - 1).max(1) as f64;
     let within = all * (in_node - 1) as f64 / others / NVLINK.bandwidth.max(run.interconnect.bandwidth);
     let sharing = if run.interconnect.shared { in_node as f64 } else { 1.0 };

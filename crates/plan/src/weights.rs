@@ -44,16 +44,9 @@ impl Weights {
         self.trained.first().copied().unwrap_or(0)
     }
 
-    /// What the owner of most owns: parameters are given out whole, the largest first, each to who has least.
-    pub fn largest_share(&self, devices: u64) -> u64 {
-        // More owners than parameters own nothing.
-        let mut shares = vec![0u64; self.trained.len().min(usize::try_from(devices).unwrap_or(usize::MAX))];
-        for size in &self.trained {
-            if let Some(least) = shares.iter_mut().min() {
-                *least += size;
-            }
-        }
-        shares.into_iter().max().unwrap_or(0)
+    /// What each device updates: all numbers that train are one row, cut into equal parts.
+    pub fn share(&self, devices: u64) -> u64 {
+        self.trained().div_ceil(devices)
     }
 }
 
@@ -78,13 +71,5 @@ mod tests {
                 assert_eq!((weights.trained(), weights.frozen), (trained, total - trained), "{name}");
             }
         }
-    }
-
-    #[test]
-    fn owners_share_evenly() {
-        let weights = Weights { frozen: 0, trained: vec![8, 7, 6, 5, 4] };
-        let shares = [1, 2, 3, 5, 64].map(|devices| weights.largest_share(devices));
-        // 8 and 5 and 4 beside 7 and 6; 8 beside 7 and 4 beside 6 and 5.
-        assert_eq!(shares, [30, 17, 11, 8, 8]);
     }
 }

@@ -48,7 +48,8 @@ pub struct Metrics {
 pub struct Together {
     /// Workers.
     pub workers: usize,
-    /// The worker that computed longest, by its rank: the others waited for it.
+    /// The worker that computed longest, by its rank: the others waited for it. CPU devices of a process compute in turns, and
+    /// each counts the others' turns as its own.
     pub slowest_rank: usize,
     /// How long it read data and computed gradients.
     pub slowest_seconds: f64,

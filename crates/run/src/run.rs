@@ -124,7 +124,7 @@ impl Run {
         match Self::begin(recipe, device, &mut group) {
             Ok(begun) => Ok(Self { group, ..begun }),
             Err(error) => {
-                group.fail(&error.to_string());
+                group.fail(&in_full(&error));
                 Err(error)
             }
         }
@@ -161,7 +161,9 @@ impl Run {
             }
             _ => open_training(&folder, device, &recipe.training_options())?,
         };
+        check_alike(group, &recipe, &folder)?;
         let shards = Shards::new(training.parameters(), group.world());
+        training.own(shards.ranges(group.rank()));
         let last = if first {
             std::fs::create_dir_all(&recipe.run_name).map_err(RunError::io("write", &recipe.run_name))?;
             checkpoint::latest(&checkpoints(&recipe))?
@@ -178,7 +180,7 @@ impl Run {
                 pictures: 0,
                 recipe: recipe.clone(),
             },
-            Some((progress, mut state)) => {
+            Some((progress, state)) => {
                 let differs = recipe.differs_from(&progress.recipe);
                 if first && !differs.is_empty() {
                     return Err(RunError::Recipe(format!(
@@ -187,12 +189,6 @@ impl Run {
                         differs.join(", ")
                     )));
                 }
-                // What the optimizer remembers stays with the parameters' owners.
-                let own = |name: &str| match name.split_once('.') {
-                    Some(("weight", _)) | None => true,
-                    Some((_, path)) => shards.owns(group.rank(), path),
-                };
-                state.retain(|(name, _)| own(name));
                 training.restore(state)?;
                 tracing::info!(step = progress.step, "going on after the last checkpoint");
                 progress
@@ -258,7 +254,7 @@ impl Run {
         if self.progress.step >= self.total() {
             return Ok(None);
         }
-        self.advance().map(Some).inspect_err(|error| self.group.fail(&error.to_string()))
+        self.advance().map(Some).inspect_err(|error| self.group.fail(&in_full(error)))
     }
 
     fn advance(&mut self) -> Result<Step, RunError> {
@@ -318,14 +314,19 @@ impl Run {
         self.streams.iter_mut().map(next).collect()
     }
 
+    fn count(&mut self, parts: &Parts) {
+        for (batch, _) in parts {
+            self.window.tokens += batch.text.keep.iter().filter(|&&keep| keep).count() as u64;
+            self.window.pictures += batch.pictures as u64;
+        }
+    }
+
     /// Adds the gradients of a stream's batch times `weight`; returns its loss.
     fn backward(&mut self, parts: Parts, weight: f64) -> Result<f32, RunError> {
         let mut loss = 0.0;
         for (batch, share) in parts {
-            let TrainingBatch { text, pixels, labels, pictures } = batch;
+            let TrainingBatch { text, pixels, labels, .. } = batch;
             loss += share as f32 * self.training.backward(&text, pixels.as_ref(), &labels, weight * share)?;
-            self.window.tokens += text.keep.iter().filter(|&&keep| keep).count() as u64;
-            self.window.pictures += pictures as u64;
         }
         Ok(loss)
     }
@@ -335,6 +336,7 @@ impl Run {
         let (mut losses, mut norm) = (Vec::new(), 0.0);
         for micro in 0..accumulation {
             for (index, (parts, _)) in self.next_batches()?.into_iter().enumerate() {
+                self.count(&parts);
                 losses.push(self.backward(parts, self.streams[index].weight / accumulation as f64)?);
             }
             // Upstream clips what is there after each batch (train_utils.py:198).
@@ -368,11 +370,15 @@ impl Run {
                     _ => count as f64 / total as f64,
                 };
                 let weight = self.streams[index].weight / accumulation as f64;
+                self.count(&parts);
                 losses.push(if share == 0.0 { 0.0 } else { share as f32 * self.backward(parts, weight * share)? });
             }
             seconds += computing.elapsed().as_secs_f64();
         }
+        // A GPU may not have done yet what it was told.
+        let computing = Instant::now();
         let gradients = self.training.take_gradients()?;
+        seconds += computing.elapsed().as_secs_f64();
         let report = Report {
             losses: losses.into_iter().map(f32::to_bits).collect(),
             tokens: self.window.tokens - tokens,
@@ -401,7 +407,7 @@ impl Run {
         let row: Vec<f32> = row.into_iter().map(|x| x * factor).collect();
         let there: Vec<bool> =
             (0..reports[0].there.len()).map(|index| reports.iter().any(|report| report.there[index])).collect();
-        self.training.set_gradients(self.shards.owned(rank, &row, &there))?;
+        self.training.set_gradients(self.shards.pieces(rank, &row, &there))?;
         Ok(Computed { losses, norm, save })
     }
 
@@ -410,13 +416,9 @@ impl Run {
         if self.group.world() == 1 {
             return Ok(());
         }
-        let rank = self.group.rank();
-        let mine = self.training.weights(&|name| self.shards.owns(rank, name))?;
-        let mine = self.shards.row(rank, mine);
-        let rows = self.group.share(mine, self.shards.lengths(), Readers::All)?;
-        let others = rows.iter().enumerate().filter(|(worker, _)| *worker != rank);
-        let weights = others.flat_map(|(worker, row)| self.shards.named(worker, row)).collect();
-        Ok(self.training.set_weights(weights)?)
+        let mine = self.training.owned_weights()?;
+        let rows = self.group.share(mine, &self.shards.lengths(), Readers::All)?;
+        Ok(self.training.set_weights(&rows.concat())?)
     }
 
     fn line(&mut self, lr: f64) -> Metrics {
@@ -502,9 +504,20 @@ impl Run {
             shapes.iter().map(|shapes| shapes.iter().map(|(_, shape)| count(shape)).sum()).collect();
         let mine = memory.drain(..).flat_map(|(_, array)| array.data).collect();
         let rows = self.group.share(mine, &lengths, Readers::First)?;
-        for (shapes, row) in shapes.into_iter().zip(rows) {
-            state.extend(arrays(shapes, &row));
+        // A parameter in several rows is remembered in as many pieces, which follow each other.
+        let mut whole: BTreeMap<String, Array> = BTreeMap::new();
+        for (name, piece) in shapes.into_iter().zip(rows).flat_map(|(shapes, row)| arrays(shapes, &row)) {
+            match whole.get_mut(&name) {
+                // All have counted the same steps.
+                Some(_) if name.starts_with("steps.") => {}
+                Some(array) => {
+                    array.shape[0] += piece.shape[0];
+                    array.data.extend(piece.data);
+                }
+                None => drop(whole.insert(name, piece)),
+            }
         }
+        state.extend(whole);
         Ok(state)
     }
 
@@ -523,7 +536,7 @@ impl Run {
             self.progress.step,
             file_name(&self.recipe.model)
         );
-        let weights = self.training.weights(&|_| true)?;
+        let weights = self.training.weights()?;
         let checkpoint = upstreams.then_some(checkpoint.as_path());
         export(&self.folder, &self.recipe.model, weights, dtype, &card, &out, checkpoint)?;
         Ok(out)
@@ -533,6 +546,42 @@ impl Run {
     pub fn elapsed(&self) -> f64 {
         self.begun.elapsed().as_secs_f64()
     }
+}
+
+/// An error with what led to it.
+fn in_full(error: &RunError) -> String {
+    let mut said = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        said += &format!(": {error}");
+        source = error.source();
+    }
+    said
+}
+
+/// What must be the same in all processes, though each reads it for itself: the model, and which shards there are.
+fn check_alike(group: &mut Group, recipe: &Recipe, folder: &ModelFolder) -> Result<(), RunError> {
+    if group.world() == 1 {
+        return Ok(());
+    }
+    let mut seen = vec![serde_json::to_string(folder.config()).unwrap_or_default()];
+    for file in ["model.safetensors", "tokenizer.json"] {
+        let path = recipe.model.join(file);
+        let length = std::fs::metadata(&path).map_err(RunError::io("read", &path))?.len();
+        seen.push(format!("{file} of {length} bytes"));
+    }
+    for shards in [&recipe.laion_shards, &recipe.mmc4_shards].into_iter().flatten() {
+        // Where they lie may differ.
+        seen.extend(find_shards(shards)?.iter().map(|shard| file_name(Path::new(shard))));
+    }
+    let all = group.gather(&seen)?;
+    let differs = all.iter().position(|other| *other != all[0]);
+    differs.map_or(Ok(()), |rank| {
+        let part = all[0].iter().zip(&all[rank]).find(|(a, b)| a != b).map_or("another number of shards", |(_, b)| b);
+        Err(RunError::Recipe(format!(
+            "rank {rank} has another model or other shards than rank 0 ({part}): give all processes the same files"
+        )))
+    })
 }
 
 /// Values one after the other, as tensors of these shapes.

@@ -1,90 +1,86 @@
 //! Which worker updates what.
 
-use flamingo_engine::Array;
+use std::ops::Range;
 
-/// The parameters, each of which one worker owns: it adds up their gradients, keeps what the optimizer remembers of them and
-/// sends their weights to the others (ZeRO's first stage, arXiv 1910.02054, by whole parameters).
+use flamingo_engine::Parameter;
+
+/// All numbers that train, one after the other, in as many rows as there are workers. Each worker adds up the gradients of
+/// its row, keeps what the optimizer remembers of it and sends its weights to the others (ZeRO's first stage,
+/// arXiv 1910.02054).
 pub(crate) struct Shards {
     parameters: Vec<Parameter>,
-    /// Numbers of each worker's parameters.
-    lengths: Vec<usize>,
-}
-
-struct Parameter {
-    name: String,
-    count: usize,
-    owner: usize,
+    /// Where each worker's row begins, and where the last one ends.
+    bounds: Vec<usize>,
 }
 
 impl Shards {
-    /// Shares parameters out so that workers have about the same: the largest first, each to whoever has least.
-    pub(crate) fn new(parameters: Vec<(String, usize)>, workers: usize) -> Self {
-        let mut lengths = vec![0; workers];
-        let mut order: Vec<usize> = (0..parameters.len()).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(parameters[i].1));
-        let mut owners = vec![0; parameters.len()];
-        for i in order {
-            let owner = (0..workers).min_by_key(|&worker| lengths[worker]).unwrap_or(0);
-            owners[i] = owner;
-            lengths[owner] += parameters[i].1;
-        }
-        let parameter = |((name, count), owner)| Parameter { name, count, owner };
-        Self { parameters: parameters.into_iter().zip(owners).map(parameter).collect(), lengths }
+    /// Rows of about the same length: only a parameter that must stay whole makes them differ.
+    pub(crate) fn new(parameters: Vec<Parameter>, workers: usize) -> Self {
+        let total: usize = parameters.iter().map(|parameter| parameter.count).sum();
+        let even = |worker: usize| (total as u128 * worker as u128 / workers as u128) as usize;
+        let whole = |bound: usize| {
+            let mut end = 0;
+            for parameter in &parameters {
+                let begin = end;
+                end += parameter.count;
+                if bound < end {
+                    return if parameter.divisible { bound } else { begin };
+                }
+            }
+            bound
+        };
+        let bounds = (0..=workers).map(|worker| whole(even(worker))).collect();
+        Self { parameters, bounds }
     }
 
-    pub(crate) fn lengths(&self) -> &[usize] {
-        &self.lengths
+    /// Numbers of each worker's row.
+    pub(crate) fn lengths(&self) -> Vec<usize> {
+        self.bounds.windows(2).map(|bounds| bounds[1] - bounds[0]).collect()
     }
 
-    /// Whether a worker owns a parameter.
-    pub(crate) fn owns(&self, worker: usize, name: &str) -> bool {
-        self.parameters.iter().any(|parameter| parameter.owner == worker && parameter.name == name)
+    /// Which numbers of each parameter are in a worker's row.
+    pub(crate) fn ranges(&self, worker: usize) -> Vec<Range<usize>> {
+        let (first, last) = (self.bounds[worker], self.bounds[worker + 1]);
+        let mut begin = 0;
+        let range = |parameter: &Parameter| {
+            let within = |bound: usize| bound.clamp(begin, begin + parameter.count) - begin;
+            let range = within(first)..within(last);
+            begin += parameter.count;
+            range
+        };
+        self.parameters.iter().map(range).collect()
     }
 
-    /// Values of all parameters as a row for each owner, 0 where there are none.
+    /// Values of all parameters as a row for each worker, 0 where there are none.
     pub(crate) fn split(&self, values: Vec<Option<Vec<f32>>>) -> Vec<Vec<f32>> {
-        let mut rows: Vec<Vec<f32>> = self.lengths.iter().map(|&length| Vec::with_capacity(length)).collect();
+        let mut rows: Vec<Vec<f32>> = self.lengths().into_iter().map(Vec::with_capacity).collect();
+        let (mut at, mut worker) = (0, 0);
         for (parameter, values) in self.parameters.iter().zip(values) {
-            let row = &mut rows[parameter.owner];
-            match values {
-                Some(values) => row.extend(values),
-                None => row.resize(row.len() + parameter.count, 0.0),
+            let mut left = 0..parameter.count;
+            while !left.is_empty() {
+                while at == self.bounds[worker + 1] {
+                    worker += 1;
+                }
+                let count = left.len().min(self.bounds[worker + 1] - at);
+                match &values {
+                    Some(values) => rows[worker].extend(&values[left.start..left.start + count]),
+                    None => rows[worker].extend(std::iter::repeat_n(0.0, count)),
+                }
+                left.start += count;
+                at += count;
             }
         }
         rows
     }
 
-    /// A worker's row as values of all parameters: `None` for those of others, and where `there` says no.
-    pub(crate) fn owned(&self, worker: usize, row: &[f32], there: &[bool]) -> Vec<Option<Vec<f32>>> {
-        let mut at = 0;
-        let one = |(parameter, &there): (&Parameter, &bool)| {
-            if parameter.owner != worker {
-                return None;
-            }
-            at += parameter.count;
-            there.then(|| row[at - parameter.count..at].to_vec())
+    /// A worker's row as a piece of each parameter: `None` where it has no part, and where `there` says no.
+    pub(crate) fn pieces(&self, worker: usize, mut row: &[f32], there: &[bool]) -> Vec<Option<Vec<f32>>> {
+        let piece = |(range, &there): (Range<usize>, &bool)| {
+            let (piece, rest) = row.split_at(range.len());
+            row = rest;
+            (there && !piece.is_empty()).then(|| piece.to_vec())
         };
-        self.parameters.iter().zip(there).map(one).collect()
-    }
-
-    /// A worker's row of values by name, such as [`Shards::owned`] takes apart.
-    pub(crate) fn row(&self, worker: usize, values: Vec<(String, Array)>) -> Vec<f32> {
-        let mut row = vec![0.0; self.lengths[worker]];
-        let mut at = 0;
-        for parameter in self.parameters.iter().filter(|parameter| parameter.owner == worker) {
-            if let Some((_, array)) = values.iter().find(|(name, _)| *name == parameter.name) {
-                row[at..at + parameter.count].copy_from_slice(&array.data);
-            }
-            at += parameter.count;
-        }
-        row
-    }
-
-    /// The values of a worker's row by name.
-    pub(crate) fn named(&self, worker: usize, row: &[f32]) -> Vec<(String, Vec<f32>)> {
-        let owned = self.owned(worker, row, &vec![true; self.parameters.len()]);
-        let names = self.parameters.iter().map(|parameter| parameter.name.clone());
-        names.zip(owned).filter_map(|(name, values)| Some((name, values?))).collect()
+        self.ranges(worker).into_iter().zip(there).map(piece).collect()
     }
 }
 
@@ -93,29 +89,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_parameter_has_one_owner_and_comes_back() {
+    fn every_number_is_in_one_row_and_comes_back() {
         let counts = [5, 1, 7, 3, 3, 2];
-        let parameters: Vec<(String, usize)> = counts.iter().map(|count| (format!("p{count}"), *count)).collect();
-        for workers in [1, 2, 3, 9] {
-            let shards = Shards::new(parameters.clone(), workers);
-            assert_eq!(shards.lengths().iter().sum::<usize>(), 21);
-            assert!(shards.lengths().iter().all(|&length| length <= 21usize.div_ceil(workers).max(7) + 2));
-            let mut next = 0.0;
-            let mut values =
-                |count: usize| -> Vec<f32> { (0..count).map(|_| std::mem::replace(&mut next, next + 1.0)).collect() };
-            let given: Vec<Option<Vec<f32>>> = counts.iter().map(|&count| Some(values(count))).collect();
-            let rows = shards.split(given.clone());
-            for (i, (name, _)) in parameters.iter().enumerate() {
-                let owners: Vec<usize> = (0..workers).filter(|&worker| shards.owns(worker, name)).collect();
-                assert_eq!(owners.len(), 1);
-                let owned = shards.owned(owners[0], &rows[owners[0]], &[true; 6]);
-                assert_eq!(owned[i], given[i]);
+        for whole in [None, Some(2)] {
+            let parameter = |(i, &count)| Parameter { count, divisible: whole != Some(i) };
+            let parameters: Vec<Parameter> = counts.iter().enumerate().map(parameter).collect();
+            let mut numbers = (0..).map(|n| n as f32);
+            let given: Vec<Option<Vec<f32>>> =
+                counts.iter().map(|&count| Some(numbers.by_ref().take(count).collect())).collect();
+            for workers in [1, 2, 3, 9, 40] {
+                let shards = Shards::new(parameters.clone(), workers);
+                let lengths = shards.lengths();
+                let rows = shards.split(given.clone());
+                assert_eq!(rows.iter().map(Vec::len).collect::<Vec<_>>(), lengths);
+                assert_eq!(rows.concat(), (0..21).map(|n| n as f32).collect::<Vec<_>>());
+                let longest = lengths.into_iter().max().expect("a worker");
+                assert!(longest <= 21usize.div_ceil(workers) + whole.map_or(0, |_| 6), "{workers}: {longest}");
+                let mut back: Vec<Vec<f32>> = vec![Vec::new(); counts.len()];
+                for (worker, row) in rows.iter().enumerate() {
+                    for (i, piece) in shards.pieces(worker, row, &[true; 6]).into_iter().enumerate() {
+                        let range = shards.ranges(worker)[i].clone();
+                        assert_eq!(piece.as_ref().map_or(0, Vec::len), range.len());
+                        assert!(range.is_empty() || range.start == back[i].len());
+                        assert!(whole != Some(i) || [0, counts[i]].contains(&range.len()));
+                        back[i].extend(piece.unwrap_or_default());
+                    }
+                }
+                assert_eq!(back.into_iter().map(Some).collect::<Vec<_>>(), given);
             }
         }
-        let shards = Shards::new(parameters, 2);
+        let shards = Shards::new(counts.map(|count| Parameter { count, divisible: true }).to_vec(), 2);
         let rows = shards.split(vec![None, Some(vec![4.0]), None, None, None, None]);
+        assert_eq!(rows.concat().iter().sum::<f32>(), 4.0);
         let there = [false, true, false, false, false, false];
-        let owned = [0, 1].map(|worker| shards.owned(worker, &rows[worker], &there));
-        assert_eq!(owned.iter().flatten().flatten().collect::<Vec<_>>(), [&vec![4.0]]);
+        let pieces = [0, 1].map(|worker| shards.pieces(worker, &rows[worker], &there));
+        assert_eq!(pieces.iter().flatten().flatten().collect::<Vec<_>>(), [&vec![4.0]]);
     }
 }

@@ -19,4 +19,4 @@ pub use checkpointed::Pictures;
 pub use muon::Muon;
 pub use parts::Part;
 pub use schedule::Schedule;
-pub use trainer::{Named, Optimizer, Plan, Trainer};
+pub use trainer::{Named, Optimizer, Parameter, Plan, Trainer};

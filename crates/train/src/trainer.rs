@@ -1,6 +1,7 @@
 //! A model in training: gradients in, weights out.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::{Tensor, TensorData, backend::Backend};
@@ -21,6 +22,15 @@ pub struct Named<T> {
     pub shape: Vec<usize>,
     /// Its values, row-major.
     pub values: T,
+}
+
+/// Something that trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Parameter {
+    /// How many numbers it is.
+    pub count: usize,
+    /// Whether a part of it can be updated by itself.
+    pub divisible: bool,
 }
 
 /// How gradients become updates.
@@ -48,6 +58,8 @@ pub struct Trainer<B: Differentiable> {
 /// What is kept for one trainable parameter.
 struct Slot<B: Backend> {
     shape: Vec<usize>,
+    /// Which of its numbers are updated here.
+    range: Range<usize>,
     /// 0 where a gradient is dropped; `None` where all count.
     mask: Option<Tensor<B, 1>>,
     gradient: Option<Tensor<B, 1>>,
@@ -74,7 +86,8 @@ impl<B: Differentiable> Trainer<B> {
         let slots = freeze.shapes.into_iter().map(|(name, shape)| {
             let mask = plan.masks.remove(&name);
             let matrices = optimizer.muon.map_or(0, |_| Muon::matrices(&name, &shape));
-            (name, Slot { shape, mask, gradient: None, moments: None, matrices })
+            let range = 0..shape.iter().product();
+            (name, Slot { shape, range, mask, gradient: None, moments: None, matrices })
         });
         Self { optimizer, decays: plan.decays, slots: slots.collect() }
     }
@@ -159,27 +172,50 @@ impl<B: Differentiable> Trainer<B> {
         paths.into_iter().zip(directions(parameters)).collect()
     }
 
-    /// What trains, by path, and how many numbers it is; the order is the same for every trainer of such a model.
-    pub fn parameters(&self) -> Vec<(String, usize)> {
-        self.slots.iter().map(|(path, slot)| (path.clone(), slot.shape.iter().product())).collect()
+    /// What trains, in an order that is the same for every trainer of such a model.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let parameter =
+            |slot: &Slot<_>| Parameter { count: slot.shape.iter().product(), divisible: slot.matrices == 0 };
+        self.slots.values().map(parameter).collect()
     }
 
-    /// Takes the gradients out, in the order of [`Trainer::parameters`]; `None` for those that are still nothing.
+    /// Says which numbers of each parameter are updated here, in the order of [`Trainer::parameters`]: the optimizer remembers
+    /// nothing of others, and [`Trainer::state`] tells of these alone. A parameter that is not divisible goes as a whole.
+    pub fn own(&mut self, ranges: Vec<Range<usize>>) {
+        for (slot, range) in self.slots.values_mut().zip(ranges) {
+            slot.range = range;
+        }
+    }
+
+    /// Takes the gradients out, whole; `None` for those that are still nothing.
     pub fn take_gradients(&mut self) -> Vec<Option<TensorData>> {
         let take = |slot: &mut Slot<B::InnerBackend>| slot.gradient.take().map(Tensor::into_data);
         self.slots.values_mut().map(take).collect()
     }
 
-    /// Puts gradients in, in the order of [`Trainer::parameters`] and of as many numbers.
+    /// Puts gradients in for what is updated here. A parameter without one stays as it is.
     pub fn set_gradients(&mut self, gradients: Vec<Option<TensorData>>, device: &B::Device) {
         for (slot, gradient) in self.slots.values_mut().zip(gradients) {
             slot.gradient = gradient.map(|gradient| Tensor::from_data(gradient, device));
         }
     }
 
-    /// Puts weights in, by path.
-    pub fn set_weights(&self, model: &mut impl Module<B>, weights: Vec<(String, TensorData)>) {
-        *model = model.clone().map(&mut SetWeights { weights: weights.into_iter().collect(), path: Path::default() });
+    /// The weights that are updated here.
+    pub fn owned_weights(&self, model: &impl Module<B>) -> Vec<TensorData> {
+        let mut found = self.read(model, true);
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found.into_iter().map(|weight| weight.values).collect()
+    }
+
+    /// Puts all weights in that train, one after the other.
+    pub fn set_weights(&self, model: &mut impl Module<B>, mut weights: &[f32]) {
+        let one = |(path, slot): (&String, &Slot<_>)| {
+            let (weight, rest) = weights.split_at(slot.shape.iter().product());
+            weights = rest;
+            (path.clone(), TensorData::new(weight.to_vec(), [weight.len()]))
+        };
+        let weights = self.slots.iter().map(one).collect();
+        *model = model.clone().map(&mut SetWeights { weights, path: Path::default() });
     }
 
     /// Forgets the gradients.
@@ -201,11 +237,11 @@ impl<B: Differentiable> Trainer<B> {
     /// Everything that an exact restart needs: `weight.PATH`, and once a parameter was updated `first.PATH`,
     /// `second.PATH` (AdamW's means or Muon's momentum, flat) and `steps.PATH` (one number). Taken between updates: gradients are left out.
     pub fn state(&self, model: &impl Module<B>) -> Vec<Named<TensorData>> {
-        let mut state = self.weights(model, &|_| true);
+        let mut state = self.weights(model);
         state.iter_mut().for_each(|weight| weight.name.insert_str(0, "weight."));
         for (path, slot) in &self.slots {
             let Some(moments) = &slot.moments else { continue };
-            let count = slot.shape.iter().product();
+            let count = slot.range.len();
             let mut add = |kind: &str, shape: Vec<usize>, values: TensorData| {
                 state.push(Named { name: format!("{kind}.{path}"), shape, values });
             };
@@ -247,29 +283,33 @@ impl<B: Differentiable> Trainer<B> {
             }
         }
         let mut take = |kind: &str, path: &str| state.remove(&format!("{kind}.{path}")).map(|tensor| tensor.values);
-        let mut weights = Vec::new();
+        let mut weights = BTreeMap::new();
         for (path, slot) in &mut self.slots {
             slot.gradient = None;
             let second = take("second", path);
             slot.moments = match (take("first", path), take("steps", path)) {
-                (Some(first), Some(steps)) => Some(Moments {
-                    first: Tensor::from_data(first, device),
-                    second: second.map(|second| Tensor::from_data(second, device)),
+                (Some(first), Some(steps)) if !slot.range.is_empty() => Some(Moments {
+                    first: part(Tensor::from_data(first, device), &slot.range),
+                    second: second.map(|second| part(Tensor::from_data(second, device), &slot.range)),
                     steps: steps.iter::<f64>().next().unwrap_or_default() as usize,
                 }),
                 _ => None,
             };
             if let Some(weight) = take("weight", path) {
-                weights.push((path.clone(), weight));
+                weights.insert(path.clone(), weight);
             }
         }
-        self.set_weights(model, weights);
+        *model = model.clone().map(&mut SetWeights { weights, path: Path::default() });
         Ok(())
     }
 
-    /// The weights of what trains and is wanted.
-    pub fn weights(&self, model: &impl Module<B>, wanted: &dyn Fn(&str) -> bool) -> Vec<Named<TensorData>> {
-        let mut weights = Weights::<B> { slots: &self.slots, wanted, path: Path::default(), found: Vec::new() };
+    /// The weights of everything that trains.
+    pub fn weights(&self, model: &impl Module<B>) -> Vec<Named<TensorData>> {
+        self.read(model, false)
+    }
+
+    fn read(&self, model: &impl Module<B>, owned: bool) -> Vec<Named<TensorData>> {
+        let mut weights = Weights::<B> { slots: &self.slots, owned, path: Path::default(), found: Vec::new() };
         model.visit(&mut weights);
         weights.found
     }
@@ -370,13 +410,18 @@ impl<B: Differentiable> ModuleMapper<B> for Update<'_, B> {
         }
         param.map(|tensor| {
             let shape = tensor.shape();
-            let weight = flat(tensor.inner());
+            let whole = flat(tensor.inner());
+            let weight = part(whole.clone(), &slot.range);
             let weight = match (optimizer.muon, direction, gradient) {
                 (Some(muon), Some(direction), _) => muon.step(weight, direction, rate, decays),
                 (_, _, Some(gradient)) => optimizer.adamw.update(weight, gradient, &mut slot.moments, rate, decays),
                 _ => weight,
             };
-            Tensor::from_inner(weight.reshape(shape)).require_grad()
+            let whole = match slot.range.len() == whole.dims()[0] {
+                true => weight,
+                false => whole.slice_assign([slot.range.clone()], weight),
+            };
+            Tensor::from_inner(whole.reshape(shape)).require_grad()
         })
     }
 }
@@ -408,7 +453,8 @@ impl<B: Differentiable> ModuleMapper<B> for SetWeights {
 /// Reads weights.
 struct Weights<'a, B: Differentiable> {
     slots: &'a BTreeMap<String, Slot<B::InnerBackend>>,
-    wanted: &'a dyn Fn(&str) -> bool,
+    /// Only what is updated here.
+    owned: bool,
     path: Path,
     found: Vec<Named<TensorData>>,
 }
@@ -424,13 +470,22 @@ impl<B: Differentiable> ModuleVisitor<B> for Weights<'_, B> {
 
     fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let name = self.path.name();
-        if let Some(slot) = self.slots.get(&name).filter(|_| (self.wanted)(&name)) {
-            self.found.push(Named { name, shape: slot.shape.clone(), values: param.val().into_data() });
-        }
+        let Some(slot) = self.slots.get(&name) else { return };
+        let values = match self.owned {
+            true if slot.range.is_empty() => return,
+            true => part(flat(param.val().inner()), &slot.range).into_data(),
+            false => param.val().into_data(),
+        };
+        self.found.push(Named { name, shape: slot.shape.clone(), values });
     }
 }
 
 fn flat<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, 1> {
     let count = tensor.shape().num_elements();
     tensor.reshape([count])
+}
+
+/// Some of a flat tensor's numbers.
+fn part<B: Backend>(tensor: Tensor<B, 1>, range: &Range<usize>) -> Tensor<B, 1> {
+    if range.len() == tensor.dims()[0] { tensor } else { tensor.slice([range.clone()]) }
 }

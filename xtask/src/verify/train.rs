@@ -87,7 +87,7 @@ fn steps(
         }
         training.update(rate)?;
     }
-    for (name, array) in renamed(folder, training.weights(&|_| true)?, || folder.tensor_f32("decoder.embedding.base")) {
+    for (name, array) in renamed(folder, training.weights()?, || folder.tensor_f32("decoder.embedding.base")) {
         values.floats(format!("train.final.{name}"), array);
     }
     for (name, data) in series {
