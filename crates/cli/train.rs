@@ -53,14 +53,14 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
     std::thread::scope(|threads| {
         let others: Vec<_> = workers
             .map(|(group, &device)| {
-                let recipe = recipe.clone();
-                threads.spawn(move || follow(recipe, device, group))
+                let (recipe, rank) = (recipe.clone(), group.rank());
+                threads.spawn(move || follow(recipe, device, group).map_err(|error| (rank, error)))
             })
             .collect();
-        let result = if group.rank() == 0 {
-            lead(args, recipe.clone(), device, group)
-        } else {
-            Ok(follow(recipe.clone(), device, group)?)
+        let rank = group.rank();
+        let result = match rank {
+            0 => lead(args, recipe.clone(), device, group),
+            _ => follow(recipe.clone(), device, group).map_err(|error| named(rank, error)),
         };
         let failed: Vec<RunError> =
             others.into_iter().filter_map(|other| other.join().unwrap_or(Ok(())).err()).collect();
@@ -70,6 +70,14 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
             None => result,
         }
     })
+}
+
+/// An error of a worker, with its name. That another is lost is everybody's.
+fn named(rank: usize, error: RunError) -> anyhow::Error {
+    match error {
+        RunError::Group(_) => error.into(),
+        _ => anyhow::Error::from(error).context(format!("rank {rank}")),
+    }
 }
 
 /// Ends this process if it does not end by itself after a worker was lost: one of its own may hang for ever.
