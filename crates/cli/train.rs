@@ -62,11 +62,10 @@ pub fn run(args: &TrainArgs) -> anyhow::Result<()> {
             0 => lead(args, recipe.clone(), device, group),
             _ => follow(recipe.clone(), device, group).map_err(|error| named(rank, error)),
         };
-        let failed: Vec<RunError> =
-            others.into_iter().filter_map(|other| other.join().unwrap_or(Ok(())).err()).collect();
+        let failed: Vec<_> = others.into_iter().filter_map(|other| other.join().unwrap_or(Ok(())).err()).collect();
         // When one fails all do. Its own error says most.
-        match failed.into_iter().find(|error| !matches!(error, RunError::Group(_))) {
-            Some(cause) => Err(cause.into()),
+        match failed.into_iter().find(|(_, error)| !matches!(error, RunError::Group(_))) {
+            Some((rank, cause)) => Err(named(rank, cause)),
             None => result,
         }
     })
