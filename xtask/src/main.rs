@@ -271,7 +271,7 @@ fn main() -> ExitCode {
         Command::ScoreTiny(args) => score_tiny(args),
         Command::Quality(args) => quality(args),
         Command::GpuCheck(args) => gpu_check(args),
-        Command::Scale(args) => scale(&args),
+        Command::Scale(args) => scale(args),
         Command::Web(args) => web(args),
         Command::GpuMeasure(args) => gpu_measure(args),
         Command::MakeRandom(args) => make_random(args),
