@@ -111,7 +111,7 @@ fn page(plan: &Plan) -> String {
             ("weights, frozen", &bytes(|m| m.frozen_weights)),
             ("weights that train", &bytes(|m| m.trained_weights)),
             ("gradients", &bytes(|m| m.gradients)),
-            ("optimizer, its largest share", &bytes(|m| m.optimizer)),
+            ("optimizer, an equal share", &bytes(|m| m.optimizer)),
             ("activations", &bytes(|m| m.activations)),
             ("remembered pictures", &bytes(|m| m.vision_cache)),
             ("CUDA and its allocator", &bytes(|m| m.runtime)),
