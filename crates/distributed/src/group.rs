@@ -1,6 +1,6 @@
 //! Workers that train together.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -79,7 +79,7 @@ struct State {
     /// Values of all workers, and how many workers of this process have yet to read them.
     gathered: BTreeMap<u64, (Arc<Vec<String>>, usize)>,
     /// Tensors for the workers of this process, and how many have yet to take them.
-    shelf: HashMap<Key, (Tensors, usize)>,
+    shelf: BTreeMap<Key, (Tensors, usize)>,
     /// Workers that are through.
     left: usize,
 }
@@ -405,15 +405,6 @@ impl Process {
                 None => self.gathered(number, values),
             }
         }
-        let look = |state: &mut State| {
-            let (values, unread) = state.gathered.get_mut(&number)?;
-            let values = values.clone();
-            *unread -= 1;
-            if *unread == 0 {
-                state.gathered.remove(&number);
-            }
-            Some(values)
-        };
         let late = |state: &State| {
             let here = state.gathering.get(&number);
             let missing = (0..workers).filter(|local| here.is_some_and(|here| !here.contains_key(local)));
@@ -422,7 +413,7 @@ impl Process {
             let who = if missing.is_empty() { "a worker of another process".into() } else { missing.join(" and ") };
             format!("{who} kept the others waiting for {} seconds", self.patience.worker.as_secs())
         };
-        self.wait(look, late)
+        self.wait(|state| take_once(&mut state.gathered, number), late)
     }
 
     fn gathered(&self, number: u64, values: Vec<String>) {
@@ -440,17 +431,11 @@ impl Process {
 
     /// Takes tensors that the worker of that rank puts there.
     fn take(&self, key: Key, rank: usize) -> Result<Tensors, GroupError> {
-        let look = |state: &mut State| {
-            let (tensors, readers) = state.shelf.get_mut(&key)?;
-            let tensors = tensors.clone();
-            *readers -= 1;
-            if *readers == 0 {
-                state.shelf.remove(&key);
-            }
-            Some(tensors)
-        };
         let seconds = self.patience.worker.as_secs();
-        self.wait(look, |_| format!("rank {rank} kept the others waiting for {seconds} seconds"))
+        self.wait(
+            |state| take_once(&mut state.shelf, key),
+            |_| format!("rank {rank} kept the others waiting for {seconds} seconds"),
+        )
     }
 
     fn bucket(&self, fetching: &mut Fetching, node: usize) -> Result<Vec<f32>, GroupError> {
@@ -509,6 +494,17 @@ impl Process {
         }
         network.line.close();
     }
+}
+
+/// Something that so many are yet to take, for one of them; the last takes it away.
+fn take_once<K: Ord, T>(things: &mut BTreeMap<K, (Arc<T>, usize)>, key: K) -> Option<Arc<T>> {
+    let (thing, takers) = things.get_mut(&key)?;
+    let thing = thing.clone();
+    *takers -= 1;
+    if *takers == 0 {
+        things.remove(&key);
+    }
+    Some(thing)
 }
 
 /// Begins to coordinate, on the port of the rendezvous.

@@ -1,13 +1,12 @@
 //! Contrastive pre-training of a vision tower on a device.
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Tensor, TensorData};
 use flamingo_config::TextTowerConfig;
 use flamingo_kernels::Differentiable;
 use flamingo_model::{Contrastive, Text};
-use flamingo_train::{Optimizer, Parameter, Plan, Trainer};
+use flamingo_train::{Optimizer, Plan, Trainer};
 use flamingo_weights::ModelFolder;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
@@ -15,9 +14,8 @@ use sha2::Digest;
 
 use crate::EngineError;
 use crate::array::{Array, Pixels};
-use crate::engine::compute;
 use crate::load;
-use crate::training::{Training, array, flat, named, no_tensor, numbers};
+use crate::training::Learner;
 
 /// One batch of so many shows whole pictures, so that the tower knows them.
 const WHOLE: u32 = 8;
@@ -109,88 +107,35 @@ impl<B: Differentiable> BurnContrastive<B> {
     }
 }
 
-impl<B: Differentiable> Training for BurnContrastive<B> {
-    fn backward(&mut self, text: &Text, pixels: Option<&Pixels>, _: &[i64], weight: f64) -> Result<f32, EngineError> {
-        compute::<B, _>(|| {
-            let pixels = pixels.filter(|p| p.rows == text.rows && p.images == 1 && p.frames == 1);
-            let Some(pixels) = pixels else {
-                return Err(EngineError::Input("contrastive training takes one picture a text".into()));
-            };
-            pixels.check(self.side)?;
-            if text.ids.iter().any(|&id| id as usize >= self.vocab) {
-                return Err(EngineError::Input("a token id is outside the vocabulary".into()));
-            }
-            let data = TensorData::new(pixels.data.clone(), [pixels.rows, 3, self.side, self.side]);
-            let kept = self.kept(text);
-            let pixels = Tensor::from_data(data, &self.device);
-            let loss = self.model.loss(pixels, kept.as_deref(), text, self.patch_loss);
-            let value = Array::from_tensor(&loss)?.data[0];
-            if !value.is_nan() {
-                self.trainer.backward(&self.model, loss, weight);
-            }
-            Ok(value)
-        })
+impl<B: Differentiable> Learner for BurnContrastive<B> {
+    type Backend = B;
+    type Model = Contrastive<B>;
+
+    fn learn(&mut self, text: &Text, pixels: Option<&Pixels>, _: &[i64], weight: f64) -> Result<f32, EngineError> {
+        let pixels = pixels.filter(|p| p.rows == text.rows && p.images == 1 && p.frames == 1);
+        let Some(pixels) = pixels else {
+            return Err(EngineError::Input("contrastive training takes one picture a text".into()));
+        };
+        pixels.check(self.side)?;
+        if text.ids.iter().any(|&id| id as usize >= self.vocab) {
+            return Err(EngineError::Input("a token id is outside the vocabulary".into()));
+        }
+        let data = TensorData::new(pixels.data.clone(), [pixels.rows, 3, self.side, self.side]);
+        let kept = self.kept(text);
+        let pixels = Tensor::from_data(data, &self.device);
+        let loss = self.model.loss(pixels, kept.as_deref(), text, self.patch_loss);
+        let value = Array::from_tensor(&loss)?.data[0];
+        if !value.is_nan() {
+            self.trainer.backward(&self.model, loss, weight);
+        }
+        Ok(value)
     }
 
-    fn clip(&mut self, max_norm: f64) -> Result<f64, EngineError> {
-        compute::<B, _>(|| Ok(self.trainer.clip(max_norm)))
+    fn parts(&self) -> (&Trainer<B>, &Contrastive<B>) {
+        (&self.trainer, &self.model)
     }
 
-    fn update(&mut self, learning_rate: f64) -> Result<(), EngineError> {
-        compute::<B, _>(|| {
-            self.trainer.update(&mut self.model, learning_rate);
-            Ok(())
-        })
-    }
-
-    fn discard(&mut self) {
-        self.trainer.discard();
-    }
-
-    fn parameters(&self) -> Vec<Parameter> {
-        self.trainer.parameters()
-    }
-
-    fn own(&mut self, ranges: Vec<Range<usize>>) {
-        self.trainer.own(ranges);
-    }
-
-    fn take_gradients(&mut self) -> Result<Vec<Option<Vec<f32>>>, EngineError> {
-        compute::<B, _>(|| self.trainer.take_gradients().into_iter().map(|one| one.map(numbers).transpose()).collect())
-    }
-
-    fn set_gradients(&mut self, gradients: Vec<Option<Vec<f32>>>) -> Result<(), EngineError> {
-        compute::<B, _>(|| {
-            self.trainer.set_gradients(gradients.into_iter().map(|one| one.map(flat)).collect(), &self.device);
-            Ok(())
-        })
-    }
-
-    fn owned_weights(&self) -> Result<Vec<f32>, EngineError> {
-        let weights = compute::<B, _>(|| self.trainer.owned_weights(&self.model).into_iter().map(numbers).collect());
-        weights.map(|weights: Vec<Vec<f32>>| weights.concat())
-    }
-
-    fn set_weights(&mut self, weights: &[f32]) -> Result<(), EngineError> {
-        compute::<B, _>(|| {
-            self.trainer.set_weights(&mut self.model, weights);
-            Ok(())
-        })
-    }
-
-    fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| self.trainer.gradients().into_iter().map(array).collect())
-    }
-
-    fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| self.trainer.weights(&self.model).into_iter().map(array).collect())
-    }
-
-    fn state(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| self.trainer.state(&self.model).into_iter().map(array).collect())
-    }
-
-    fn restore(&mut self, state: Vec<(String, Array)>) -> Result<(), EngineError> {
-        compute::<B, _>(|| self.trainer.restore(&mut self.model, named(state), &self.device).map_err(no_tensor))
+    fn parts_mut(&mut self) -> (&mut Trainer<B>, &mut Contrastive<B>, &B::Device) {
+        (&mut self.trainer, &mut self.model, &self.device)
     }
 }

@@ -2,9 +2,11 @@
 
 use std::ops::Range;
 
+use burn::module::Module;
+use burn::tensor::backend::BackendTypes;
 use burn::tensor::{DType, TensorData};
 use flamingo_kernels::Differentiable;
-use flamingo_model::Text;
+use flamingo_model::{Flamingo, Text};
 use flamingo_train::{Named, Optimizer, Parameter, Part, Pictures, Trainer};
 
 use crate::array::{Array, Pixels};
@@ -167,7 +169,48 @@ impl<B: Differentiable> BurnTraining<B> {
     }
 }
 
-impl<B: Differentiable> Training for BurnTraining<B> {
+impl<B: Differentiable> Learner for BurnTraining<B> {
+    type Backend = B;
+    type Model = Flamingo<B>;
+
+    fn learn(&mut self, text: &Text, pixels: Option<&Pixels>, labels: &[i64], weight: f64) -> Result<f32, EngineError> {
+        if self.checkpointing && pixels.is_none_or(|pixels| self.engine.pictures_may_repeat(pixels)) {
+            return self.backward_checkpointed(text, pixels, labels, weight);
+        }
+        let loss = self.engine.loss(text, pixels, labels, self.features.as_mut())?;
+        let value = Array::from_tensor(&loss)?.data[0];
+        if !value.is_nan() {
+            self.trainer.backward(&self.engine.model, loss, weight);
+        }
+        Ok(value)
+    }
+
+    fn parts(&self) -> (&Trainer<B>, &Flamingo<B>) {
+        (&self.trainer, &self.engine.model)
+    }
+
+    fn parts_mut(&mut self) -> (&mut Trainer<B>, &mut Flamingo<B>, &B::Device) {
+        (&mut self.trainer, &mut self.engine.model, &self.engine.device)
+    }
+}
+
+/// What one kind of training adds to a [`Trainer`]: how a batch becomes gradients. The rest of [`Training`] is the same for all.
+pub(crate) trait Learner: Send + Sync {
+    type Backend: Differentiable;
+    type Model: Module<Self::Backend> + Sync;
+
+    /// [`Training::backward`], by a thread that computes.
+    fn learn(&mut self, text: &Text, pixels: Option<&Pixels>, labels: &[i64], weight: f64) -> Result<f32, EngineError>;
+
+    fn parts(&self) -> (&Trainer<Self::Backend>, &Self::Model);
+
+    #[allow(clippy::type_complexity)]
+    fn parts_mut(
+        &mut self,
+    ) -> (&mut Trainer<Self::Backend>, &mut Self::Model, &<Self::Backend as BackendTypes>::Device);
+}
+
+impl<L: Learner> Training for L {
     fn backward(
         &mut self,
         text: &Text,
@@ -175,105 +218,101 @@ impl<B: Differentiable> Training for BurnTraining<B> {
         labels: &[i64],
         weight: f64,
     ) -> Result<f32, EngineError> {
-        if self.checkpointing && pixels.is_none_or(|pixels| self.engine.pictures_may_repeat(pixels)) {
-            return compute::<B, _>(|| self.backward_checkpointed(text, pixels, labels, weight));
-        }
-        compute::<B, _>(|| {
-            let loss = self.engine.loss(text, pixels, labels, self.features.as_mut())?;
-            let value = Array::from_tensor(&loss)?.data[0];
-            if !value.is_nan() {
-                self.trainer.backward(&self.engine.model, loss, weight);
-            }
-            Ok(value)
-        })
+        compute::<L::Backend, _>(|| self.learn(text, pixels, labels, weight))
     }
 
     fn clip(&mut self, max_norm: f64) -> Result<f64, EngineError> {
-        compute::<B, _>(|| Ok(self.trainer.clip(max_norm)))
+        let (trainer, ..) = self.parts_mut();
+        compute::<L::Backend, _>(|| Ok(trainer.clip(max_norm)))
     }
 
     fn update(&mut self, learning_rate: f64) -> Result<(), EngineError> {
-        compute::<B, _>(|| {
-            self.trainer.update(&mut self.engine.model, learning_rate);
+        let (trainer, model, _) = self.parts_mut();
+        compute::<L::Backend, _>(|| {
+            trainer.update(model, learning_rate);
             Ok(())
         })
     }
 
     fn discard(&mut self) {
-        self.trainer.discard();
+        self.parts_mut().0.discard();
     }
 
     fn parameters(&self) -> Vec<Parameter> {
-        self.trainer.parameters()
+        self.parts().0.parameters()
     }
 
     fn own(&mut self, ranges: Vec<Range<usize>>) {
-        self.trainer.own(ranges);
+        self.parts_mut().0.own(ranges);
     }
 
     fn take_gradients(&mut self) -> Result<Vec<Option<Vec<f32>>>, EngineError> {
-        compute::<B, _>(|| self.trainer.take_gradients().into_iter().map(|one| one.map(numbers).transpose()).collect())
+        let (trainer, ..) = self.parts_mut();
+        compute::<L::Backend, _>(|| {
+            trainer.take_gradients().into_iter().map(|one| one.map(numbers).transpose()).collect()
+        })
     }
 
     fn set_gradients(&mut self, gradients: Vec<Option<Vec<f32>>>) -> Result<(), EngineError> {
-        compute::<B, _>(|| {
-            self.trainer.set_gradients(gradients.into_iter().map(|one| one.map(flat)).collect(), &self.engine.device);
+        let (trainer, _, device) = self.parts_mut();
+        compute::<L::Backend, _>(|| {
+            trainer.set_gradients(gradients.into_iter().map(|one| one.map(flat)).collect(), device);
             Ok(())
         })
     }
 
     fn owned_weights(&self) -> Result<Vec<f32>, EngineError> {
-        let weights =
-            compute::<B, _>(|| self.trainer.owned_weights(&self.engine.model).into_iter().map(numbers).collect());
+        let (trainer, model) = self.parts();
+        let weights = compute::<L::Backend, _>(|| trainer.owned_weights(model).into_iter().map(numbers).collect());
         weights.map(|weights: Vec<Vec<f32>>| weights.concat())
     }
 
     fn set_weights(&mut self, weights: &[f32]) -> Result<(), EngineError> {
-        compute::<B, _>(|| {
-            self.trainer.set_weights(&mut self.engine.model, weights);
+        let (trainer, model, _) = self.parts_mut();
+        compute::<L::Backend, _>(|| {
+            trainer.set_weights(model, weights);
             Ok(())
         })
     }
 
     fn gradients(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| self.trainer.gradients().into_iter().map(array).collect())
+        let (trainer, _) = self.parts();
+        compute::<L::Backend, _>(|| trainer.gradients().into_iter().map(array).collect())
     }
 
     fn weights(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| self.trainer.weights(&self.engine.model).into_iter().map(array).collect())
+        let (trainer, model) = self.parts();
+        compute::<L::Backend, _>(|| trainer.weights(model).into_iter().map(array).collect())
     }
 
     fn state(&self) -> Result<Vec<(String, Array)>, EngineError> {
-        compute::<B, _>(|| self.trainer.state(&self.engine.model).into_iter().map(array).collect())
+        let (trainer, model) = self.parts();
+        compute::<L::Backend, _>(|| trainer.state(model).into_iter().map(array).collect())
     }
 
     fn restore(&mut self, state: Vec<(String, Array)>) -> Result<(), EngineError> {
-        compute::<B, _>(|| {
-            let (model, device) = (&mut self.engine.model, &self.engine.device);
-            self.trainer.restore(model, named(state), device).map_err(no_tensor)
-        })
+        let (trainer, model, device) = self.parts_mut();
+        let missing =
+            |name| EngineError::Weights(format!("the training state has no tensor `{name}` of this model's shape"));
+        compute::<L::Backend, _>(|| trainer.restore(model, named(state), device).map_err(missing))
     }
 }
 
-pub(crate) fn no_tensor(name: String) -> EngineError {
-    EngineError::Weights(format!("the training state has no tensor `{name}` of this model's shape"))
-}
-
-pub(crate) fn named(state: Vec<(String, Array)>) -> Vec<Named<TensorData>> {
+fn named(state: Vec<(String, Array)>) -> Vec<Named<TensorData>> {
     let named = |(name, array): (String, Array)| Named { name, shape: array.shape, values: flat(array.data) };
     state.into_iter().map(named).collect()
 }
 
-pub(crate) fn array(named: Named<TensorData>) -> Result<(String, Array), EngineError> {
+fn array(named: Named<TensorData>) -> Result<(String, Array), EngineError> {
     Ok((named.name, Array { shape: named.shape, data: numbers(named.values)? }))
 }
 
-pub(crate) fn numbers(values: TensorData) -> Result<Vec<f32>, EngineError> {
+fn numbers(values: TensorData) -> Result<Vec<f32>, EngineError> {
     let numbers = values.convert_dtype(DType::F32).into_vec::<f32>();
     numbers.map_err(|e| EngineError::Device(format!("cannot read a tensor back: {e:?}")))
 }
 
-pub(crate) fn flat(numbers: Vec<f32>) -> TensorData {
+fn flat(numbers: Vec<f32>) -> TensorData {
     let count = numbers.len();
     TensorData::new(numbers, [count])
 }
