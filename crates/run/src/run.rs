@@ -9,16 +9,19 @@ use flamingo_data::{
     Decode, Documents, Example, ImageTransform, Loader, LoaderOptions, Pairs, Position, SpecialTokens, Stream,
     Tokenizer, find_shards,
 };
-use flamingo_distributed::{Group, Readers};
-use flamingo_engine::{Array, ContrastiveOptions, Device, Training, open_contrastive, open_training};
+use flamingo_distributed::Group;
+use flamingo_engine::{ContrastiveOptions, Device, Training, open_contrastive, open_training};
 use flamingo_weights::{Dtype, ModelFolder};
-use serde::{Deserialize, Serialize};
 
 use crate::batch::{Parts, TrainingBatch, parts};
-use crate::checkpoint::{self, Progress, State};
+use crate::checkpoint::{self, Progress};
 use crate::metrics::{MetricsFile, Together};
 use crate::shards::Shards;
 use crate::{Metrics, Objective, Recipe, RunError, export};
+
+mod together;
+
+use together::{check_alike, checkpoint_of_first};
 
 /// Steps in a row without a usable loss that end a run.
 const MAX_LOST: usize = 100;
@@ -66,22 +69,6 @@ struct Window {
     computing: Vec<f64>,
     /// Bytes that had been sent and fetched before.
     wire_bytes: u64,
-}
-
-/// What a worker tells the others after computing its gradients.
-#[derive(Serialize, Deserialize)]
-struct Report {
-    /// Its share of the loss of each batch, in the order of micro-steps and streams, as bits: it may be no number, which
-    /// JSON cannot say.
-    losses: Vec<u32>,
-    tokens: u64,
-    pictures: u64,
-    /// How long it read data and computed.
-    seconds: f64,
-    /// Which parameters have a gradient.
-    there: Vec<bool>,
-    /// Whether it is time for a checkpoint; rank 0's counts.
-    save: bool,
 }
 
 /// The gradients of a step, before the update.
@@ -347,80 +334,6 @@ impl Run {
         Ok(Computed { losses, norm, save: self.time_is_up() })
     }
 
-    /// As one worker would compute it with all workers' rows in one batch, up to rounding: a worker's loss counts by the
-    /// tokens that it predicts. Leaves each gradient with its parameter's owner.
-    fn compute_together(&mut self) -> Result<Computed, RunError> {
-        let (world, rank) = (self.group.world(), self.group.rank());
-        let accumulation = self.recipe.gradient_accumulation_steps;
-        let (tokens, pictures) = (self.window.tokens, self.window.pictures);
-        let (mut losses, mut seconds) = (Vec::new(), 0.0);
-        for _ in 0..accumulation {
-            let reading = Instant::now();
-            let batches = self.next_batches()?;
-            seconds += reading.elapsed().as_secs_f64();
-            let predicted: Vec<usize> = batches.iter().map(|(_, count)| *count).collect();
-            let everybodys = self.group.gather(&predicted)?;
-            let computing = Instant::now();
-            for (index, (parts, count)) in batches.into_iter().enumerate() {
-                let total: usize = everybodys.iter().map(|counts| counts[index]).sum();
-                let share = match count {
-                    // DistributedDataParallel takes the mean of the workers' means.
-                    _ if self.recipe.upstream_compat => 1.0 / world as f64,
-                    0 if total > 0 => 0.0,
-                    _ => count as f64 / total as f64,
-                };
-                let weight = self.streams[index].weight / accumulation as f64;
-                self.count(&parts);
-                losses.push(if share == 0.0 { 0.0 } else { share as f32 * self.backward(parts, weight * share)? });
-            }
-            seconds += computing.elapsed().as_secs_f64();
-        }
-        // A GPU may not have done yet what it was told.
-        let computing = Instant::now();
-        let gradients = self.training.take_gradients()?;
-        seconds += computing.elapsed().as_secs_f64();
-        let report = Report {
-            losses: losses.into_iter().map(f32::to_bits).collect(),
-            tokens: self.window.tokens - tokens,
-            pictures: self.window.pictures - pictures,
-            seconds,
-            there: gradients.iter().map(Option::is_some).collect(),
-            save: self.time_is_up(),
-        };
-        let reports = self.group.gather(&report)?;
-        self.window.tokens = tokens + reports.iter().map(|report| report.tokens).sum::<u64>();
-        self.window.pictures = pictures + reports.iter().map(|report| report.pictures).sum::<u64>();
-        self.window.computing.resize(world, 0.0);
-        for (sum, report) in self.window.computing.iter_mut().zip(&reports) {
-            *sum += report.seconds;
-        }
-        let sum_of = |index: usize| reports.iter().map(|report| f32::from_bits(report.losses[index])).sum::<f32>();
-        let losses: Vec<f32> = (0..reports[0].losses.len()).map(sum_of).collect();
-        let save = reports[0].save;
-        if losses.iter().any(|loss| !loss.is_finite()) {
-            return Ok(Computed { losses, norm: 0.0, save });
-        }
-        let row = self.group.reduce(self.shards.split(gradients), self.recipe.bf16_gradients)?;
-        let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        let norm = self.group.gather(&squares.to_bits())?.into_iter().map(f64::from_bits).sum::<f64>().sqrt();
-        let factor = (self.recipe.max_grad_norm / (norm + 1e-6)).min(1.0) as f32;
-        let row: Vec<f32> = row.into_iter().map(|x| x * factor).collect();
-        let there: Vec<bool> =
-            (0..reports[0].there.len()).map(|index| reports.iter().any(|report| report.there[index])).collect();
-        self.training.set_gradients(self.shards.pieces(rank, &row, &there))?;
-        Ok(Computed { losses, norm, save })
-    }
-
-    /// Sends the weights that this worker has updated to the others, and takes theirs.
-    fn share_weights(&mut self) -> Result<(), RunError> {
-        if self.group.world() == 1 {
-            return Ok(());
-        }
-        let mine = self.training.owned_weights()?;
-        let rows = self.group.share(mine, &self.shards.lengths(), Readers::All)?;
-        Ok(self.training.set_weights(&rows.concat())?)
-    }
-
     fn line(&mut self, lr: f64) -> Metrics {
         let window = std::mem::take(&mut self.window);
         self.progress.tokens += window.tokens;
@@ -489,38 +402,6 @@ impl Run {
         checkpoint::save(&checkpoints(&self.recipe), &self.progress, &state, keep).map(Some)
     }
 
-    /// For rank 0: the weights, and what the optimizers of all workers remember.
-    fn state_of_all(&mut self) -> Result<State, RunError> {
-        let mut state = self.training.state()?;
-        if self.group.world() == 1 {
-            return Ok(state);
-        }
-        let mut memory = state.split_off(state.iter().take_while(|(name, _)| name.starts_with("weight.")).count());
-        let shapes: Vec<(String, Vec<usize>)> =
-            memory.iter().map(|(name, array)| (name.clone(), array.shape.clone())).collect();
-        let shapes = self.group.gather(&shapes)?;
-        let count = |shape: &[usize]| shape.iter().product::<usize>();
-        let lengths: Vec<usize> =
-            shapes.iter().map(|shapes| shapes.iter().map(|(_, shape)| count(shape)).sum()).collect();
-        let mine = memory.drain(..).flat_map(|(_, array)| array.data).collect();
-        let rows = self.group.share(mine, &lengths, Readers::First)?;
-        // A parameter in several rows is remembered in as many pieces, which follow each other.
-        let mut whole: BTreeMap<String, Array> = BTreeMap::new();
-        for (name, piece) in shapes.into_iter().zip(rows).flat_map(|(shapes, row)| arrays(shapes, &row)) {
-            match whole.get_mut(&name) {
-                // All have counted the same steps.
-                Some(_) if name.starts_with("steps.") => {}
-                Some(array) => {
-                    array.shape[0] += piece.shape[0];
-                    array.data.extend(piece.data);
-                }
-                None => drop(whole.insert(name, piece)),
-            }
-        }
-        state.extend(whole);
-        Ok(state)
-    }
-
     /// Writes the model as it is now, as a folder in the run's folder, and under upstream's names where that is what
     /// trained. Returns the folder.
     ///
@@ -557,61 +438,6 @@ fn in_full(error: &RunError) -> String {
         source = error.source();
     }
     said
-}
-
-/// What must be the same in all processes, though each reads it for itself: the model, and which shards there are.
-fn check_alike(group: &mut Group, recipe: &Recipe, folder: &ModelFolder) -> Result<(), RunError> {
-    if group.world() == 1 {
-        return Ok(());
-    }
-    let mut seen = vec![serde_json::to_string(folder.config()).unwrap_or_default()];
-    for file in ["model.safetensors", "tokenizer.json"] {
-        let path = recipe.model.join(file);
-        let length = std::fs::metadata(&path).map_err(RunError::io("read", &path))?.len();
-        seen.push(format!("{file} of {length} bytes"));
-    }
-    for shards in [&recipe.laion_shards, &recipe.mmc4_shards].into_iter().flatten() {
-        // Where they lie may differ.
-        seen.extend(find_shards(shards)?.iter().map(|shard| file_name(Path::new(shard))));
-    }
-    let all = group.gather(&seen)?;
-    let differs = all.iter().position(|other| *other != all[0]);
-    differs.map_or(Ok(()), |rank| {
-        let part = all[0].iter().zip(&all[rank]).find(|(a, b)| a != b).map_or("another number of shards", |(_, b)| b);
-        Err(RunError::Recipe(format!(
-            "rank {rank} has another model or other shards than rank 0 ({part}): give all processes the same files"
-        )))
-    })
-}
-
-/// Values one after the other, as tensors of these shapes.
-fn arrays(shapes: Vec<(String, Vec<usize>)>, mut values: &[f32]) -> State {
-    let array = |(name, shape): (String, Vec<usize>)| {
-        let (data, rest) = values.split_at(shape.iter().product());
-        values = rest;
-        (name, Array { shape, data: data.to_vec() })
-    };
-    shapes.into_iter().map(array).collect()
-}
-
-/// The checkpoint that rank 0 has, for all workers.
-fn checkpoint_of_first(
-    group: &mut Group,
-    last: Option<(Progress, State)>,
-) -> Result<Option<(Progress, State)>, RunError> {
-    if group.world() == 1 {
-        return Ok(last);
-    }
-    let (progress, state) = last.unzip();
-    let state = state.unwrap_or_default();
-    let shapes: Vec<(String, Vec<usize>)> =
-        state.iter().map(|(name, array)| (name.clone(), array.shape.clone())).collect();
-    let Some((Some(progress), shapes)) = group.gather(&(progress, shapes))?.into_iter().next() else { return Ok(None) };
-    let mut lengths = vec![0; group.world()];
-    lengths[0] = shapes.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-    let values = state.into_iter().flat_map(|(_, array)| array.data).collect();
-    let rows = group.share(values, &lengths, Readers::All)?;
-    Ok(Some((progress, arrays(shapes, &rows[0]))))
 }
 
 fn file_name(path: &Path) -> String {
