@@ -259,6 +259,7 @@ mod tests {
         assert!(refused(&|run| run.efficiency = Some(f64::NAN)).contains("--efficiency"));
         assert!(refused(&|run| run.price = f64::INFINITY).contains("--price"));
         assert!(refused(&|run| run.documents.tokens = 1).contains("--max-tokens-mmc4"));
+        assert!(refused(&|run| run.documents.samples = 64 * 32 - 1).contains("--samples-mmc4"));
         assert!(refused(&|run| run.documents.images = 7.0).contains("--images-mmc4"));
     }
 }

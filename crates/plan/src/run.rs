@@ -141,6 +141,9 @@ impl Run {
             if stream.rows > MOST {
                 return range("--batch-size-laion and --batch-size-mmc4", "at most 65536");
             }
+            if stream.rows > 0 && stream.samples < self.devices * stream.rows {
+                return range("--samples-laion and --samples-mmc4", "a batch of all devices at least");
+            }
             // The first token is predicted by nothing.
             if !(2..=MOST).contains(&stream.tokens) {
                 return range(option, "2 to 65536");

@@ -73,7 +73,7 @@ impl Case {
             tokens: self.tokens,
             images: images as f64,
             most_images: images,
-            samples: 1,
+            samples: rows,
         };
         ways(self.config(), Precision::Fp32, stream(self.rows, 1), stream(self.documents, self.images))
     }
@@ -149,7 +149,7 @@ fn steps_on_a_gpu_take_what_is_planned() {
     ] {
         let text = std::fs::read_to_string(models.join(model).join("model.toml")).expect("a model of the zoo");
         let config = ModelConfig::from_toml(&text).expect("a config");
-        let pairs = Stream { rows: 8, tokens: 256, images: 1.0, most_images: 1, samples: 1 };
+        let pairs = Stream { rows: 8, tokens: 256, images: 1.0, most_images: 1, samples: 8 };
         let ways = ways(config, Precision::AmpBf16, pairs, Stream { rows: 0, ..pairs });
         for ((way, (pinned, measured)), rate) in ways.iter().zip(memory).zip(rates) {
             near(model, way.memory.total as f64 / MIB, pinned, measured);
