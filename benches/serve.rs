@@ -31,6 +31,9 @@ struct Args {
     /// A model folder, or the name of one in the zoo.
     #[arg(long, default_value = "flamingo-tiny-neox")]
     model: String,
+    /// What the server computes on.
+    #[arg(long, default_value = "flex")]
+    device: String,
     /// Further options of `flamingo serve`.
     #[arg(long = "serve", allow_hyphen_values = true)]
     options: Vec<String>,
@@ -55,7 +58,7 @@ impl Drop for Server {
 impl Server {
     fn start(args: &Args) -> Self {
         let mut process = Command::new(env!("CARGO_BIN_EXE_flamingo"))
-            .args(["serve", "--port", "0", "--device", "flex", "--model", &args.model])
+            .args(["serve", "--port", "0", "--device", &args.device, "--model", &args.model])
             .args(&args.options)
             .current_dir(env!("CARGO_MANIFEST_DIR"))
             .stdout(Stdio::piped())

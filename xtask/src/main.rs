@@ -70,6 +70,9 @@ struct ScaleArgs {
     /// Rows of each stream in an update, over all workers: a multiple of 4.
     #[arg(long, default_value_t = 8)]
     rows: usize,
+    /// What each worker computes on: all on the same.
+    #[arg(long, default_value = "flex")]
+    device: Device,
 }
 
 #[derive(clap::Args)]
@@ -485,8 +488,9 @@ fn gpu_measure(args: &MeasureArgs) -> anyhow::Result<ExitCode> {
 fn scale(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
     ensure!(args.rows > 0 && args.rows.is_multiple_of(4), "--rows must be a multiple of 4");
     ensure!(args.steps > 1, "--steps must be at least 2");
-    let ScaleArgs { binary, model, shards, steps, rows } = args;
-    let (table, agree) = Scale { binary, model, shards, steps: *steps, rows: *rows }.measure()?;
+    let ScaleArgs { binary, model, shards, steps, rows, device } = args;
+    let scale = Scale { binary, model, shards, steps: *steps, rows: *rows, device: *device };
+    let (table, agree) = scale.measure()?;
     print!("{table}");
     ensure!(agree, "losses differ by more than 1e-4");
     Ok(ExitCode::SUCCESS)

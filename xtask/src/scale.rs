@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, ensure};
+use flamingo_engine::Device;
 use serde_json::Value;
 
 /// How much losses may differ from those of one worker.
@@ -24,6 +25,8 @@ pub struct Scale<'a> {
     pub steps: usize,
     /// Rows of each stream in an update, over all workers.
     pub rows: usize,
+    /// What each worker computes on: all on the same.
+    pub device: Device,
 }
 
 /// What came of one way to train.
@@ -43,11 +46,12 @@ impl Scale<'_> {
     /// If a run fails.
     pub fn measure(&self) -> anyhow::Result<(String, bool)> {
         let work = tempfile::tempdir().context("a temporary folder")?;
-        let alone = self.train(work.path(), "one", 1, &["--device", "flex"])?;
+        let device = self.device.to_string();
+        let alone = self.train(work.path(), "one", 1, &["--device", &device])?;
         let mut rows =
             vec![Row { name: "1 worker".into(), difference: 0.0, tokens_per_second: speed(&alone), wire: None }];
         for workers in [2, 4] {
-            let devices = vec!["flex"; workers].join(",");
+            let devices = vec![device.as_str(); workers].join(",");
             let lines = self.train(work.path(), &format!("devices-{workers}"), workers, &["--devices", &devices])?;
             rows.push(Row {
                 name: format!("{workers} devices of a process"),
@@ -107,7 +111,8 @@ impl Scale<'_> {
         let before = network.bytes()?;
         let start = |node: usize| {
             let mut command = network.command(node);
-            command.arg(self.binary).args(&args).args(["--device", "flex", "--rendezvous-timeout", "60"]);
+            let device = self.device.to_string();
+            command.arg(self.binary).args(&args).args(["--device", &device, "--rendezvous-timeout", "60"]);
             command.args(["--nodes", &nodes.to_string(), "--node-rank", &node.to_string()]);
             quiet(command.args(["--rendezvous", &format!("{}:29500", address(0))])).spawn().context("cannot start")
         };
