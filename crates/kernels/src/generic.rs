@@ -5,7 +5,7 @@ use burn::tensor::ops::{AttentionModuleOptions, FloatTensor};
 use burn::tensor::{Bool, DType, ElementConversion, Int, Slice, Tensor, TensorMetadata, activation, module};
 use flamingo_config::{Activation, BLOCK, LEVELS, Pairing, Scheme};
 
-use crate::{AdamWStep, Attention, Finish, Kernels, Matrix, Quantised, primitive, product, tensor};
+use crate::{AdamWStep, Attention, Finish, Kernels, Matrix, Past, Quantised, primitive, product, tensor};
 
 /// Queries up to which the scores are computed by plain matrix products. Those read keys and values where
 /// they lie (slices of a cache); the fused kernels copy them first, which is most of the work when one
@@ -147,6 +147,15 @@ pub(crate) fn attend_by_products<B: Kernels>(a: Attention<B>) -> FloatTensor<B> 
     let full = [batch, heads, queries, k.dims()[2]];
     let hidden = a.hidden.map(|hidden| Tensor::<B, 4, Bool>::new(hidden).expand(full));
     primitive(product(weights(q, k, a.scale, hidden, a.bias.map(tensor)), v))
+}
+
+pub(crate) fn attend_each<B: Kernels>(q: FloatTensor<B>, pasts: Vec<Past<B>>, scale: f64) -> FloatTensor<B> {
+    let q: Tensor<B, 4> = tensor(q);
+    let each = pasts.into_iter().enumerate().map(|(text, past)| {
+        let q = q.clone().narrow(0, text, 1);
+        crate::attend(q, past.k, past.v, scale, past.hidden, past.bias)
+    });
+    primitive(Tensor::cat(each.collect(), 0))
 }
 
 /// `softmax(scale q kᵀ + bias, hidden = -inf)`; `hidden` has the scores' shape.
@@ -379,7 +388,8 @@ fn column<B: Backend>(targets: &[i32], device: &B::Device) -> Tensor<B, 2, Int> 
 }
 
 pub(crate) fn cross_entropy<B: Backend>(logits: FloatTensor<B>, targets: &[i32]) -> FloatTensor<B> {
-    let logits: Tensor<B, 2> = tensor(logits);
+    let wide = wide(logits.dtype());
+    let logits: Tensor<B, 2> = tensor(cast::<B>(logits, wide));
     let column = column(targets, &logits.device());
     let log_probs = activation::log_softmax(logits, 1).gather(1, column);
     primitive(log_probs.sum().neg() / targets.len() as f64)
@@ -390,11 +400,12 @@ pub(crate) fn cross_entropy_backward<B: Backend>(
     targets: &[i32],
     grad: FloatTensor<B>,
 ) -> FloatTensor<B> {
-    let (logits, grad): (Tensor<B, 2>, Tensor<B, 1>) = (tensor(logits), tensor(grad));
+    let (dtype, wide) = (logits.dtype(), wide(logits.dtype()));
+    let (logits, grad): (Tensor<B, 2>, Tensor<B, 1>) = (tensor(cast::<B>(logits, wide)), tensor(cast::<B>(grad, wide)));
     let column = column(targets, &logits.device());
     let minus_one = logits.zeros_like().narrow(1, 0, 1) - 1.0;
     let slope = activation::softmax(logits, 1).scatter(1, column, minus_one, burn::tensor::IndexingUpdateOp::Add);
-    primitive(slope * (grad / targets.len() as f64).unsqueeze())
+    cast::<B>(primitive(slope * (grad / targets.len() as f64).unsqueeze()), dtype)
 }
 
 pub(crate) fn adamw<B: Backend>(

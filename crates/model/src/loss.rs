@@ -1,6 +1,6 @@
 //! The language-modelling loss.
 
-use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_kernels::{Kernels, cross_entropy};
 
 use crate::decoder::Decoder;
@@ -18,7 +18,7 @@ pub fn next_token_loss<B: Kernels>(logits: Tensor<B, 3>, labels: &[i64]) -> Tens
     if rows.is_empty() {
         return Tensor::from_floats([f32::NAN], &logits.device());
     }
-    cross_entropy(select(logits, rows).cast(DType::F32), &targets)
+    cross_entropy(select(logits, rows), &targets)
 }
 
 /// [`next_token_loss`] of hidden states `[batch, tokens, d_model]`: the head, the largest matrix of all, works on
@@ -34,7 +34,7 @@ pub fn next_token_loss_of_hidden<B: Kernels>(
         return Tensor::from_floats([f32::NAN], &hidden.device());
     }
     let logits = decoder.logits(select(hidden, rows).unsqueeze());
-    cross_entropy(logits.squeeze_dim::<2>(0).cast(DType::F32), &targets)
+    cross_entropy(logits.squeeze_dim::<2>(0), &targets)
 }
 
 /// Places (row-major) whose next token is predicted, and those tokens.

@@ -11,7 +11,7 @@ use burn_cubecl::{CubeRuntime, cubecl};
 use super::reduce::{UNITS, of_cube};
 use super::softmax::LOWEST;
 use super::{Rows, empty, has_planes, spread};
-use crate::tensor;
+use crate::{generic, tensor};
 
 /// The largest of a row and the sum of `exp(number - largest)`, for all units of the cube.
 #[cube]
@@ -64,7 +64,7 @@ fn forward<T: Float>(
 fn backward<T: Float>(
     logits: &Array<T>,
     targets: &Array<i32>,
-    grad: &Array<T>,
+    grad: &Array<f32>,
     d_logits: &mut Array<T>,
     width: u32,
     stride: u32,
@@ -79,7 +79,7 @@ fn backward<T: Float>(
     let mut shared = SharedMemory::<f32>::new(comptime!(UNITS as usize));
     let start = row * stride as usize;
     let (largest, sum) = normaliser::<T>(logits, start, width, &mut shared, planes);
-    let factor = f32::cast_from(grad[0]) / f32::cast_from(rows);
+    let factor = grad[0] / f32::cast_from(rows);
     let target = targets[row] as u32;
     let mut i = UNIT_POS;
     while i < width {
@@ -118,8 +118,7 @@ where
             dtype.into(),
         );
     }
-    let mean = tensor::<B, 1>(losses).sum() / targets.len() as f64;
-    crate::primitive(mean.cast(dtype))
+    crate::primitive(tensor::<B, 1>(losses).sum() / targets.len() as f64)
 }
 
 /// [`crate::Gradients::cross_entropy_backward`].
@@ -144,7 +143,7 @@ where
             CubeDim::new_1d(UNITS),
             logits.into_array_arg(),
             targets_there.into_array_arg(),
-            into_contiguous(grad).into_array_arg(),
+            into_contiguous(generic::cast::<B>(grad, DType::F32)).into_array_arg(),
             d_logits.clone().into_array_arg(),
             width as u32,
             stride as u32,
