@@ -38,6 +38,19 @@ pub struct Attention<B: BackendTypes> {
     pub bias: Option<FloatTensor<B>>,
 }
 
+/// What one text's newest token looks at: keys and values of its own, `[1, heads, keys, dim]`, and what hides some.
+#[derive(Clone, Debug)]
+pub struct Past<B: Backend> {
+    /// Keys.
+    pub k: Tensor<B, 4>,
+    /// Values.
+    pub v: Tensor<B, 4>,
+    /// True = not seen; broadcasts to `[1, heads, 1, keys]`.
+    pub hidden: Option<Tensor<B, 4, Bool>>,
+    /// Added to the scores; broadcasts like `hidden`.
+    pub bias: Option<Tensor<B, 4>>,
+}
+
 /// A matrix `[rows, columns]` in few bits, laid out as its scheme says.
 #[derive(Clone, Debug)]
 pub struct Quantised<B: BackendTypes> {
@@ -125,6 +138,12 @@ pub trait Kernels: Backend {
         generic::attend::<Self>(attention)
     }
 
+    /// [`Kernels::attend`] for one query of each of several texts, `[texts, heads, 1, dim]`, with keys and values of its own:
+    /// each gets the numbers that it gets alone.
+    fn attend_each(q: FloatTensor<Self>, pasts: Vec<Past<Self>>, scale: f64) -> FloatTensor<Self> {
+        generic::attend_each::<Self>(q, pasts, scale)
+    }
+
     /// `count` columns of the last dimension, from `first` on.
     fn columns(x: FloatTensor<Self>, first: usize, count: usize) -> FloatTensor<Self> {
         generic::columns::<Self>(x, first, count)
@@ -201,7 +220,8 @@ pub trait Kernels: Backend {
         generic::rotate::<Self>(x, cos, sin, pairing)
     }
 
-    /// Mean of `-log softmax(logits)[target]` over the rows of `[rows, vocab]`: `[1]`. Targets lie in `0..vocab`.
+    /// Mean of `-log softmax(logits)[target]` over the rows of `[rows, vocab]`: `[1]`, computed in f32 at least and given so.
+    /// Targets lie in `0..vocab`.
     fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {
         generic::cross_entropy::<Self>(logits, targets)
     }
@@ -259,7 +279,7 @@ pub trait Gradients: Kernels {
         generic::columns_backward::<Self>(grad, first, width)
     }
 
-    /// The gradient of [`Kernels::cross_entropy`], times `grad`, `[1]`.
+    /// The gradient of [`Kernels::cross_entropy`], times `grad`, `[1]`, in the format of the logits.
     fn cross_entropy_backward(
         logits: FloatTensor<Self>,
         targets: &[i32],
@@ -333,6 +353,11 @@ pub fn attend<B: Kernels>(
         hidden: hidden.map(Tensor::into_primitive),
         bias: bias.map(primitive),
     }))
+}
+
+/// [`Kernels::attend_each`].
+pub fn attend_each<B: Kernels>(q: Tensor<B, 4>, pasts: Vec<Past<B>>, scale: f64) -> Tensor<B, 4> {
+    tensor(B::attend_each(primitive(q), pasts, scale))
 }
 
 /// [`Kernels::columns`].

@@ -10,8 +10,8 @@ use burn_flex::{Flex, FlexDevice};
 use flamingo_config::{Activation, Pairing};
 use flamingo_kernels::flex::math;
 use flamingo_kernels::{
-    AdamWStep, Attention, Gradients, Kernels, activate, attend, columns, cross_entropy, flex, layer_norm, linear,
-    product, put, rotate,
+    AdamWStep, Attention, Gradients, Kernels, Past, activate, attend, attend_each, columns, cross_entropy, flex,
+    layer_norm, linear, product, put, rotate,
 };
 
 type T<const D: usize> = Tensor<Flex, D>;
@@ -188,6 +188,46 @@ fn attention_and_its_gradients() {
             let wanted = Flex::attend_backward(make(exact), exact(&grad));
             found.into_iter().zip(wanted).for_each(|(found, wanted)| close(found, wanted, 1e-5));
         }
+    }
+}
+
+/// The same numbers behind other strides: columns lie apart.
+fn columns_apart(x: T<4>) -> T<4> {
+    let [batch, heads, rows, dim] = x.dims();
+    let apart = T::zeros([batch, heads, dim, rows], &FlexDevice).slice_assign([0..batch], x.swap_dims(2, 3));
+    apart.swap_dims(2, 3)
+}
+
+#[test]
+fn a_query_of_each_text_sees_what_it_sees_alone() {
+    let texts = [(1, false), (90, true), (33, true), (5, false), (700, true)];
+    let pasts: Vec<Past<Flex>> = texts
+        .into_iter()
+        .map(|(keys, masked)| {
+            let ([_, k, v], bias, hidden) = attention(1, 1, keys, masked);
+            Past { k, v, bias, hidden }
+        })
+        .collect();
+    let ([q, ..], ..) = attention(texts.len(), 1, 1, false);
+    let alone = |q: &T<4>, text: usize| {
+        let Past { k, v, hidden, bias } = pasts[text].clone();
+        attend(q.clone().narrow(0, text, 1), k, v, 0.4, hidden, bias)
+    };
+    let together = attend_each(q.clone(), pasts.clone(), 0.4);
+    assert_eq!(together.dims(), [texts.len(), 3, 1, 10]);
+    for text in 0..texts.len() {
+        let found = numbers(raw(&together.clone().narrow(0, text, 1)));
+        assert_eq!(found, numbers(raw(&alone(&q, text))), "text {text}");
+    }
+    // Columns that do not lie together, of queries or of values.
+    let apart: Vec<Past<Flex>> =
+        pasts.iter().map(|past| Past { v: columns_apart(past.v.clone()), ..past.clone() }).collect();
+    let found = attend_each(columns_apart(q.clone()), apart.clone(), 0.4);
+    assert_eq!(numbers(raw(&found)), numbers(raw(&together)));
+    for (text, past) in apart.into_iter().enumerate() {
+        let Past { k, v, hidden, bias } = past;
+        let found = attend(columns_apart(q.clone()).narrow(0, text, 1), k, v, 0.4, hidden, bias);
+        close(raw(&found), raw(&alone(&q, text)), 2e-6);
     }
 }
 
@@ -495,10 +535,12 @@ fn columns_and_rotations() {
 
 #[test]
 fn a_query_that_sees_nothing_gets_zeros() {
-    let ([q, k, v], _, _) = attention(1, 2, 4, false);
-    let hidden = Tensor::<Flex, 4, Bool>::full([1, 1, 1, 4], true, &FlexDevice).into_primitive();
-    let a = Attention { q: raw(&q), k: raw(&k), v: raw(&v), scale: 1.0, hidden: Some(hidden), bias: None };
-    assert!(numbers(Flex::attend(a)).iter().all(|&x| x == 0.0));
+    for queries in [1, 2] {
+        let ([q, k, v], _, _) = attention(1, queries, 4, false);
+        let hidden = Tensor::<Flex, 4, Bool>::full([1, 1, 1, 4], true, &FlexDevice).into_primitive();
+        let a = Attention { q: raw(&q), k: raw(&k), v: raw(&v), scale: 1.0, hidden: Some(hidden), bias: None };
+        assert!(numbers(Flex::attend(a)).iter().all(|&x| x == 0.0));
+    }
 }
 
 #[test]
@@ -513,6 +555,26 @@ fn losses_and_their_gradients() {
         let found = Flex::cross_entropy_backward(raw(&logits), &targets, raw(&grad));
         close(found, Flex::cross_entropy_backward(exact(&logits), &targets, exact(&grad)), 1e-6);
     }
+}
+
+/// Logits in sixteen bits stay so: the loss is that of the same numbers in f32, the gradient its rounding.
+#[test]
+fn losses_of_logits_in_sixteen_bits() {
+    let logits = random([5, 300], 4.0).cast(DType::BF16);
+    let (targets, grad) = ([7, 0, 299, 4, 4], T::<1>::from_floats([0.7], &FlexDevice));
+    let wide = logits.clone().cast(DType::F32);
+    let found = cross_entropy(logits.clone(), &targets);
+    assert_eq!(found.dtype(), DType::F32);
+    assert_eq!(numbers(raw(&found)), numbers(Flex::cross_entropy(raw(&wide), &targets)));
+    let found: T<2> = Tensor::from_primitive(TensorPrimitive::Float(Flex::cross_entropy_backward(
+        raw(&logits),
+        &targets,
+        raw(&grad),
+    )));
+    assert_eq!(found.dtype(), DType::BF16);
+    let wanted = Flex::cross_entropy_backward(raw(&wide), &targets, raw(&grad));
+    let wanted: T<2> = Tensor::from_primitive(TensorPrimitive::Float(wanted));
+    assert_eq!(numbers(raw(&found.cast(DType::F32))), numbers(raw(&wanted.cast(DType::BF16).cast(DType::F32))));
 }
 
 /// Contrastive training multiplies similarities by a hundred.

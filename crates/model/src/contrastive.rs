@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_config::{ModelConfig, TextTowerConfig};
 use flamingo_kernels::{Kernels, cross_entropy, product};
 
-use crate::decoder::{Context, Decoder, Group};
+use crate::decoder::{Context, Decoder, Past};
 use crate::flamingo::ignore;
 use crate::linear::Linear;
 use crate::text::Text;
@@ -71,7 +71,7 @@ impl<B: Kernels> Contrastive<B> {
         let keep: Vec<Vec<bool>> = text.keep.chunks(text.width).map(<[bool]>::to_vec).collect();
         let context = Context::new(self.text.architecture(), &keep, 0, text.width, false, &x);
         for block in &self.text.blocks {
-            x = block.forward(x, &mut [Group { context: &context, cache: None }]);
+            x = block.forward(x, &mut Past::Alike { context: &context, cache: None });
         }
         let [rows, width, dim] = x.dims();
         let last = |(row, keep): (usize, &Vec<bool>)| {

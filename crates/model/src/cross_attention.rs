@@ -5,7 +5,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use flamingo_config::CrossAttentionConfig;
-use flamingo_kernels::{Kernels, attend, gated_sum};
+use flamingo_kernels::{Kernels, Past, attend, attend_each, gated_sum};
 
 use crate::attention::{attention_weights, merge_heads, split_heads, split_last};
 use crate::linear::{FeedForward, Linear};
@@ -72,15 +72,18 @@ impl<B: Kernels> GatedCrossAttention<B> {
         split_last(self.attention.to_kv.forward(latents)).map(|part| split_heads(part, self.attention.heads))
     }
 
-    /// `x` is `[rows, tokens, d_model]`; each look is that of an equal share of the rows. Text without any image skips the
-    /// attention and keeps the feed-forward network.
-    pub fn forward(&self, x: Tensor<B, 3>, looks: &[Look<B>]) -> Tensor<B, 3> {
-        let gate = self.attention_gate.val();
-        let x = match looks {
-            [Some((keys_values, sight))] => self.attention.gated(x, keys_values, sight, gate),
-            [None] => x,
-            _ => self.attention.gated_each(x, looks, gate),
+    /// `x` is `[rows, tokens, d_model]`. Text without any image skips the attention and keeps the feed-forward network.
+    pub fn forward(&self, x: Tensor<B, 3>, look: Look<B>) -> Tensor<B, 3> {
+        let x = match look {
+            Some((keys_values, sight)) => self.attention.gated(x, keys_values, sight, self.attention_gate.val()),
+            None => x,
         };
+        self.feed_forward.gated(x, self.feed_forward_gate.val())
+    }
+
+    /// The same for one token of each of several texts, `[texts, 1, d_model]`, which look at pictures of their own.
+    pub fn forward_each(&self, x: Tensor<B, 3>, looks: &[Look<B>]) -> Tensor<B, 3> {
+        let x = self.attention.gated_each(x, looks, self.attention_gate.val());
         self.feed_forward.gated(x, self.feed_forward_gate.val())
     }
 }
@@ -95,10 +98,9 @@ impl<B: Kernels> MaskedCrossAttention<B> {
         }
     }
 
-    /// The same for shares of the rows that look at pictures of their own, one token each.
+    /// The same for one token of each of several texts.
     fn gated_each(&self, x: Tensor<B, 3>, looks: &[Look<B>], gate: Tensor<B, 1>) -> Tensor<B, 3> {
-        let rows = x.dims()[0] / looks.len();
-        let part = |x: &Tensor<B, 3>, i: usize| x.clone().narrow(0, i * rows, rows);
+        let part = |x: &Tensor<B, 3>, i: usize| x.clone().narrow(0, i, 1);
         // A token that sees no picture yet stays as it is, as one without any.
         let looks: Vec<Look<B>> = looks.iter().map(|look| look.filter(|(_, sight)| sight.sees.is_none())).collect();
         let looking: Vec<usize> = (0..looks.len()).filter(|&i| looks[i].is_some()).collect();
@@ -109,10 +111,8 @@ impl<B: Kernels> MaskedCrossAttention<B> {
             true => x.clone(),
             false => Tensor::cat(looking.iter().map(|&i| part(&x, i)).collect(), 0),
         };
-        let queries = self.queries(own.clone());
-        let each = looks.iter().flatten().enumerate();
-        let seen = each.map(|(i, (media, sight))| self.seen(part(&queries, i), media, sight)).collect();
-        let own = self.to_out.gated(Tensor::cat(seen, 0), own, gate);
+        let seen = self.each_seen(self.queries(own.clone()), looks.iter().flatten());
+        let own = self.to_out.gated(seen, own, gate);
         if looking.len() == looks.len() {
             return own;
         }
@@ -122,6 +122,26 @@ impl<B: Kernels> MaskedCrossAttention<B> {
             None => part(&x, i),
         };
         Tensor::cat(looks.iter().enumerate().map(row).collect(), 0)
+    }
+
+    /// What a query of each of several texts sees, `[texts, 1, heads * dim_head]`.
+    fn each_seen<'a>(
+        &self,
+        queries: Tensor<B, 3>,
+        looks: impl Iterator<Item = &'a (&'a KeysValues<B>, &'a Sight<B>)> + Clone,
+    ) -> Tensor<B, 3> {
+        let mut q = split_heads(queries, self.heads);
+        if looks.clone().any(|(_, sight)| sight.sharp.is_some()) {
+            let own = |(i, (_, sight)): (usize, &(_, &Sight<B>))| sharpened(q.clone().narrow(0, i, 1), sight);
+            q = Tensor::cat(looks.clone().enumerate().map(own).collect(), 0);
+        }
+        let past = |([k, v], sight): &(&KeysValues<B>, &Sight<B>)| Past {
+            k: k.clone(),
+            v: v.clone(),
+            hidden: sight.hidden.clone(),
+            bias: None,
+        };
+        merge_heads(attend_each(q, looks.map(past).collect(), self.scale()))
     }
 
     /// `[rows, tokens, heads * dim_head]`.
@@ -147,14 +167,18 @@ impl<B: Kernels> MaskedCrossAttention<B> {
     }
 
     fn heads_of(&self, queries: Tensor<B, 3>, sight: &Sight<B>) -> Tensor<B, 4> {
-        let q = split_heads(queries, self.heads);
-        match &sight.sharp {
-            Some(sharp) => q * sharp.clone(),
-            None => q,
-        }
+        sharpened(split_heads(queries, self.heads), sight)
     }
 
     fn scale(&self) -> f64 {
         1.0 / (self.dim_head as f64).sqrt()
+    }
+}
+
+/// Queries, with those as zeros that look at everything alike.
+fn sharpened<B: Backend>(q: Tensor<B, 4>, sight: &Sight<B>) -> Tensor<B, 4> {
+    match &sight.sharp {
+        Some(sharp) => q * sharp.clone(),
+        None => q,
     }
 }

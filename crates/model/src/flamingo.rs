@@ -7,7 +7,7 @@ use flamingo_kernels::{Kernels, product};
 
 use crate::cache::Cache;
 use crate::cross_attention::{GatedCrossAttention, Look};
-use crate::decoder::{Context, Decoder, Group};
+use crate::decoder::{Context, Decoder, Past, Rotary};
 use crate::media::{Media, Sight, text_time};
 use crate::resampler::Resampler;
 use crate::text::Text;
@@ -161,10 +161,10 @@ impl<B: Kernels> Flamingo<B> {
                     let [rows, images, num_latents, width] = latents.dims();
                     block.keys_values(latents.clone().reshape([rows, images * num_latents, width]))
                 });
-                block.forward(x, &[keys_values.as_ref().zip(conditions.sight.as_ref())])
+                block.forward(x, keys_values.as_ref().zip(conditions.sight.as_ref()))
             }
         };
-        self.decoder.blocks[layer].forward(x, &mut [Group { context: &conditions.context, cache: None }])
+        self.decoder.blocks[layer].forward(x, &mut Past::Alike { context: &conditions.context, cache: None })
     }
 
     /// Hidden states of a batch of text: `[rows, width, d_model]`; [`Decoder::logits`] of
@@ -198,13 +198,13 @@ impl<B: Kernels> Flamingo<B> {
         };
         let sight = media.map(|media| self.sight(text, marks, media.images, media.num_latents, &x));
 
-        let mut groups = [Group { context: &context, cache }];
+        let mut past = Past::Alike { context: &context, cache };
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             if let Some(cross_attention) = &self.cross_attention[i] {
-                x = cross_attention.forward(x, &[look(i, media, sight.as_ref())]);
+                x = cross_attention.forward(x, look(i, media, sight.as_ref()));
                 observe(Point::CrossAttention(i), &x);
             }
-            x = block.forward(x, &mut groups);
+            x = block.forward(x, &mut past);
             observe(Point::DecoderLayer(i), &x);
         }
         x
@@ -244,6 +244,7 @@ impl<B: Kernels> Flamingo<B> {
         let seen: Vec<usize> = turns.iter().map(|turn| turn.cache.kept()[0]).collect();
         let ids: Vec<u32> = turns.iter().map(|turn| turn.token).collect();
         let mut x = self.embed(&Text::after(&seen, ids, vec![true; turns.len()]));
+        let rotary = Rotary::new(self.decoder.architecture(), turns.iter().map(|turn| turn.cache.len()), &x);
         let mut conditions = Vec::with_capacity(turns.len());
         for turn in turns.iter_mut() {
             let start = turn.cache.len();
@@ -256,15 +257,15 @@ impl<B: Kernels> Flamingo<B> {
             conditions.push((context, sight, turn.media));
         }
         let each = turns.iter_mut().zip(&conditions);
-        let mut groups: Vec<Group<B>> =
-            each.map(|(turn, (context, ..))| Group { context, cache: Some(&mut *turn.cache) }).collect();
+        let texts = each.map(|(turn, (context, ..))| (context, &mut *turn.cache)).collect();
+        let mut past = Past::Each { rotary: &rotary, texts };
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             if let Some(cross_attention) = &self.cross_attention[i] {
                 let looks: Vec<_> =
                     conditions.iter().map(|(_, sight, media)| look(i, *media, sight.as_ref())).collect();
-                x = cross_attention.forward(x, &looks);
+                x = cross_attention.forward_each(x, &looks);
             }
-            x = block.forward(x, &mut groups);
+            x = block.forward(x, &mut past);
         }
         x
     }

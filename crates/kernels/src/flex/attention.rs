@@ -2,14 +2,15 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Bytes, DType, Shape, TensorMetadata};
+use burn::tensor::{Bytes, DType, Shape, Tensor, TensorMetadata};
 use burn_flex::{Flex, FlexTensor, Layout};
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::lanes::{self, Lanes, run};
 use super::product::{Matrix, product};
-use super::{BLOCK, filled, math};
-use crate::Attention;
+use super::{BLOCK, contiguous, filled, math};
+use crate::{Attention, Past, primitive};
 
 /// Queries whose scores are in memory together.
 const QUERIES: usize = 32;
@@ -71,14 +72,17 @@ struct Work<'a> {
 
 impl<'a> Work<'a> {
     fn new(a: &'a Attention<Flex>) -> Self {
-        let [batch, heads, queries, dim] = a.q.shape().dims();
-        let keys = a.k.shape()[2];
-        let full = [batch, heads, queries, keys];
-        let heads_of = |x: &'a FlexTensor, rows| Heads::whole(x, [batch, heads, rows, dim]);
+        let ([batch, heads, queries, dim], keys) = (a.q.shape().dims(), a.k.shape()[2]);
+        let q = Heads::whole(&a.q, [batch, heads, queries, dim]);
+        Self::of(a, q, [batch, heads, queries, keys], dim)
+    }
+
+    fn of(a: &'a Attention<Flex>, q: Heads<'a, f32>, full: [usize; 4], dim: usize) -> Self {
+        let [batch, heads, queries, keys] = full;
         Self {
-            q: heads_of(&a.q, queries),
-            k: heads_of(&a.k, keys),
-            v: heads_of(&a.v, keys),
+            q,
+            k: Heads::whole(&a.k, [batch, heads, keys, dim]),
+            v: Heads::whole(&a.v, [batch, heads, keys, dim]),
             hidden: a.hidden.as_ref().map(|x| Heads::new(x.storage::<u8>(), x.layout(), full)),
             bias: a.bias.as_ref().map(|x| Heads::new(x.storage::<f32>(), x.layout(), full)),
             scale: a.scale as f32,
@@ -88,6 +92,14 @@ impl<'a> Work<'a> {
             keys,
             dim,
         }
+    }
+
+    /// What the only query of one of several texts looks at; `q` is all of theirs, `[texts, heads, 1, dim]`.
+    fn of_text(a: &'a Attention<Flex>, text: usize) -> Self {
+        let ([_, heads, queries, dim], keys) = (a.q.shape().dims(), a.k.shape()[2]);
+        let mut q = Heads::new(a.q.storage(), a.q.layout(), a.q.shape().dims());
+        q.start = q.at(text, 0, 0);
+        Self::of(a, q, [1, heads, queries, keys], dim)
     }
 
     /// The keys that any of `count` queries from `first` on sees: from the first to after the last. Text looks back only,
@@ -119,33 +131,43 @@ impl<'a> Work<'a> {
         // SAFETY: `weights` is ours and has `count * width` numbers; the views lie inside their tensors.
         unsafe { product(out, false, q, k.transposed(), [count, width, self.dim], self.scale, false) };
         for (i, row) in weights.chunks_exact_mut(width).enumerate() {
-            if let Some(bias) = &self.bias {
-                let step = bias.strides[3] as usize;
-                let at = bias.at(batch, head, first + i) + keys.start * step;
-                match step {
-                    1 => row.iter_mut().zip(&bias.values[at..]).for_each(|(x, b)| *x += b),
-                    _ => row.iter_mut().enumerate().for_each(|(j, x)| *x += bias.values[at + j * step]),
-                }
-            }
-            if let Some(hidden) = &self.hidden {
-                let step = hidden.strides[3] as usize;
-                let at = hidden.at(batch, head, first + i) + keys.start * step;
-                let hide = |x: &mut f32, hidden: u8| *x = if hidden != 0 { f32::NEG_INFINITY } else { *x };
-                match step {
-                    1 => row.iter_mut().zip(&hidden.values[at..]).for_each(|(x, &h)| hide(x, h)),
-                    _ => row.iter_mut().enumerate().for_each(|(j, x)| hide(x, hidden.values[at + j * step])),
-                }
-            }
+            self.mask(batch, head, first + i, keys.start, row);
             math::softmax(row);
         }
     }
 
+    /// Adds the bias to a query's scores for keys from `first` on, and hides what it does not see.
+    #[inline(always)]
+    fn mask(&self, batch: usize, head: usize, query: usize, first: usize, scores: &mut [f32]) {
+        if let Some(bias) = &self.bias {
+            let step = bias.strides[3] as usize;
+            let at = bias.at(batch, head, query) + first * step;
+            match step {
+                1 => scores.iter_mut().zip(&bias.values[at..]).for_each(|(x, b)| *x += b),
+                _ => scores.iter_mut().enumerate().for_each(|(j, x)| *x += bias.values[at + j * step]),
+            }
+        }
+        if let Some(hidden) = &self.hidden {
+            let step = hidden.strides[3] as usize;
+            let at = hidden.at(batch, head, query) + first * step;
+            let hide = |x: &mut f32, hidden: u8| *x = if hidden != 0 { f32::NEG_INFINITY } else { *x };
+            match step {
+                1 => scores.iter_mut().zip(&hidden.values[at..]).for_each(|(x, &h)| hide(x, h)),
+                _ => scores.iter_mut().enumerate().for_each(|(j, x)| hide(x, hidden.values[at + j * step])),
+            }
+        }
+    }
+
+    /// Whether there is one query, and rows lie together: what decoding asks for, where handing a product over takes longer
+    /// than the product.
+    fn is_one_row(&self) -> bool {
+        self.queries == 1 && [&self.q, &self.k, &self.v].iter().all(|x| x.strides[3] == 1)
+    }
+
     /// Runs `work` for each head, on several threads where that pays.
     fn each_head(&self, work: impl Fn(usize, usize) + Sync + Send) {
-        let units = self.batch * self.heads;
         let effort = self.queries * self.keys * self.dim;
-        let at_once = (WORTH_A_THREAD / effort.max(1)).clamp(1, units.max(1));
-        (0..units).into_par_iter().with_min_len(at_once).for_each(|i| work(i / self.heads, i % self.heads));
+        each_unit(self.batch * self.heads, effort, |i| work(i / self.heads, i % self.heads));
     }
 }
 
@@ -185,6 +207,16 @@ impl Output {
 }
 
 impl Places {
+    /// The only row of a head.
+    ///
+    /// # Safety
+    /// Nobody else reads or writes it while it is held.
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn row(&self, batch: usize, head: usize, dim: usize) -> &mut [f32] {
+        // SAFETY: batch and head are those of the shape, whose values are initialised; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.matrix(batch, head, 0).start, dim) }
+    }
+
     fn matrix(&self, batch: usize, head: usize, row: usize) -> Matrix {
         let [b, h, r] = self.strides;
         // Stays inside: batch, head and row are those of the shape.
@@ -201,6 +233,11 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
         return out.finished();
     }
     let places = out.places();
+    if work.is_one_row() {
+        // SAFETY: each head writes a row of its own.
+        work.each_head(|batch, head| see(&work, batch, head, unsafe { places.row(batch, head, dim) }));
+        return out.finished();
+    }
     let arch = Arch::new();
     work.each_head(|batch, head| {
         let mut weights = vec![0.0f32; queries.min(QUERIES) * keys];
@@ -218,6 +255,162 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
         }
     });
     out.finished()
+}
+
+/// What one query of each of several texts sees, `[texts, heads, 1, dim]`.
+pub(super) fn forward_each(q: FlexTensor, pasts: Vec<Past<Flex>>, scale: f64) -> FlexTensor {
+    let [texts, heads, queries, dim] = q.shape().dims();
+    assert_eq!([texts, 1], [pasts.len(), queries], "one query and one past for each text");
+    let in_rows = |x: FlexTensor| if x.layout().strides()[3] == 1 { x } else { contiguous(x) };
+    let q = in_rows(q);
+    let attention = |Past { k, v, hidden, bias }: Past<Flex>| Attention {
+        q: q.clone(),
+        k: in_rows(primitive(k)),
+        v: in_rows(primitive(v)),
+        scale,
+        hidden: hidden.map(Tensor::into_primitive),
+        bias: bias.map(primitive),
+    };
+    let attentions: Vec<Attention<Flex>> = pasts.into_iter().map(attention).collect();
+    let works: Vec<Work> = attentions.iter().enumerate().map(|(text, a)| Work::of_text(a, text)).collect();
+    let mut out = Output::new([texts, heads, 1, dim]);
+    let places = out.places();
+    let effort = works.iter().map(|work| work.keys * dim).sum::<usize>() / texts.max(1);
+    each_unit(texts * heads, effort, |i| {
+        let (text, head) = (i / heads, i % heads);
+        // SAFETY: each head of each text writes a row of its own.
+        see(&works[text], 0, head, unsafe { places.row(text, head, dim) });
+    });
+    out.finished()
+}
+
+/// What the only query of a head sees, `[dim]`, into zeros.
+fn see(work: &Work, batch: usize, head: usize, out: &mut [f32]) {
+    let seen = work.seen(batch, head, 0, 1);
+    let mut weights = vec![0.0f32; seen.len()];
+    run(OneRow { work, batch, head, first: seen.start, weights: &mut weights, out });
+}
+
+/// A query and the keys that it sees, one after the other.
+struct OneRow<'a> {
+    work: &'a Work<'a>,
+    batch: usize,
+    head: usize,
+    /// The first key.
+    first: usize,
+    /// One for each key.
+    weights: &'a mut [f32],
+    out: &'a mut [f32],
+}
+
+impl lanes::Work for OneRow<'_> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        let Self { work, batch, head, first, weights, out } = self;
+        let [q, k, v] = [(&work.q, 0), (&work.k, first), (&work.v, first)].map(|(x, row)| x.matrix(batch, head, row));
+        // SAFETY: queries, keys and values have rows of `dim` numbers that lie together, and so has `out`; there is a key and a
+        // value for each weight.
+        unsafe {
+            let mut fours = weights.chunks_exact_mut(4);
+            let mut key = 0;
+            for scores in &mut fours {
+                let dots = dots::<4, L>(q.start, k.at(key, 0), k.row, work.dim);
+                scores.iter_mut().zip(dots).for_each(|(score, dot)| *score = dot * work.scale);
+                key += 4;
+            }
+            for score in fours.into_remainder() {
+                *score = dots::<1, L>(q.start, k.at(key, 0), k.row, work.dim)[0] * work.scale;
+                key += 1;
+            }
+            work.mask(batch, head, 0, first, weights);
+            math::softmax(weights);
+            let mut column = 0;
+            while column + 2 * L::COUNT <= work.dim {
+                mix::<2, L>(weights, v.at(0, column), v.row, &mut out[column..]);
+                column += 2 * L::COUNT;
+            }
+            if column + L::COUNT <= work.dim {
+                mix::<1, L>(weights, v.at(0, column), v.row, &mut out[column..]);
+                column += L::COUNT;
+            }
+            for column in column..work.dim {
+                out[column] = weights.iter().enumerate().map(|(row, weight)| weight * *v.at(row, column)).sum();
+            }
+        }
+    }
+}
+
+/// Dot products of a row with some rows that are `stride` apart.
+///
+/// # Safety
+/// That of [`Lanes`]; all rows have `count` numbers.
+#[expect(clippy::needless_range_loop, reason = "indices of what lies in several places")]
+#[inline(always)]
+unsafe fn dots<const ROWS: usize, L: Lanes>(
+    x: *const f32,
+    rows: *const f32,
+    stride: isize,
+    count: usize,
+) -> [f32; ROWS] {
+    let whole = count / L::COUNT * L::COUNT;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut lanes = [L::zero(); ROWS];
+        for at in (0..whole).step_by(L::COUNT) {
+            let x = L::load(x.add(at));
+            for row in 0..ROWS {
+                lanes[row] = L::load(rows.offset(row as isize * stride).add(at)).mul_add(x, lanes[row]);
+            }
+        }
+        let mut sums = L::sums(lanes);
+        for row in 0..ROWS {
+            let rest = (whole..count).map(|at| *x.add(at) * *rows.offset(row as isize * stride).add(at));
+            sums[row] += rest.sum::<f32>();
+        }
+        sums
+    }
+}
+
+/// Writes the weighted sum of rows that are `stride` apart, `REGISTERS` registers of each.
+///
+/// # Safety
+/// That of [`Lanes`]; there is a row for each weight, and room.
+#[expect(clippy::needless_range_loop, reason = "indices of what lies in several places")]
+#[inline(always)]
+unsafe fn mix<const REGISTERS: usize, L: Lanes>(weights: &[f32], rows: *const f32, stride: isize, out: &mut [f32]) {
+    assert!(out.len() >= REGISTERS * L::COUNT, "room for the sum");
+    // SAFETY: the caller's promise.
+    unsafe {
+        // Two sums on their way for each register.
+        let mut sums = [[L::zero(); REGISTERS]; 2];
+        let mut pairs = weights.chunks_exact(2);
+        let mut from = rows;
+        for pair in &mut pairs {
+            for half in 0..2 {
+                let weight = L::splat(pair[half]);
+                for register in 0..REGISTERS {
+                    let numbers = L::load(from.add(register * L::COUNT));
+                    sums[half][register] = numbers.mul_add(weight, sums[half][register]);
+                }
+                from = from.wrapping_offset(stride);
+            }
+        }
+        if let [last] = pairs.remainder() {
+            for register in 0..REGISTERS {
+                let numbers = L::load(from.add(register * L::COUNT));
+                sums[0][register] = numbers.mul_add(L::splat(*last), sums[0][register]);
+            }
+        }
+        for register in 0..REGISTERS {
+            sums[0][register].add(sums[1][register]).store(out.as_mut_ptr().add(register * L::COUNT));
+        }
+    }
+}
+
+/// Runs `work` for each of so many units, whose effort is in multiplications, on several threads where that pays.
+fn each_unit(units: usize, effort: usize, work: impl Fn(usize) + Sync + Send) {
+    let at_once = (WORTH_A_THREAD / effort.max(1)).clamp(1, units.max(1));
+    (0..units).into_par_iter().with_min_len(at_once).for_each(work);
 }
 
 pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] {

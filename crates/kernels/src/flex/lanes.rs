@@ -35,6 +35,13 @@ pub(super) trait Lanes: Copy {
     unsafe fn transpose(from: *const f32, rows: usize, to: *mut f32, to_rows: usize);
     /// The numbers added up.
     unsafe fn sum(self) -> f32;
+
+    /// [`Lanes::sum`] of several, each the same number as by itself.
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(all: [Self; N]) -> [f32; N] {
+        // SAFETY: the caller's promise.
+        all.map(|one| unsafe { one.sum() })
+    }
 }
 
 /// What is done with whatever lanes the processor has.

@@ -27,7 +27,7 @@ use burn_flex::{Flex, FlexTensor, Layout};
 use flamingo_config::{Activation, Pairing};
 use rayon::prelude::*;
 
-use crate::{AdamWStep, Attention, Gradients, Kernels, Quantised, generic};
+use crate::{AdamWStep, Attention, Gradients, Kernels, Past, Quantised, generic};
 
 pub use linear::FEW;
 
@@ -148,6 +148,14 @@ impl Kernels for Flex {
         attention::forward(a)
     }
 
+    fn attend_each(q: FloatTensor<Self>, pasts: Vec<Past<Self>>, scale: f64) -> FloatTensor<Self> {
+        let all_f32 = pasts.iter().all(|past| [&past.k, &past.v].iter().all(|x| x.dtype() == DType::F32));
+        if q.dtype() != DType::F32 || !all_f32 {
+            return generic::attend_each::<Self>(q, pasts, scale);
+        }
+        attention::forward_each(q, pasts, scale)
+    }
+
     fn columns(x: FloatTensor<Self>, first: usize, count: usize) -> FloatTensor<Self> {
         if x.dtype() != DType::F32 || !x.is_contiguous() {
             return generic::columns::<Self>(x, first, count);
@@ -209,10 +217,10 @@ impl Kernels for Flex {
     }
 
     fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {
-        if logits.dtype() != DType::F32 {
+        if logits.dtype() == DType::F64 {
             return generic::cross_entropy::<Self>(logits, targets);
         }
-        loss::forward(logits, targets)
+        loss::forward(generic::cast::<Self>(logits, DType::F32), targets)
     }
 }
 
@@ -280,10 +288,12 @@ impl Gradients for Flex {
         targets: &[i32],
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        if !all_f32([&logits, &grad]) {
+        let dtype = logits.dtype();
+        if dtype == DType::F64 {
             return generic::cross_entropy_backward::<Self>(logits, targets, grad);
         }
-        loss::backward(logits, targets, grad)
+        let [logits, grad] = [logits, grad].map(|x| generic::cast::<Self>(x, DType::F32));
+        generic::cast::<Self>(loss::backward(logits, targets, grad), dtype)
     }
 
     fn adamw(

@@ -137,7 +137,7 @@ impl<S: Stored> Weight for Plain<'_, S> {
         let mut sums = [[0.0; ROWS]; OUTPUTS];
         // SAFETY: all places lie before `whole`, which is within a row of `weight` and `x`; the rest is the caller's promise.
         unsafe {
-            let mut lanes = [[L::zero(); ROWS]; OUTPUTS];
+            let mut lanes = [[L::zero(); OUTPUTS]; ROWS];
             for at in (0..whole).step_by(L::COUNT) {
                 let mut weights = [L::zero(); OUTPUTS];
                 for output in 0..OUTPUTS {
@@ -146,13 +146,14 @@ impl<S: Stored> Weight for Plain<'_, S> {
                 for row in 0..ROWS {
                     let x = L::load(x.as_ptr().add(row * d_in + at));
                     for output in 0..OUTPUTS {
-                        lanes[output][row] = weights[output].mul_add(x, lanes[output][row]);
+                        lanes[row][output] = weights[output].mul_add(x, lanes[row][output]);
                     }
                 }
             }
-            for output in 0..OUTPUTS {
-                for row in 0..ROWS {
-                    sums[output][row] = lanes[output][row].sum();
+            for row in 0..ROWS {
+                let of_row = L::sums(lanes[row]);
+                for output in 0..OUTPUTS {
+                    sums[output][row] = of_row[output];
                 }
             }
         }
@@ -415,6 +416,30 @@ pub(super) mod tests {
                 let wanted = wanted.number();
                 assert!(*found == wanted || (found.is_nan() && wanted.is_nan()), "{way:?}: {found}, not {wanted}");
             }
+        }
+    }
+
+    /// Registers are added up together as each by itself, to the last bit.
+    #[test]
+    fn several_sums_are_those_of_one() {
+        struct Sums<'a>(&'a [f32], &'a mut Vec<[f32; 2]>);
+        impl Work for Sums<'_> {
+            #[inline(always)]
+            unsafe fn with<L: Lanes>(self) {
+                // SAFETY: the caller's promise; there are seven registers' numbers.
+                unsafe {
+                    let all: [L; 7] = std::array::from_fn(|i| L::load(self.0[i * L::COUNT..][..L::COUNT].as_ptr()));
+                    let found = L::sums(all);
+                    self.1.extend(all.iter().zip(found).map(|(one, found)| [one.sum(), found]));
+                }
+            }
+        }
+        let numbers: Vec<f32> = (0..7 * 16).map(|i| number(i) / 3.0 + 1e-3 * number(i * i)).collect();
+        for way in ways() {
+            let mut sums = Vec::new();
+            run_as(way, Sums(&numbers, &mut sums));
+            assert_eq!(sums.len(), 7);
+            assert!(sums.iter().all(|[alone, together]| alone.to_bits() == together.to_bits()), "{way:?}: {sums:?}");
         }
     }
 

@@ -3,9 +3,9 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::{Activation, Architecture, Norm as NormKind, NormPlacement, Position, Residual};
-use flamingo_kernels::{Kernels, attend};
+use flamingo_kernels::{Kernels, attend, attend_each, rotate};
 
-use super::position::Context;
+use super::position::{Context, Rotary};
 use crate::attention::{merge_heads, split_heads, split_last};
 use crate::cache::Cache;
 use crate::linear::Linear;
@@ -29,12 +29,21 @@ pub struct Block<B: Backend> {
     norm_placement: NormPlacement,
 }
 
-/// Rows of a batch that stand at one place of their texts. Most batches are one group; texts that are continued together,
-/// each at its own place, are a group each.
-pub(crate) struct Group<'a, B: Backend> {
-    pub(crate) context: &'a Context<B>,
-    /// What they continue, if anything.
-    pub(crate) cache: Option<&'a mut Cache<B>>,
+/// What the rows of a batch go on from.
+pub(crate) enum Past<'a, B: Backend> {
+    /// All stand at one place of their texts.
+    Alike {
+        context: &'a Context<B>,
+        /// What they continue, if anything.
+        cache: Option<&'a mut Cache<B>>,
+    },
+    /// One token of each of several texts, each at its own place.
+    Each {
+        /// Where all of them stand.
+        rotary: &'a Option<Rotary<B>>,
+        /// For each, who sees what, and what it continues.
+        texts: Vec<(&'a Context<B>, &'a mut Cache<B>)>,
+    },
 }
 
 /// Causal self-attention.
@@ -104,29 +113,29 @@ impl<B: Kernels> Block<B> {
         }
     }
 
-    /// `[rows, tokens, d_model]` to the same shape. The groups have equal numbers of rows.
-    pub(crate) fn forward(&self, x: Tensor<B, 3>, groups: &mut [Group<B>]) -> Tensor<B, 3> {
+    /// `[rows, tokens, d_model]` to the same shape.
+    pub(crate) fn forward(&self, x: Tensor<B, 3>, past: &mut Past<B>) -> Tensor<B, 3> {
         let norm_2 = |x: Tensor<B, 3>| match &self.norm_2 {
             Some(norm) => norm.forward(x),
             None => x,
         };
         match (self.norm_placement, self.residual) {
             (NormPlacement::Pre, Residual::Sequential) => {
-                let x = self.attention.added(self.norm_1.forward(x.clone()), x, groups);
+                let x = self.attention.added(self.norm_1.forward(x.clone()), x, past);
                 self.mlp.added(norm_2(x.clone()), x)
             }
             (NormPlacement::Pre, Residual::Parallel) => {
-                let sum = self.attention.added(self.norm_1.forward(x.clone()), x.clone(), groups);
+                let sum = self.attention.added(self.norm_1.forward(x.clone()), x.clone(), past);
                 self.mlp.added(norm_2(x), sum)
             }
             (NormPlacement::Pre, Residual::ParallelSharedNorm) => {
                 let normed = self.norm_1.forward(x.clone());
-                let sum = self.attention.added(normed.clone(), x, groups);
+                let sum = self.attention.added(normed.clone(), x, past);
                 self.mlp.added(normed, sum)
             }
             // Only OPT-350M is post-norm, and it is sequential.
             (NormPlacement::Post, _) => {
-                let x = self.norm_1.forward(self.attention.added(x.clone(), x, groups));
+                let x = self.norm_1.forward(self.attention.added(x.clone(), x, past));
                 norm_2(self.mlp.added(x.clone(), x))
             }
         }
@@ -135,7 +144,7 @@ impl<B: Kernels> Block<B> {
 
 impl<B: Kernels> SelfAttention<B> {
     /// Attention within `x`, added to `to`.
-    fn added(&self, x: Tensor<B, 3>, to: Tensor<B, 3>, groups: &mut [Group<B>]) -> Tensor<B, 3> {
+    fn added(&self, x: Tensor<B, 3>, to: Tensor<B, 3>, past: &mut Past<B>) -> Tensor<B, 3> {
         let mut qkv = self.qkv.forward(x);
         if let Some(clip) = self.clip_qkv {
             qkv = qkv.clamp(-clip, clip);
@@ -146,32 +155,55 @@ impl<B: Kernels> SelfAttention<B> {
             None => x,
         };
         let (q, k) = (normed(&self.q_norm, q), normed(&self.k_norm, k));
-        let seen = match groups {
-            [group] => self.seen([q, k, v], group),
-            _ => {
-                let rows = q.dims()[0] / groups.len();
-                let part = |i: usize, x: &Tensor<B, 3>| x.clone().narrow(0, i * rows, rows);
-                let each = groups.iter_mut().enumerate();
-                Tensor::cat(each.map(|(i, group)| self.seen([&q, &k, &v].map(|x| part(i, x)), group)).collect(), 0)
-            }
+        let seen = match past {
+            Past::Alike { context, cache } => self.seen([q, k, v], context, cache.as_deref_mut()),
+            Past::Each { rotary, texts } => self.each_seen([q, k, v], rotary.as_ref(), texts),
         };
         self.out.added(seen, to)
     }
 
-    /// What the rows of a group see, `[rows, tokens, d_model]`.
-    fn seen(&self, qkv: [Tensor<B, 3>; 3], group: &mut Group<B>) -> Tensor<B, 3> {
-        let Group { context, cache } = group;
+    /// What the rows of a batch see, `[rows, tokens, d_model]`.
+    fn seen(&self, qkv: [Tensor<B, 3>; 3], context: &Context<B>, cache: Option<&mut Cache<B>>) -> Tensor<B, 3> {
         let [q, k, v] = qkv.map(|x| split_heads(x, self.heads));
-        let (q, k) = match self.position {
-            Position::Rotary { pairing, .. } => (context.rotate(q, pairing), context.rotate(k, pairing)),
-            _ => (q, k),
-        };
+        let [q, k] = [q, k].map(|x| self.turned(x, context.rotary.as_ref()));
         let [k, v] = match cache {
             Some(cache) => cache.append(self.layer, k, v),
             None => [k, v],
         };
         let out = attend(q, k, v.clone(), self.scale, context.hidden(self.window), context.bias.clone());
         merge_heads(context.blind(self.window, out, v))
+    }
+
+    /// What one token of each of several texts sees, `[texts, 1, d_model]`.
+    fn each_seen(
+        &self,
+        qkv: [Tensor<B, 3>; 3],
+        rotary: Option<&Rotary<B>>,
+        texts: &mut [(&Context<B>, &mut Cache<B>)],
+    ) -> Tensor<B, 3> {
+        // As tokens of one row they are turned together.
+        let [q, k, v] = qkv.map(|x| {
+            let [count, _, width] = x.dims();
+            split_heads(x.reshape([1, count, width]), self.heads)
+        });
+        let [q, k] = [q, k].map(|x| self.turned(x, rotary));
+        let pasts = texts.iter_mut().enumerate().map(|(i, (context, cache))| {
+            let [k, v] = [&k, &v].map(|x| x.clone().narrow(2, i, 1));
+            let [k, v] = cache.append(self.layer, k, v);
+            flamingo_kernels::Past { k, v, hidden: context.hidden(self.window), bias: context.bias.clone() }
+        });
+        let pasts = pasts.collect();
+        merge_heads(attend_each(q.swap_dims(0, 2), pasts, self.scale))
+    }
+
+    /// Queries or keys, `[rows, heads, tokens, head_dim]`, turned to where their tokens stand.
+    fn turned(&self, x: Tensor<B, 4>, rotary: Option<&Rotary<B>>) -> Tensor<B, 4> {
+        match (self.position, rotary) {
+            (Position::Rotary { pairing, .. }, Some(Rotary { cos, sin })) => {
+                rotate(x, cos.clone(), sin.clone(), pairing)
+            }
+            _ => x,
+        }
     }
 }
 

@@ -8,8 +8,8 @@ mod block;
 mod position;
 
 pub use block::Block;
-pub(crate) use block::Group;
-pub(crate) use position::Context;
+pub(crate) use block::Past;
+pub(crate) use position::{Context, Rotary};
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
 use flamingo_config::{Alibi, Architecture, Blind, Pairing, Position};
-use flamingo_kernels::{Kernels, product, rotate};
+use flamingo_kernels::{Kernels, product};
 
 /// What the blocks of one forward pass share.
 pub(crate) struct Context<B: Backend> {
@@ -17,8 +17,46 @@ pub(crate) struct Context<B: Backend> {
     pub(crate) bias: Option<Tensor<B, 4>>,
     /// For each window in use, what padding that sees no text attends to; absent where nobody asks.
     blind: BTreeMap<Option<usize>, BlindRows<B>>,
-    /// Cosines and sines of the rotary angles, `[1, 1, queries, dims]` each, laid out for the pairing.
-    rotary: Option<[Tensor<B, 4>; 2]>,
+    /// Where the tokens stand.
+    pub(crate) rotary: Option<Rotary<B>>,
+}
+
+/// Cosines and sines of the rotary angles of some tokens, `[1, 1, tokens, dims]` each, laid out for the pairing.
+pub(crate) struct Rotary<B: Backend> {
+    pub(crate) cos: Tensor<B, 4>,
+    pub(crate) sin: Tensor<B, 4>,
+}
+
+impl<B: Backend> Rotary<B> {
+    /// Of tokens at some places; nothing where places are told otherwise. `like` gives device and dtype.
+    pub(crate) fn new(
+        a: &Architecture,
+        places: impl ExactSizeIterator<Item = usize>,
+        like: &Tensor<B, 3>,
+    ) -> Option<Self> {
+        let Position::Rotary { dims, base, pairing } = a.position else { return None };
+        let tokens = places.len();
+        let frequency = |i: usize| {
+            let pair = match pairing {
+                Pairing::Halves => i % (dims / 2),
+                Pairing::Neighbours => i / 2,
+            };
+            // Rounded where upstream rounds: far positions turn by thousands of radians.
+            base.powf(-2.0 * pair as f64 / dims as f64) as f32
+        };
+        let frequencies: Vec<f32> = (0..dims).map(frequency).collect();
+        let (mut cos, mut sin) = (Vec::with_capacity(tokens * dims), Vec::with_capacity(tokens * dims));
+        for place in places {
+            for frequency in &frequencies {
+                let angle = f64::from(place as f32 * frequency);
+                cos.push(angle.cos() as f32);
+                sin.push(angle.sin() as f32);
+            }
+        }
+        let options = (&like.device(), like.dtype());
+        let [cos, sin] = [cos, sin].map(|x| Tensor::from_data(TensorData::new(x, [1, 1, tokens, dims]), options));
+        Some(Self { cos, sin })
+    }
 }
 
 /// Fixed attention weights of the queries that see no text.
@@ -82,26 +120,6 @@ impl<B: Kernels> Context<B> {
             _ => None,
         };
 
-        let rotary = match a.position {
-            Position::Rotary { dims, base, pairing } => {
-                let (mut cos, mut sin) = (Vec::new(), Vec::new());
-                for position in start..keys {
-                    for i in 0..dims {
-                        let pair = match pairing {
-                            Pairing::Halves => i % (dims / 2),
-                            Pairing::Neighbours => i / 2,
-                        };
-                        // Rounded where upstream rounds: far positions turn by thousands of radians.
-                        let frequency = base.powf(-2.0 * pair as f64 / dims as f64) as f32;
-                        let angle = f64::from(position as f32 * frequency);
-                        cos.push(angle.cos() as f32);
-                        sin.push(angle.sin() as f32);
-                    }
-                }
-                Some([cos, sin].map(|x| Tensor::from_data(TensorData::new(x, [1, 1, width, dims]), options)))
-            }
-            _ => None,
-        };
         let mut blind = BTreeMap::new();
         if upstream_padding {
             for &window in &a.windows {
@@ -109,7 +127,7 @@ impl<B: Kernels> Context<B> {
             }
         }
         let blind = blind.into_iter().filter_map(|(window, rows)| Some((window, rows?))).collect();
-        Self { hidden, bias, blind, rotary }
+        Self { hidden, bias, blind, rotary: Rotary::new(a, start..keys, like) }
     }
 
     /// Replaces what queries that see no text got by what upstream gives them. `out` and `v` are
@@ -129,12 +147,6 @@ impl<B: Kernels> Context<B> {
     /// The mask of blocks with this window.
     pub(crate) fn hidden(&self, window: Option<usize>) -> Option<Tensor<B, 4, Bool>> {
         self.hidden.get(&window).cloned()
-    }
-
-    /// Rotates the first coordinates of each head of `[rows, heads, tokens, head_dim]`.
-    pub(crate) fn rotate(&self, x: Tensor<B, 4>, pairing: Pairing) -> Tensor<B, 4> {
-        let Some([cos, sin]) = &self.rotary else { return x };
-        rotate(x, cos.clone(), sin.clone(), pairing)
     }
 }
 

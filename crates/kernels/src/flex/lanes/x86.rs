@@ -5,7 +5,8 @@ use std::arch::x86_64::*;
 use super::{LEVELS, Lanes, Work, bf16, f16};
 
 pub(in super::super) fn has_avx512() -> bool {
-    is_x86_feature_detected!("avx512f")
+    // The second lets short registers be any of 32, too: without it sums go to memory and back.
+    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl")
 }
 
 pub(in super::super) fn has_avx2() -> bool {
@@ -14,7 +15,7 @@ pub(in super::super) fn has_avx2() -> bool {
 
 /// # Safety
 /// [`has_avx512`].
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512vl")]
 pub(in super::super) unsafe fn with_avx512(work: impl Work) {
     // SAFETY: the caller's promise.
     unsafe { work.with::<Avx512>() }
@@ -251,5 +252,34 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn sum(self) -> f32 {
         unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+
+    /// Four at a time, by the steps of one: halves, quarters, pairs.
+    #[inline(always)]
+    unsafe fn sums<const N: usize>(all: [Self; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        let mut fours = sums.chunks_exact_mut(4);
+        let mut first = 0;
+        for four in &mut fours {
+            unsafe {
+                let halves = |a: Self, b: Self| {
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a.0, b.0), _mm512_shuffle_f32x4::<0xee>(a.0, b.0))
+                };
+                let (ab, cd) = (halves(all[first], all[first + 1]), halves(all[first + 2], all[first + 3]));
+                let quarters =
+                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+                let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0x4e>(quarters));
+                let whole = _mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs));
+                // The first number of each quarter.
+                let places = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+                let whole = _mm512_castps512_ps128(_mm512_permutexvar_ps(places, whole));
+                _mm_storeu_ps(four.as_mut_ptr(), whole);
+            }
+            first += 4;
+        }
+        for (sum, one) in fours.into_remainder().iter_mut().zip(&all[first..]) {
+            *sum = unsafe { one.sum() };
+        }
+        sums
     }
 }
