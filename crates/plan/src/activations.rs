@@ -16,9 +16,6 @@ use flamingo_config::{Architecture, ModelConfig, NormPlacement, Residual};
 
 use crate::{Precision, Stream};
 
-/// Bytes of a logit and its gradient, which are f32 in every format: both are there at once.
-const LOGIT: u64 = 8;
-
 /// Bytes that a layer takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Layer {
@@ -41,6 +38,8 @@ pub struct Graph {
     pub latents: u64,
     /// Masks and positions.
     pub masks: u64,
+    /// All logits. Their gradients, in the same format, are there at once with them.
+    pub logits: u64,
     /// Logits, their gradients, and the hidden states that they are made of.
     pub loss: u64,
     /// Each layer of the resampler.
@@ -65,12 +64,14 @@ impl Graph {
         // Texts are taken to be predicted from their second token on; of some that is less.
         let predicted = stream.rows * (stream.tokens - 1);
         let Sizes { e, n, d, .. } = sizes;
+        let logits = predicted * config.tokens.vocab_size as u64 * e;
         Self {
             hidden: n * d * e,
             patches: sizes.pictures * sizes.patches * sizes.width * e,
             latents: sizes.places * sizes.latents * sizes.width * e,
             masks: sizes.masks(&a),
-            loss: predicted * (LOGIT * config.tokens.vocab_size as u64 + 2 * a.embed_dim as u64 * e),
+            logits,
+            loss: 2 * logits + predicted * 2 * a.embed_dim as u64 * e,
             resampler: vec![sizes.resampler(config.resampler.ff_mult as u64); config.resampler.depth],
             cross_attention: (0..a.n_layers).map(|layer| has_block(&layer).then_some(cross_attention)).collect(),
             keys_values: 2 * sizes.places * sizes.latents * sizes.inner * e,

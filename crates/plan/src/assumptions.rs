@@ -132,7 +132,10 @@ pub(crate) fn assumptions(run: &Run, weights: &Weights) -> Vec<Assumption> {
     let runtime = RUNTIME as f64 / 1e9;
     add(
         Source::Measured,
-        format!("{runtime} GB for CUDA and what its allocator holds, as four runs on an H200 took (benches/plan.md)"),
+        format!(
+            "{runtime} GB for CUDA and what its allocator holds, as ten kinds of steps took on an H100 (benches/plan.md); beside them, \
+             tensors larger than a 256th of the device's memory lie in pages of a 16th of it"
+        ),
     );
     add(
         Source::Measured,

@@ -3,16 +3,17 @@
 //! A step is gone through in order; at each moment it is known what is there: the graph shrinks from its last layer to its
 //! first while gradients come. What is in use at the fullest moment is what a program needs whose allocator gives back what is
 //! freed, as on a CPU. On a GPU CubeCL's keeps it for tensors of like size: there gradients and activations are counted
-//! each at their own fullest, which four measurements agree with ([`RUNTIME`]).
+//! each at their own fullest, which ten measurements agree with ([`RUNTIME`]). Tensors larger than a 256th of the device's memory lie
+//! in pages of a 16th of it (cubecl-runtime 0.10, `memory_manage.rs`), of which what stays empty is counted, too.
 
 use serde::Serialize;
 
 use crate::activations::Graph;
 use crate::{Precision, Run, Weights};
 
-/// Bytes of CUDA's own and of what CubeCL's allocator holds beside: what NVIDIA's driver counted in four training runs on an H200 beyond
-/// everything that is counted here, 2.7 to 3.2 GB (`benches/plan.md`).
-pub const RUNTIME: u64 = 3_000_000_000;
+/// Bytes of CUDA's own and of what CubeCL's allocator holds beside: what NVIDIA's driver counted in ten kinds of training steps on an
+/// H100 beyond everything that is counted here, 1.8 to 2.9 GB, and 1.2 less in one of them (`benches/plan.md`).
+pub const RUNTIME: u64 = 2_000_000_000;
 
 /// Bytes of f32.
 const F32: u64 = 4;
@@ -32,7 +33,7 @@ pub struct Memory {
     pub activations: u64,
     /// Outputs of the vision tower that are remembered.
     pub vision_cache: u64,
-    /// What the device's own software and its allocator take.
+    /// What the device's own software takes, and what its allocator leaves empty.
     pub runtime: u64,
     /// All of it.
     pub total: u64,
@@ -56,8 +57,10 @@ impl Memory {
         let mut moments = Vec::new();
         // Gradients that earlier streams left.
         let mut before = 0;
+        let mut logits = 0;
         for (name, stream) in run.streams() {
             let graph = Graph::new(&run.config, run.precision, run.freeze_lm_embeddings, stream);
+            logits = graph.logits.max(logits);
             let mut add = |moment: String, gradients: u64, activations: u64| {
                 moments.push(Moment { gradients, activations, name: format!("{name}: {moment}") });
             };
@@ -78,6 +81,7 @@ impl Memory {
         let fullest = fullest.expect("an update at least");
         let frozen_weights = weights.frozen * run.precision.bytes();
         let optimizer = 2 * weights.share(run.devices) * F32;
+        let runtime = RUNTIME + empty(run, weights, logits);
         let always = frozen_weights + trained + optimizer + run.vision_cache;
         Self {
             frozen_weights,
@@ -86,12 +90,20 @@ impl Memory {
             optimizer,
             activations,
             vision_cache: run.vision_cache,
-            runtime: RUNTIME,
-            total: always + gradients + activations + RUNTIME,
+            runtime,
+            total: always + gradients + activations + runtime,
             in_use: always + fullest.gradients + fullest.activations,
             moment: fullest.name.clone(),
         }
     }
+}
+
+/// What stays empty of the allocator's largest pages. Weights that train, and what is of their sizes, have memory of their own.
+fn empty(run: &Run, weights: &Weights, logits: u64) -> u64 {
+    let (large, page) = (run.memory.0 / 256, (run.memory.0 / 16).max(1));
+    let frozen = weights.frozen_matrices.iter().map(|numbers| numbers * run.precision.bytes());
+    let held: u64 = frozen.chain([logits; 2]).filter(|&bytes| bytes > large).sum();
+    held.div_ceil(page) * page - held
 }
 
 /// Moments of a backward pass through a graph of everything, beside gradients that are there.

@@ -8,6 +8,8 @@ use flamingo_weights::layout;
 pub struct Weights {
     /// What stays as it is.
     pub frozen: u64,
+    /// Each parameter of it that is larger than a million numbers.
+    pub frozen_matrices: Vec<u64>,
     /// Each parameter that trains, the largest first.
     pub trained: Vec<u64>,
 }
@@ -21,13 +23,14 @@ impl Weights {
                 || name.starts_with("cross_attention.")
                 || name == "decoder.embedding.added" && !freeze_lm_embeddings
         };
-        let mut weights = Self { frozen: 0, trained: Vec::new() };
+        let mut weights = Self { frozen: 0, frozen_matrices: Vec::new(), trained: Vec::new() };
         for tensor in layout(config) {
             let size = tensor.shape.iter().map(|&n| n as u64).product();
             if trains(&tensor.name) {
                 weights.trained.push(size);
             } else {
                 weights.frozen += size;
+                weights.frozen_matrices.extend((size > 1_000_000).then_some(size));
             }
         }
         weights.trained.sort_unstable_by(|a, b| b.cmp(a));
