@@ -333,8 +333,8 @@ impl lanes::Work for OneRow<'_> {
                 mix::<1, L>(weights, v.at(0, column), v.row, &mut out[column..]);
                 column += L::COUNT;
             }
-            for column in column..work.dim {
-                out[column] = weights.iter().enumerate().map(|(row, weight)| weight * *v.at(row, column)).sum();
+            for (column, out) in out.iter_mut().enumerate().skip(column) {
+                *out = weights.iter().enumerate().map(|(row, weight)| weight * *v.at(row, column)).sum();
             }
         }
     }
