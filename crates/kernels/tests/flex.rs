@@ -194,7 +194,7 @@ fn attention_and_its_gradients() {
 /// The same numbers behind other strides: columns lie apart.
 fn columns_apart(x: T<4>) -> T<4> {
     let [batch, heads, rows, dim] = x.dims();
-    let apart = T::zeros([batch, heads, dim, rows], &FlexDevice).slice_assign([0..batch], x.swap_dims(2, 3));
+    let apart = T::zeros([batch, heads, dim, rows], &FlexDevice).slice_assign([0..batch, 0..heads], x.swap_dims(2, 3));
     apart.swap_dims(2, 3)
 }
 
