@@ -404,7 +404,7 @@ fn survey_flex() -> Result<Vec<Found>, EngineError> {
             "AVX2",
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"),
         ),
-        ("AVX-512", is_x86_feature_detected!("avx512f")),
+        ("AVX-512", is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl")),
         ("AVX-512 VNNI", is_x86_feature_detected!("avx512bw") && is_x86_feature_detected!("avx512vnni")),
         ("AVX-512 BF16", flamingo_kernels::flex::multiplies_bf16()),
     ];

@@ -3,7 +3,7 @@
 //! A step is gone through in order; at each moment it is known what is there: the graph shrinks from its last layer to its
 //! first while gradients come. What is in use at the fullest moment is what a program needs whose allocator gives back what is
 //! freed, as on a CPU. On a GPU CubeCL's keeps it for tensors of like size: there gradients and activations are counted
-//! each at their own fullest, which ten measurements agree with ([`RUNTIME`]). Tensors larger than a 256th of the device's memory lie
+//! each at their own fullest, which ten measurements agree with within 10 % ([`RUNTIME`]). Tensors larger than a 256th of the device's memory lie
 //! in pages of a 16th of it (cubecl-runtime 0.10, `memory_manage.rs`), of which what stays empty is counted, too.
 
 use serde::Serialize;
@@ -12,7 +12,7 @@ use crate::activations::Graph;
 use crate::{Precision, Run, Weights};
 
 /// Bytes of CUDA's own and of what CubeCL's allocator holds beside: what NVIDIA's driver counted in ten kinds of training steps on an
-/// H100 beyond everything that is counted here, 1.8 to 2.9 GB, and 1.2 less in one of them (`benches/plan.md`).
+/// H100 beyond everything that is counted here, 1.8 to 2.9 GB in nine, and in the tenth 1.2 GB less than what is counted without it (`benches/plan.md`).
 pub const RUNTIME: u64 = 2_000_000_000;
 
 /// Bytes of f32.
@@ -98,7 +98,8 @@ impl Memory {
     }
 }
 
-/// What stays empty of the allocator's largest pages. Weights that train, and what is of their sizes, have memory of their own.
+/// What stays empty of the allocator's large pages. Tensors beyond a 32nd of the memory lie in larger ones still, which is not counted;
+/// nor are activations and trained tensors beyond a 256th, of which no measurement had any.
 fn empty(run: &Run, weights: &Weights, logits: u64) -> u64 {
     let (large, page) = (run.memory.0 / 256, (run.memory.0 / 16).max(1));
     let frozen = weights.frozen_matrices.iter().map(|numbers| numbers * run.precision.bytes());

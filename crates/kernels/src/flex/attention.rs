@@ -287,6 +287,9 @@ pub(super) fn forward_each(q: FlexTensor, pasts: Vec<Past<Flex>>, scale: f64) ->
 /// What the only query of a head sees, `[dim]`, into zeros.
 fn see(work: &Work, batch: usize, head: usize, out: &mut [f32]) {
     let seen = work.seen(batch, head, 0, 1);
+    if seen.is_empty() {
+        return;
+    }
     let mut weights = vec![0.0f32; seen.len()];
     run(OneRow { work, batch, head, first: seen.start, weights: &mut weights, out });
 }
