@@ -470,6 +470,9 @@ fn web(_: &WebArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn gpu_measure(args: &MeasureArgs) -> anyhow::Result<ExitCode> {
+    if let Some(backend) = not_compiled(args.device) {
+        return with_feature(backend);
+    }
     let config = convert::config(&args.config)?;
     let check = GpuCheck {
         device: args.device,

@@ -249,7 +249,7 @@ impl<B: Kernels> Flamingo<B> {
         for turn in turns.iter_mut() {
             let start = turn.cache.len();
             turn.cache.announce(&[true], 1);
-            let context = Context::new(self.decoder.architecture(), turn.cache.keep(), start, 1, false, &x);
+            let context = Context::masks(self.decoder.architecture(), turn.cache.keep(), start, 1, false, &x);
             let sight = turn.media.map(|media| {
                 let only_immediate = self.only_attend_immediate_media;
                 Sight::new(&[turn.time], 1, media.images, media.num_latents, only_immediate, &x)
@@ -258,7 +258,7 @@ impl<B: Kernels> Flamingo<B> {
         }
         let each = turns.iter_mut().zip(&conditions);
         let texts = each.map(|(turn, (context, ..))| (context, &mut *turn.cache)).collect();
-        let mut past = Past::Each { rotary: &rotary, texts };
+        let mut past = Past::Each { rotary: rotary.as_ref(), texts };
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             if let Some(cross_attention) = &self.cross_attention[i] {
                 let looks: Vec<_> =

@@ -134,7 +134,7 @@ pub(crate) fn assumptions(run: &Run, weights: &Weights) -> Vec<Assumption> {
         Source::Measured,
         format!(
             "{runtime} GB for CUDA and what its allocator holds, as nine of ten kinds of steps took on an H100 (benches/plan.md); beside them, \
-             tensors larger than a 256th of the device's memory lie in pages of a 16th of it"
+             tensors larger than a 256th of the device's memory lie in pages of a 16th of it, larger than a 32nd in pages of a quarter"
         ),
     );
     add(

@@ -4,7 +4,10 @@
 //! first while gradients come. What is in use at the fullest moment is what a program needs whose allocator gives back what is
 //! freed, as on a CPU. On a GPU CubeCL's keeps it for tensors of like size: there gradients and activations are counted
 //! each at their own fullest, which ten measurements agree with within 10 % ([`RUNTIME`]). Tensors larger than a 256th of the device's memory lie
-//! in pages of a 16th of it (cubecl-runtime 0.10, `memory_manage.rs`), of which what stays empty is counted, too.
+//! in pages of a 16th of it, larger than a 32nd in pages of a quarter (cubecl-runtime 0.10, `memory_manage.rs`), of which what stays
+//! empty is counted, too.
+
+use std::ops::RangeInclusive;
 
 use serde::Serialize;
 
@@ -98,13 +101,17 @@ impl Memory {
     }
 }
 
-/// What stays empty of the allocator's large pages. Tensors beyond a 32nd of the memory lie in larger ones still, which is not counted;
-/// nor are activations and trained tensors beyond a 256th, of which no measurement had any.
+/// What stays empty of the allocator's large pages. Activations and trained tensors that are so large are not counted: no measurement had
+/// any.
 fn empty(run: &Run, weights: &Weights, logits: u64) -> u64 {
-    let (large, page) = (run.memory.0 / 256, (run.memory.0 / 16).max(1));
+    let memory = run.memory.0;
     let frozen = weights.frozen_matrices.iter().map(|numbers| numbers * run.precision.bytes());
-    let held: u64 = frozen.chain([logits; 2]).filter(|&bytes| bytes > large).sum();
-    held.div_ceil(page) * page - held
+    let tensors: Vec<u64> = frozen.chain([logits; 2]).collect();
+    let of_pages = |page: u64, sizes: RangeInclusive<u64>| {
+        let held: u64 = tensors.iter().filter(|bytes| sizes.contains(bytes)).sum();
+        held.next_multiple_of(page.max(1)) - held
+    };
+    of_pages(memory / 16, memory / 256 + 1..=memory / 32) + of_pages(memory / 4, memory / 32 + 1..=u64::MAX)
 }
 
 /// Moments of a backward pass through a graph of everything, beside gradients that are there.

@@ -128,7 +128,7 @@ fn largest_batch(run: &Run, weights: &Weights, checkpointing: bool) -> Option<[u
         [larger.pairs.rows, larger.documents.rows] = rows(n);
         Memory::new(&larger, weights, checkpointing).total <= run.memory.0
     };
-    // More rows never take less.
+    // More rows take more, but for what stays empty of a page: what is found fits, and it may not be the most.
     let (mut fit, mut too_many) = (0u64, MOST + 1);
     while too_many - fit > 1 {
         let middle = fit.midpoint(too_many);

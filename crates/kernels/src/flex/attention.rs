@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::lanes::{self, Lanes, run};
 use super::product::{Matrix, product};
-use super::{BLOCK, contiguous, filled, math};
+use super::{BLOCK, filled, math};
 use crate::{Attention, Past, primitive};
 
 /// Queries whose scores are in memory together.
@@ -158,12 +158,6 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// Whether there is one query, and rows lie together: what decoding asks for, where handing a product over takes longer
-    /// than the product.
-    fn is_one_row(&self) -> bool {
-        self.queries == 1 && [&self.q, &self.k, &self.v].iter().all(|x| x.strides[3] == 1)
-    }
-
     /// Runs `work` for each head, on several threads where that pays.
     fn each_head(&self, work: impl Fn(usize, usize) + Sync + Send) {
         let effort = self.queries * self.keys * self.dim;
@@ -226,6 +220,9 @@ impl Places {
 }
 
 pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
+    // What decoding asks for, where handing a product over takes longer than the product.
+    let one_query = a.q.shape()[2] == 1;
+    let a = if one_query { in_rows(a) } else { a };
     let work = Work::new(&a);
     let Work { batch, heads, queries, keys, dim, .. } = work;
     let mut out = Output::new([batch, heads, queries, dim]);
@@ -233,7 +230,7 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
         return out.finished();
     }
     let places = out.places();
-    if work.is_one_row() {
+    if one_query {
         // SAFETY: each head writes a row of its own.
         work.each_head(|batch, head| see(&work, batch, head, unsafe { places.row(batch, head, dim) }));
         return out.finished();
@@ -261,15 +258,10 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
 pub(super) fn forward_each(q: FlexTensor, pasts: Vec<Past<Flex>>, scale: f64) -> FlexTensor {
     let [texts, heads, queries, dim] = q.shape().dims();
     assert_eq!([texts, 1], [pasts.len(), queries], "one query and one past for each text");
-    let in_rows = |x: FlexTensor| if x.layout().strides()[3] == 1 { x } else { contiguous(x) };
-    let q = in_rows(q);
-    let attention = |Past { k, v, hidden, bias }: Past<Flex>| Attention {
-        q: q.clone(),
-        k: in_rows(primitive(k)),
-        v: in_rows(primitive(v)),
-        scale,
-        hidden: hidden.map(Tensor::into_primitive),
-        bias: bias.map(primitive),
+    let attention = |Past { k, v, hidden, bias }: Past<Flex>| {
+        let [k, v] = [k, v].map(primitive);
+        let hidden = hidden.map(Tensor::into_primitive);
+        in_rows(Attention { q: q.clone(), k, v, scale, hidden, bias: bias.map(primitive) })
     };
     let attentions: Vec<Attention<Flex>> = pasts.into_iter().map(attention).collect();
     let works: Vec<Work> = attentions.iter().enumerate().map(|(text, a)| Work::of_text(a, text)).collect();
@@ -282,6 +274,12 @@ pub(super) fn forward_each(q: FlexTensor, pasts: Vec<Past<Flex>>, scale: f64) ->
         see(&works[text], 0, head, unsafe { places.row(text, head, dim) });
     });
     out.finished()
+}
+
+/// The same attention; rows of queries, keys and values lie together, as [`OneRow`] reads them.
+fn in_rows(a: Attention<Flex>) -> Attention<Flex> {
+    let [q, k, v] = [a.q, a.k, a.v].map(|x| if x.layout().strides()[3] == 1 { x } else { x.to_contiguous() });
+    Attention { q, k, v, ..a }
 }
 
 /// What the only query of a head sees, `[dim]`, into zeros.
@@ -470,4 +468,57 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
         }
     });
     outs.map(Output::finished)
+}
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::FlexDevice;
+
+    use super::super::stored::tests::{number, run_as, ways};
+    use super::*;
+
+    type T = Tensor<Flex, 4>;
+
+    /// Rows that are shorter than a register, as long, some registers long, with and without a rest; as they are in a cache that
+    /// holds more, and side by side with those of other heads.
+    #[test]
+    fn every_processor_sees_the_same_with_one_query() {
+        let (heads, keys, first) = (2, 9, 2);
+        for dim in [1, 4, 10, 16, 24, 32, 40, 64, 80, 128] {
+            let numbers = |count: usize, salt: usize| (0..count).map(|i| number(i * 31 + salt)).collect::<Vec<f32>>();
+            let tensor = |shape: [usize; 4], salt| -> T {
+                T::from_data(burn::tensor::TensorData::new(numbers(shape.iter().product(), salt), shape), &FlexDevice)
+            };
+            let q = tensor([1, heads, 1, dim], 1);
+            let k = tensor([1, heads, keys + 3, dim], 2).narrow(2, 0, keys);
+            let v = tensor([1, keys, heads, dim], 3).swap_dims(1, 2);
+            let bias = tensor([1, heads, 1, keys], 4);
+            let values = |x: &T| x.to_data().to_vec::<f32>().expect("f32");
+            let [all_q, all_k, all_v, all_bias] = [&q, &k, &v, &bias].map(values);
+            let [q, k, v, bias] = [q, k, v, bias].map(primitive);
+            let a = Attention { q, k, v, scale: 0.1, hidden: None, bias: Some(bias) };
+            let work = Work::new(&a);
+            for head in 0..heads {
+                let row = |all: &[f32], row: usize| -> Vec<f64> {
+                    all[(head * keys + row) * dim..][..dim].iter().map(|&x| f64::from(x)).collect()
+                };
+                let q: Vec<f64> = all_q[head * dim..][..dim].iter().map(|&x| f64::from(x)).collect();
+                let score = |key: usize| {
+                    let dot: f64 = row(&all_k, key).iter().zip(&q).map(|(k, q)| k * q).sum();
+                    (0.1 * dot + f64::from(all_bias[head * keys + key])).exp()
+                };
+                let scores: Vec<f64> = (first..keys).map(score).collect();
+                let total: f64 = scores.iter().sum();
+                for way in ways() {
+                    let (mut weights, mut out) = (vec![0.0; keys - first], vec![0.0; dim]);
+                    run_as(way, OneRow { work: &work, batch: 0, head, first, weights: &mut weights, out: &mut out });
+                    for (column, found) in out.iter().enumerate() {
+                        let values = (first..keys).map(|key| row(&all_v, key)[column]);
+                        let wanted: f64 = scores.iter().zip(values).map(|(score, value)| score / total * value).sum();
+                        assert!((f64::from(*found) - wanted).abs() < 2e-5, "{way:?}, {dim}: {found}, not {wanted}");
+                    }
+                }
+            }
+        }
+    }
 }

@@ -40,7 +40,7 @@ pub(crate) enum Past<'a, B: Backend> {
     /// One token of each of several texts, each at its own place.
     Each {
         /// Where all of them stand.
-        rotary: &'a Option<Rotary<B>>,
+        rotary: Option<&'a Rotary<B>>,
         /// For each, who sees what, and what it continues.
         texts: Vec<(&'a Context<B>, &'a mut Cache<B>)>,
     },
@@ -157,7 +157,7 @@ impl<B: Kernels> SelfAttention<B> {
         let (q, k) = (normed(&self.q_norm, q), normed(&self.k_norm, k));
         let seen = match past {
             Past::Alike { context, cache } => self.seen([q, k, v], context, cache.as_deref_mut()),
-            Past::Each { rotary, texts } => self.each_seen([q, k, v], rotary.as_ref(), texts),
+            Past::Each { rotary, texts } => self.each_seen([q, k, v], *rotary, texts),
         };
         self.out.added(seen, to)
     }

@@ -78,6 +78,19 @@ impl<B: Kernels> Context<B> {
         upstream_padding: bool,
         like: &Tensor<B, 3>,
     ) -> Self {
+        let rotary = Rotary::new(a, start..start + width, like);
+        Self { rotary, ..Self::masks(a, keep, start, width, upstream_padding, like) }
+    }
+
+    /// The same without [`Context::rotary`].
+    pub(crate) fn masks(
+        a: &Architecture,
+        keep: &[Vec<bool>],
+        start: usize,
+        width: usize,
+        upstream_padding: bool,
+        like: &Tensor<B, 3>,
+    ) -> Self {
         let device = like.device();
         let options = (&device, like.dtype());
         let (rows, keys) = (keep.len(), start + width);
@@ -127,7 +140,7 @@ impl<B: Kernels> Context<B> {
             }
         }
         let blind = blind.into_iter().filter_map(|(window, rows)| Some((window, rows?))).collect();
-        Self { hidden, bias, blind, rotary: Rotary::new(a, start..keys, like) }
+        Self { hidden, bias, blind, rotary: None }
     }
 
     /// Replaces what queries that see no text got by what upstream gives them. `out` and `v` are
