@@ -100,7 +100,9 @@ impl Scale<'_> {
 
     fn train(&self, work: &Path, name: &str, workers: usize, device: &[&str]) -> anyhow::Result<Vec<Value>> {
         let (run, args) = self.command(work, name, workers)?;
-        let child = quiet(Command::new(self.binary).args(args).args(device)).spawn().context("cannot start")?;
+        let child = quiet(Command::new(self.binary).args(args).args(device)).spawn();
+        let child =
+            child.with_context(|| format!("cannot start {}: name a program with --binary", self.binary.display()))?;
         ends_well(child, name)?;
         lines(&run)
     }
@@ -130,7 +132,8 @@ fn quiet(command: &mut Command) -> &mut Command {
 
 fn ends_well(child: Child, name: &str) -> anyhow::Result<()> {
     let output = child.wait_with_output().context("cannot wait")?;
-    ensure!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{name}: {}", said.trim().trim_start_matches("error: "));
     Ok(())
 }
 
