@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use flamingo_config::Scheme;
 use flamingo_data::{Interleaved, Picture, few_shot};
-use flamingo_engine::{Batch, Device, Precision, Seat, SessionOptions, probe};
+use flamingo_engine::{Batch, Device, Next, Precision, Seat, SessionOptions, Text, probe};
 use flamingo_generate::{Continuation, GenerationConfig};
 use flamingo_zoo::{Latents, Model, Prompt};
 
@@ -18,7 +18,7 @@ fn drawing(name: &str) -> Arc<Picture> {
     Arc::new(Picture::open(&file).expect("a drawing"))
 }
 
-/// Prompts of one, two and three pictures and of none, of different lengths.
+/// Prompts of one, two and three pictures and of none, of different lengths; in one, text comes before its picture.
 fn prompts() -> Vec<Prompt> {
     let shot = |name: &str, text: &str| (drawing(name), text.to_string());
     let prompt =
@@ -29,15 +29,33 @@ fn prompts() -> Vec<Prompt> {
         prompt(vec![shot("crab", "Output:nature"), shot("light-bulb", "Output:object")], Some("carrot"), "Output:"),
         prompt(vec![], None, "A picture of"),
         prompt(vec![], Some("pizza"), "Question:what color is this? Short answer:"),
+        Prompt { text: "A picture of<image> is".into(), images: vec![drawing("crab")] },
     ]
 }
 
+/// A prompt's tokens but for some of the last, and those: what a server reads beforehand, and what it reads beside other texts.
+fn halves(ids: &[u32], i: usize) -> (&[u32], &[u32]) {
+    ids.split_at(ids.len().saturating_sub(1 + 2 * (i % 4)))
+}
+
+fn row(ids: &[u32]) -> Text {
+    Text::new(1, ids.to_vec(), vec![true; ids.len()])
+}
+
 /// Logits after each token of a prompt that is continued alone.
-fn alone(model: &Model, prompt: &Prompt, settings: &GenerationConfig) -> Vec<Vec<f32>> {
+fn alone(model: &Model, prompt: &Prompt, i: usize, settings: &GenerationConfig) -> Vec<Vec<f32>> {
     let (text, latents) = model.inputs(&look(model, prompt)).expect("a readable prompt");
-    let (mut session, mut logits) =
-        model.engine().start_seen(&text, latents.as_ref(), SessionOptions::default()).expect("a session");
-    let mut continuation = Continuation::new(text.ids, settings, 0).expect("usable settings");
+    let (first, rest) = halves(&text.ids, i);
+    let start = |ids| model.engine().start_seen(&row(ids), latents.as_ref(), SessionOptions::default());
+    let (mut session, mut logits) = match first {
+        [] => start(rest).expect("a session"),
+        _ => {
+            let (mut session, _) = start(first).expect("a session");
+            let logits = session.go_on(rest.to_vec()).expect("logits");
+            (session, logits)
+        }
+    };
+    let mut continuation = Continuation::new(text.ids.clone(), settings, 0).expect("usable settings");
     let mut all = vec![logits.clone()];
     loop {
         let token = continuation.choose(&mut logits).expect("a token");
@@ -58,16 +76,31 @@ fn look(model: &Model, prompt: &Prompt) -> Interleaved<Latents> {
 struct Running {
     seat: Seat,
     continuation: Continuation,
+    /// What follows the last token; nothing before the prompt is read.
     logits: Vec<f32>,
     all: Vec<Vec<f32>>,
     prompt: usize,
+    ids: Vec<u32>,
+}
+
+impl Running {
+    fn next(&self) -> Next<'_> {
+        match self.continuation.ids().last() {
+            Some(&id) => Next::Written(id),
+            None => Next::Prompt(halves(&self.ids, self.prompt).1),
+        }
+    }
 }
 
 fn join(model: &Model, batch: &mut dyn Batch, prompts: &[Prompt], i: usize, settings: &GenerationConfig) -> Running {
-    let (text, latents) = model.inputs(&look(model, &prompts[i])).expect("a readable prompt");
-    let (seat, logits) = batch.read(&text, latents.as_ref(), SessionOptions::default()).expect("a seat");
-    let continuation = Continuation::new(text.ids, settings, 0).expect("usable settings");
-    Running { seat, continuation, all: vec![logits.clone()], logits, prompt: i }
+    let (Text { ids, .. }, latents) = model.inputs(&look(model, &prompts[i])).expect("a readable prompt");
+    let seat = batch.open(latents.as_ref(), SessionOptions::default()).expect("a seat");
+    let (first, _) = halves(&ids, i);
+    if !first.is_empty() {
+        batch.step(&[(seat, Next::Prompt(first))]).expect("logits");
+    }
+    let continuation = Continuation::new(ids.clone(), settings, 0).expect("usable settings");
+    Running { seat, continuation, all: Vec::new(), logits: Vec::new(), prompt: i, ids }
 }
 
 /// Continues prompts in a batch that one more joins at each step and that each leaves when it has ended.
@@ -80,7 +113,11 @@ fn together(model: &Model, prompts: &[Prompt], settings: &GenerationConfig) -> V
     let mut running: Vec<Running> = first.into_iter().map(|i| join(model, &mut *batch, prompts, i, settings)).collect();
     let mut done: Vec<Vec<Vec<f32>>> = vec![Vec::new(); prompts.len()];
     while !running.is_empty() {
-        for one in &mut running {
+        let next: Vec<(Seat, Next)> = running.iter().map(|one| (one.seat, one.next())).collect();
+        let (count, logits) = (next.len(), batch.step(&next).expect("logits"));
+        for (one, logits) in running.iter_mut().zip(logits.chunks(logits.len() / count)) {
+            one.logits = logits.to_vec();
+            one.all.push(logits.to_vec());
             one.continuation.choose(&mut one.logits).expect("a token");
         }
         let (ended, going): (Vec<_>, Vec<_>) = running.into_iter().partition(|one| one.continuation.ended());
@@ -91,15 +128,6 @@ fn together(model: &Model, prompts: &[Prompt], settings: &GenerationConfig) -> V
             *before = one.all;
         }
         running = going;
-        let next: Vec<(Seat, u32)> =
-            running.iter().map(|one| (one.seat, *one.continuation.ids().last().expect("a token was chosen"))).collect();
-        if !next.is_empty() {
-            let logits = batch.step(&next).expect("logits");
-            for (one, logits) in running.iter_mut().zip(logits.chunks(logits.len() / next.len())) {
-                one.logits = logits.to_vec();
-                one.all.push(logits.to_vec());
-            }
-        }
         if let Some(&i) = waiting.next() {
             running.push(join(model, &mut *batch, prompts, i, settings));
         }
@@ -113,7 +141,7 @@ fn compare(name: &str, device: Device, precision: Precision, tokens: usize) {
     let (prompts, settings) = (prompts(), model.settings(tokens));
     let found = together(&model, &prompts, &settings);
     for (i, (prompt, found)) in prompts.iter().zip(&found).enumerate() {
-        let wanted = alone(&model, prompt, &settings);
+        let wanted = alone(&model, prompt, i, &settings);
         assert_eq!(found.len(), wanted.len(), "{name} {precision:?}: prompt {i}");
         for (step, (found, wanted)) in found.iter().zip(&wanted).enumerate() {
             assert!(found == wanted, "{name} {precision:?}: other numbers for prompt {i} at token {step}");

@@ -2,14 +2,15 @@
 
 use std::collections::BTreeMap;
 
+use burn::tensor::{Int, Tensor};
 use flamingo_kernels::Kernels;
-use flamingo_model::{Text, Turn};
+use flamingo_model::Turn;
 use rayon::prelude::*;
 
 use crate::EngineError;
 use crate::array::Array;
 use crate::engine::{BurnEngine, compute, on_cpu};
-use crate::session::{BurnSession, Session, SessionOptions};
+use crate::session::{BurnSession, Next, Session, SessionOptions};
 
 /// A text's place in a [`Batch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -18,17 +19,11 @@ pub struct Seat(u64);
 /// Texts that take their turns together. They come and go at any time and share nothing but the weights, which are read
 /// once for all: a text gets the numbers that it would get alone.
 pub trait Batch: Send {
-    /// Reads a prompt of one row, with pictures as [`crate::Engine::latents`] gives them. Returns its seat and the logits that
-    /// follow its last token, `vocab_size`.
+    /// A seat for a text that is yet to be read, with its pictures as [`crate::Engine::latents`] gives them, for one row.
     ///
     /// # Errors
-    /// As [`crate::Engine::start_seen`]; [`EngineError::Input`] for a prompt of several rows.
-    fn read(
-        &mut self,
-        prompt: &Text,
-        latents: Option<&Array>,
-        options: SessionOptions,
-    ) -> Result<(Seat, Vec<f32>), EngineError>;
+    /// [`EngineError::Input`] for latents of another shape.
+    fn open(&mut self, latents: Option<&Array>, options: SessionOptions) -> Result<Seat, EngineError>;
 
     /// Gives what is read so far a second seat; what is cached is shared until one of them goes on.
     ///
@@ -42,12 +37,16 @@ pub trait Batch: Send {
     /// As [`Batch::fork`].
     fn session(&mut self, seat: Seat) -> Result<&mut dyn Session, EngineError>;
 
-    /// Feeds one token at each of some seats, none of them twice, and returns the logits that follow, `vocab_size` for each.
+    /// Feeds what comes next at each of some seats, none of them twice, and returns the logits that follow, `vocab_size` for
+    /// each.
     ///
     /// # Errors
-    /// As [`Batch::fork`]; [`EngineError::Input`] for ids outside the vocabulary or a text that is too long, before any text has
-    /// moved; [`EngineError::Device`] if the device fails.
-    fn step(&mut self, next: &[(Seat, u32)]) -> Result<Vec<f32>, EngineError>;
+    /// As [`Batch::fork`]; [`EngineError::Input`] for no token, ids outside the vocabulary or a text that is too long, before
+    /// any text has moved; [`EngineError::Device`] if the device fails.
+    fn step(&mut self, next: &[(Seat, Next)]) -> Result<Vec<f32>, EngineError>;
+
+    /// Tokens up to which the next of a text is read beside others in [`Batch::step`]; what is longer goes by itself.
+    fn few(&self) -> usize;
 
     /// Empties a seat.
     fn leave(&mut self, seat: Seat);
@@ -62,6 +61,9 @@ pub(crate) struct BurnBatch<'a, B: Kernels> {
     next: u64,
 }
 
+/// A text in a step: its place in the answer, and what comes next.
+type Going<'s, 'a, B> = (usize, &'s mut BurnSession<'a, B>, &'s Next<'s>);
+
 impl<'a, B: Kernels> BurnBatch<'a, B> {
     pub(crate) fn new(engine: &'a BurnEngine<B>) -> Self {
         Self { engine, seats: BTreeMap::new(), next: 0 }
@@ -74,16 +76,18 @@ impl<'a, B: Kernels> BurnBatch<'a, B> {
         seat
     }
 
-    /// The sessions at some seats, in the order of `next`.
-    fn sessions(&mut self, next: &[(Seat, u32)]) -> Result<Vec<(&mut BurnSession<'a, B>, u32)>, EngineError> {
+    /// The texts at some seats.
+    fn going<'s>(&'s mut self, next: &'s [(Seat, Next)]) -> Result<Vec<Going<'s, 'a, B>>, EngineError> {
         let places: BTreeMap<Seat, usize> = next.iter().enumerate().map(|(i, (seat, _))| (*seat, i)).collect();
-        let mut taken: Vec<(usize, &mut BurnSession<'a, B>)> =
-            self.seats.iter_mut().filter_map(|(seat, session)| Some((*places.get(seat)?, session))).collect();
-        if taken.len() != next.len() {
-            return Err(EngineError::Input("a seat that is empty, or is asked for twice".into()));
+        let going = self.seats.iter_mut().filter_map(|(seat, session)| {
+            let place = *places.get(seat)?;
+            Some((place, session, &next[place].1))
+        });
+        let going: Vec<Going<B>> = going.collect();
+        match going.len() == next.len() {
+            true => Ok(going),
+            false => Err(EngineError::Input("a seat that is empty, or is asked for twice".into())),
         }
-        taken.sort_by_key(|(place, _)| *place);
-        Ok(taken.into_iter().zip(next).map(|((_, session), (_, token))| (session, *token)).collect())
     }
 }
 
@@ -91,18 +95,57 @@ fn empty(seat: Seat) -> EngineError {
     EngineError::Input(format!("seat {} is empty", seat.0))
 }
 
-impl<B: Kernels> Batch for BurnBatch<'_, B> {
-    fn read(
-        &mut self,
-        prompt: &Text,
-        latents: Option<&Array>,
-        options: SessionOptions,
-    ) -> Result<(Seat, Vec<f32>), EngineError> {
-        if prompt.rows != 1 {
-            return Err(EngineError::Input(format!("a prompt of {} rows for one seat", prompt.rows)));
+/// Logits that follow each of some texts, one after the other. Texts of a few tokens go together.
+fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>) -> Result<(Vec<usize>, Vec<f32>), EngineError> {
+    if let [(place, session, next)] = &mut texts[..]
+        && next.ids().len() > B::ROWS_ALIKE
+    {
+        let text = session.check_next(next)?;
+        let hidden = session.hidden(&text);
+        return Ok((vec![*place], engine.last_logits(hidden)?));
+    }
+    let places = texts.iter().map(|(place, ..)| *place).collect();
+    let mut turns: Vec<Turn<B>> = texts.iter_mut().map(|(_, session, next)| session.turn(next)).collect();
+    let hidden = engine.model.forward_each(&mut turns);
+    let mut end = 0;
+    let last: Vec<i32> = turns
+        .iter()
+        .map(|turn| {
+            end += turn.ids.len() as i32;
+            end - 1
+        })
+        .collect();
+    let hidden = match last.len() == hidden.dims()[1] {
+        true => hidden,
+        false => hidden.clone().select(1, Tensor::<B, 1, Int>::from_ints(last.as_slice(), &hidden.device())),
+    };
+    Ok((places, Array::from_tensor(&engine.model.decoder.logits(hidden))?.data))
+}
+
+/// Shares texts of so many tokens out among groups of at most `few` tokens, as few as that takes and of like size; what is longer
+/// is a group of its own.
+fn groups(tokens: &[usize], few: usize) -> Vec<Vec<usize>> {
+    let mut order: Vec<usize> = (0..tokens.len()).collect();
+    order.sort_by_key(|&text| std::cmp::Reverse(tokens[text]));
+    let (long, short): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|&text| tokens[text] > few);
+    let total: usize = short.iter().map(|&text| tokens[text]).sum();
+    let mut groups = vec![(0, Vec::new()); total.div_ceil(few)];
+    for text in short {
+        match groups.iter_mut().min_by_key(|(held, _)| *held) {
+            Some((held, texts)) if *held + tokens[text] <= few => {
+                *held += tokens[text];
+                texts.push(text);
+            }
+            _ => groups.push((tokens[text], vec![text])),
         }
-        let (session, logits) = compute::<B, _>(|| self.engine.read_seen(prompt, latents, options))?;
-        Ok((self.seat(session), logits))
+    }
+    long.into_iter().map(|text| vec![text]).chain(groups.into_iter().map(|(_, texts)| texts)).collect()
+}
+
+impl<B: Kernels> Batch for BurnBatch<'_, B> {
+    fn open(&mut self, latents: Option<&Array>, options: SessionOptions) -> Result<Seat, EngineError> {
+        let media = compute::<B, _>(|| self.engine.media_of_latents(latents, 1))?;
+        Ok(self.seat(BurnSession::new(self.engine, 1, media, options)))
     }
 
     fn fork(&mut self, seat: Seat) -> Result<Seat, EngineError> {
@@ -114,25 +157,38 @@ impl<B: Kernels> Batch for BurnBatch<'_, B> {
         self.seats.get_mut(&seat).map(|session| session as &mut dyn Session).ok_or_else(|| empty(seat))
     }
 
-    fn step(&mut self, next: &[(Seat, u32)]) -> Result<Vec<f32>, EngineError> {
+    fn step(&mut self, next: &[(Seat, Next)]) -> Result<Vec<f32>, EngineError> {
         let engine = self.engine;
-        let mut sessions = self.sessions(next)?;
+        let going = self.going(next)?;
+        for (_, session, next) in &going {
+            session.check_next(next)?;
+        }
+        let tokens: Vec<usize> = going.iter().map(|(_, _, next)| next.ids().len()).collect();
+        let mut going: Vec<Option<Going<B>>> = going.into_iter().map(Some).collect();
+        let together = groups(&tokens, B::ROWS_ALIKE)
+            .into_iter()
+            .map(|texts| texts.into_iter().filter_map(|text| going[text].take()).collect::<Vec<_>>());
+        let together: Vec<Vec<Going<B>>> = together.collect();
         compute::<B, _>(|| {
-            for (session, token) in &sessions {
-                session.check_next(*token)?;
-            }
-            let step = |together: &mut [(&mut BurnSession<B>, u32)]| {
-                let mut turns: Vec<Turn<B>> =
-                    together.iter_mut().map(|(session, token)| session.turn(*token)).collect();
-                engine.last_logits(engine.model.forward_each(&mut turns))
-            };
+            let read = |texts| read(engine, texts);
             // On a CPU groups go side by side: what is done for each text by itself is too little to share among threads.
-            let groups: Result<Vec<Vec<f32>>, EngineError> = match on_cpu::<B>() {
-                true => sessions.par_chunks_mut(B::ROWS_ALIKE).map(step).collect(),
-                false => sessions.chunks_mut(B::ROWS_ALIKE).map(step).collect(),
+            let groups: Result<Vec<(Vec<usize>, Vec<f32>)>, EngineError> = match on_cpu::<B>() {
+                true => together.into_par_iter().map(read).collect(),
+                false => together.into_iter().map(read).collect(),
             };
-            Ok(groups?.concat())
+            let vocab = engine.config.tokens.vocab_size;
+            let mut all = vec![0.0; next.len() * vocab];
+            for (places, logits) in groups? {
+                for (place, logits) in places.into_iter().zip(logits.chunks_exact(vocab)) {
+                    all[place * vocab..][..vocab].copy_from_slice(logits);
+                }
+            }
+            Ok(all)
         })
+    }
+
+    fn few(&self) -> usize {
+        B::ROWS_ALIKE
     }
 
     fn leave(&mut self, seat: Seat) {
@@ -141,5 +197,28 @@ impl<B: Kernels> Batch for BurnBatch<'_, B> {
 
     fn bytes(&self, seat: Seat) -> usize {
         self.seats.get(&seat).map_or(0, BurnSession::bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_shared_out_in_groups_of_few_tokens() {
+        assert_eq!(groups(&[1; 16], 8).iter().map(Vec::len).collect::<Vec<_>>(), [8, 8]);
+        assert_eq!(groups(&[], 8), Vec::<Vec<usize>>::new());
+        // Of like size: 10 tokens are two fives.
+        assert_eq!(groups(&[1, 1, 1, 1, 1, 5], 8), [vec![5], vec![0, 1, 2, 3, 4]]);
+        assert_eq!(groups(&[3, 20, 1], 8), [vec![1], vec![0, 2]]);
+        for few in [1, 8] {
+            let tokens = [5, 5, 5, 1, 9, 2, 8, 3, 1, 7, 1];
+            let found = groups(&tokens, few);
+            let mut texts = found.concat();
+            texts.sort_unstable();
+            assert_eq!(texts, (0..tokens.len()).collect::<Vec<_>>());
+            let size = |group: &Vec<usize>| group.iter().map(|&text| tokens[text]).sum::<usize>();
+            assert!(found.iter().all(|group| group.len() == 1 || size(group) <= few), "{found:?}");
+        }
     }
 }

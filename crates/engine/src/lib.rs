@@ -34,7 +34,7 @@ pub use flamingo_train::{AdamW, Muon, Optimizer, Parameter, Part, Schedule};
 /// What weights are on a device.
 pub use flamingo_weights::{Dtype, Precision};
 pub use machine::Machine;
-pub use session::{Session, SessionOptions};
+pub use session::{Next, Session, SessionOptions};
 pub use training::{Training, TrainingOptions};
 
 /// Why a model cannot be opened or run.

@@ -3,7 +3,7 @@
 use burn::tensor::Tensor;
 use flamingo_generate::Decoder;
 use flamingo_kernels::Kernels;
-use flamingo_model::{Cache, Media, Text, Turn, ignore};
+use flamingo_model::{Cache, Media, Text, Turn, ignore, text_time};
 
 use crate::EngineError;
 use crate::array::Array;
@@ -49,6 +49,25 @@ pub trait Session: Decoder<Error = EngineError> + Send {
 
     /// Lets what comes see the padding before it, as upstream's cached classification does by passing no mask.
     fn reveal_padding(&mut self);
+}
+
+/// What comes next in a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next<'a> {
+    /// More of the prompt, whose marks stand for pictures.
+    Prompt(&'a [u32]),
+    /// A token that the model wrote. A mark changes nothing: no picture came with it.
+    Written(u32),
+}
+
+impl Next<'_> {
+    /// The token ids.
+    pub fn ids(&self) -> &[u32] {
+        match self {
+            Self::Prompt(ids) => ids,
+            Self::Written(id) => std::slice::from_ref(id),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -99,8 +118,12 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
     }
 
     /// Hidden states of text that was checked; its marks are counted.
-    fn hidden(&mut self, text: &Text) -> Tensor<B, 3> {
+    pub(crate) fn hidden(&mut self, text: &Text) -> Tensor<B, 3> {
         let model = &self.engine.model;
+        // A few tokens go the way that they go in a batch, and get the numbers that they get there.
+        if text.rows == 1 && text.width <= B::ROWS_ALIKE && !text.keep.contains(&false) && !text.upstream_padding {
+            return model.forward_each(&mut [self.turn(&Next::Prompt(&text.ids))]);
+        }
         let hidden = model.forward(text, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
         let image = self.engine.config.tokens.image;
         for (marks, row) in self.marks.iter_mut().zip(text.ids.chunks(text.width)) {
@@ -109,15 +132,24 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
         hidden
     }
 
-    /// Whether this token may come next in a session of one row.
-    pub(crate) fn check_next(&self, token: u32) -> Result<(), EngineError> {
-        self.engine.check_text(&Text::after(&self.cache.kept(), vec![token], vec![true]), self.cache.len())
+    /// What comes next in a session of one row, as text; an error where it may not.
+    pub(crate) fn check_next(&self, next: &Next) -> Result<Text, EngineError> {
+        let ids = next.ids().to_vec();
+        let keep = vec![true; ids.len()];
+        let text = Text::after(&self.cache.kept(), ids, keep);
+        self.engine.check_text(&text, self.cache.len())?;
+        Ok(text)
     }
 
-    /// The turn of a session of one row in [`flamingo_model::Flamingo::forward_each`]. A mark that the model itself wrote
-    /// changes nothing: no image came with it.
-    pub(crate) fn turn(&mut self, token: u32) -> Turn<'_, B> {
-        Turn { token, time: self.marks[0], media: self.media.as_ref(), cache: &mut self.cache }
+    /// The turn of a session of one row in [`flamingo_model::Flamingo::forward_each`]; marks of its prompt are counted.
+    pub(crate) fn turn<'s>(&'s mut self, next: &'s Next) -> Turn<'s, B> {
+        let ids = next.ids();
+        let times = match next {
+            Next::Written(_) => self.marks.clone(),
+            Next::Prompt(_) => text_time(ids, ids.len(), self.engine.config.tokens.image, &self.marks),
+        };
+        self.marks = times.last().map_or_else(|| self.marks.clone(), |&time| vec![time]);
+        Turn { ids, times, media: self.media.as_ref(), cache: &mut self.cache }
     }
 
     /// Bytes of its keys and values.

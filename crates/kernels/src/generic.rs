@@ -151,11 +151,13 @@ pub(crate) fn attend_by_products<B: Kernels>(a: Attention<B>) -> FloatTensor<B> 
 
 pub(crate) fn attend_each<B: Kernels>(q: FloatTensor<B>, pasts: Vec<Past<B>>, scale: f64) -> FloatTensor<B> {
     let q: Tensor<B, 4> = tensor(q);
-    let each = pasts.into_iter().enumerate().map(|(text, past)| {
-        let q = q.clone().narrow(0, text, 1);
-        crate::attend(q, past.k, past.v, scale, past.hidden, past.bias)
+    let mut first = 0;
+    let each = pasts.into_iter().map(|past| {
+        let own = q.clone().narrow(2, first, past.queries);
+        first += past.queries;
+        crate::attend(own, past.k, past.v, scale, past.hidden, past.bias)
     });
-    primitive(Tensor::cat(each.collect(), 0))
+    primitive(Tensor::cat(each.collect(), 2))
 }
 
 /// `softmax(scale q kᵀ + bias, hidden = -inf)`; `hidden` has the scores' shape.

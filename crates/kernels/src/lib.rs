@@ -38,14 +38,16 @@ pub struct Attention<B: BackendTypes> {
     pub bias: Option<FloatTensor<B>>,
 }
 
-/// What one text's newest token looks at: keys and values of its own, `[1, heads, keys, dim]`, and what hides some.
+/// What some tokens of one text look at: keys and values of its own, `[1, heads, keys, dim]`, and what hides some.
 #[derive(Clone, Debug)]
 pub struct Past<B: Backend> {
+    /// How many tokens look: one query each.
+    pub queries: usize,
     /// Keys.
     pub k: Tensor<B, 4>,
     /// Values.
     pub v: Tensor<B, 4>,
-    /// True = not seen; broadcasts to `[1, heads, 1, keys]`.
+    /// True = not seen; broadcasts to `[1, heads, queries, keys]`.
     pub hidden: Option<Tensor<B, 4, Bool>>,
     /// Added to the scores; broadcasts like `hidden`.
     pub bias: Option<Tensor<B, 4>>,
@@ -138,8 +140,8 @@ pub trait Kernels: Backend {
         generic::attend::<Self>(attention)
     }
 
-    /// [`Kernels::attend`] for one query of each of several texts, `[texts, heads, 1, dim]`, with keys and values of its own:
-    /// each gets the numbers that it gets alone.
+    /// [`Kernels::attend`] for a few queries of each of several texts, one text after the other, `[1, heads, queries, dim]`, with
+    /// keys and values of its own: each text gets the numbers that it gets without the others.
     fn attend_each(q: FloatTensor<Self>, pasts: Vec<Past<Self>>, scale: f64) -> FloatTensor<Self> {
         generic::attend_each::<Self>(q, pasts, scale)
     }

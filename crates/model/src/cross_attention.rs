@@ -2,6 +2,8 @@
 //!
 //! Source: upstream `src/helpers.py`, `MaskedCrossAttention` and `GatedCrossAttentionBlock`.
 
+use std::ops::Range;
+
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 use flamingo_config::CrossAttentionConfig;
@@ -16,6 +18,9 @@ use crate::weight::Init;
 /// What some rows look at, as [`GatedCrossAttention::keys_values`] gives it, and who sees which part; `None` where there is
 /// no image.
 pub type Look<'a, B> = Option<(&'a KeysValues<B>, &'a Sight<B>)>;
+
+/// Tokens of a row, all of one text and each with a picture in sight; what they look at, and who sees which part.
+pub type Looking<'a, B> = (Range<usize>, &'a KeysValues<B>, &'a Sight<B>);
 
 /// Attention of text tokens to image latents.
 #[derive(Module, Debug)]
@@ -81,9 +86,10 @@ impl<B: Kernels> GatedCrossAttention<B> {
         self.feed_forward.gated(x, self.feed_forward_gate.val())
     }
 
-    /// The same for one token of each of several texts, `[texts, 1, d_model]`, which look at pictures of their own.
-    pub fn forward_each(&self, x: Tensor<B, 3>, looks: &[Look<B>]) -> Tensor<B, 3> {
-        let x = self.attention.gated_each(x, looks, self.attention_gate.val());
+    /// The same for tokens of several texts in a row, `[1, tokens, d_model]`: those in `looking`, which follow each other, look
+    /// at pictures of their own, the others at none.
+    pub fn forward_each(&self, x: Tensor<B, 3>, looking: &[Looking<B>]) -> Tensor<B, 3> {
+        let x = self.attention.gated_each(x, looking, self.attention_gate.val());
         self.feed_forward.gated(x, self.feed_forward_gate.val())
     }
 }
@@ -98,50 +104,57 @@ impl<B: Kernels> MaskedCrossAttention<B> {
         }
     }
 
-    /// The same for one token of each of several texts.
-    fn gated_each(&self, x: Tensor<B, 3>, looks: &[Look<B>], gate: Tensor<B, 1>) -> Tensor<B, 3> {
-        let part = |x: &Tensor<B, 3>, i: usize| x.clone().narrow(0, i, 1);
-        // A token that sees no picture yet stays as it is, as one without any.
-        let looks: Vec<Look<B>> = looks.iter().map(|look| look.filter(|(_, sight)| sight.sees.is_none())).collect();
-        let looking: Vec<usize> = (0..looks.len()).filter(|&i| looks[i].is_some()).collect();
-        if looking.is_empty() {
+    /// The same for tokens of several texts in a row. Those that see no picture stay as they are.
+    fn gated_each(&self, x: Tensor<B, 3>, looking: &[Looking<B>], gate: Tensor<B, 1>) -> Tensor<B, 3> {
+        let part = |x: &Tensor<B, 3>, tokens: Range<usize>| x.clone().narrow(1, tokens.start, tokens.len());
+        let (tokens, count) = (x.dims()[1], looking.iter().map(|(own, ..)| own.len()).sum::<usize>());
+        if count == 0 {
             return x;
         }
-        let own = match looking.len() == looks.len() {
+        let own = match count == tokens {
             true => x.clone(),
-            false => Tensor::cat(looking.iter().map(|&i| part(&x, i)).collect(), 0),
+            false => Tensor::cat(looking.iter().map(|(own, ..)| part(&x, own.clone())).collect(), 1),
         };
-        let seen = self.each_seen(self.queries(own.clone()), looks.iter().flatten());
+        let seen = self.each_seen(self.queries(own.clone()), looking);
         let own = self.to_out.gated(seen, own, gate);
-        if looking.len() == looks.len() {
+        if count == tokens {
             return own;
         }
-        let mut looked = 0..looking.len();
-        let row = |(i, look): (usize, &Look<B>)| match look {
-            Some(_) => part(&own, looked.next().expect("a row for each that looks")),
-            None => part(&x, i),
-        };
-        Tensor::cat(looks.iter().enumerate().map(row).collect(), 0)
+        // Back among the others.
+        let (mut parts, mut at, mut looked) = (Vec::new(), 0, 0);
+        for (range, ..) in looking {
+            if at < range.start {
+                parts.push(part(&x, at..range.start));
+            }
+            parts.push(part(&own, looked..looked + range.len()));
+            (at, looked) = (range.end, looked + range.len());
+        }
+        if at < tokens {
+            parts.push(part(&x, at..tokens));
+        }
+        Tensor::cat(parts, 1)
     }
 
-    /// What a query of each of several texts sees, `[texts, 1, heads * dim_head]`.
-    fn each_seen<'a>(
-        &self,
-        queries: Tensor<B, 3>,
-        looks: impl Iterator<Item = &'a (&'a KeysValues<B>, &'a Sight<B>)> + Clone,
-    ) -> Tensor<B, 3> {
+    /// What queries of several texts see, `[1, queries, heads * dim_head]`.
+    fn each_seen(&self, queries: Tensor<B, 3>, looking: &[Looking<B>]) -> Tensor<B, 3> {
         let mut q = split_heads(queries, self.heads);
-        if looks.clone().any(|(_, sight)| sight.sharp.is_some()) {
-            let own = |(i, (_, sight)): (usize, &(_, &Sight<B>))| sharpened(q.clone().narrow(0, i, 1), sight);
-            q = Tensor::cat(looks.clone().enumerate().map(own).collect(), 0);
+        if looking.iter().any(|(.., sight)| sight.sharp.is_some()) {
+            let mut first = 0;
+            let own = looking.iter().map(|(tokens, _, sight)| {
+                let own = q.clone().narrow(2, first, tokens.len());
+                first += tokens.len();
+                sharpened(own, sight)
+            });
+            q = Tensor::cat(own.collect(), 2);
         }
-        let past = |([k, v], sight): &(&KeysValues<B>, &Sight<B>)| Past {
+        let past = |(tokens, [k, v], sight): &Looking<B>| Past {
+            queries: tokens.len(),
             k: k.clone(),
             v: v.clone(),
             hidden: sight.hidden.clone(),
             bias: None,
         };
-        merge_heads(attend_each(q, looks.map(past).collect(), self.scale()))
+        merge_heads(attend_each(q, looking.iter().map(past).collect(), self.scale()))
     }
 
     /// `[rows, tokens, heads * dim_head]`.

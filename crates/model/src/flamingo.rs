@@ -53,13 +53,13 @@ pub struct Flamingo<B: Backend> {
 
 /// A text's turn in [`Flamingo::forward_each`].
 pub struct Turn<'a, B: Backend> {
-    /// The token that comes next.
-    pub token: u32,
-    /// How many `<image>` marks the text has seen, this token counted: where it looks.
-    pub time: usize,
-    /// Its pictures.
+    /// The tokens that come next.
+    pub ids: &'a [u32],
+    /// For each of them, how many `<image>` marks the text has seen, itself counted: where it looks.
+    pub times: Vec<usize>,
+    /// The text's pictures.
     pub media: Option<&'a Media<B>>,
-    /// The text before the token, one row.
+    /// The text before these tokens, one row.
     pub cache: &'a mut Cache<B>,
 }
 
@@ -237,33 +237,46 @@ impl<B: Kernels> Flamingo<B> {
         product(of_latents, made_of.cast(DType::F32)).swap_dims(0, 1).unsqueeze()
     }
 
-    /// One token more in each of several texts, each at its own place: hidden states `[texts, 1, d_model]`. Linear layers
-    /// take all texts together; each text's attention is computed as if it were alone, so that up to
-    /// [`Kernels::ROWS_ALIKE`] texts get the very numbers that they get by themselves.
+    /// A few tokens more in each of several texts, each at its own place: hidden states of all, one text after the other,
+    /// `[1, tokens, d_model]`. Linear layers take all tokens together; each text's attention is computed as if it were alone, so
+    /// that up to [`Kernels::ROWS_ALIKE`] tokens get the very numbers that they get without the other texts.
     pub fn forward_each(&self, turns: &mut [Turn<B>]) -> Tensor<B, 3> {
-        let seen: Vec<usize> = turns.iter().map(|turn| turn.cache.kept()[0]).collect();
-        let ids: Vec<u32> = turns.iter().map(|turn| turn.token).collect();
-        let mut x = self.embed(&Text::after(&seen, ids, vec![true; turns.len()]));
-        let rotary = Rotary::new(self.decoder.architecture(), turns.iter().map(|turn| turn.cache.len()), &x);
+        let ids: Vec<u32> = turns.iter().flat_map(|turn| turn.ids).copied().collect();
+        let positions = turns.iter().flat_map(|turn| (turn.cache.kept()[0] as u32..).take(turn.ids.len())).collect();
+        let places: Vec<usize> = turns.iter().flat_map(|turn| (turn.cache.len()..).take(turn.ids.len())).collect();
+        let width = ids.len();
+        let text = Text { rows: 1, width, ids, keep: vec![true; width], positions, upstream_padding: false };
+        let mut x = self.embed(&text);
+
+        let architecture = self.decoder.architecture();
+        let rotary = Rotary::new(architecture, places.into_iter(), &x);
         let mut conditions = Vec::with_capacity(turns.len());
+        let mut first = 0;
         for turn in turns.iter_mut() {
-            let start = turn.cache.len();
-            turn.cache.announce(&[true], 1);
-            let context = Context::masks(self.decoder.architecture(), turn.cache.keep(), start, 1, false, &x);
-            let sight = turn.media.map(|media| {
-                let only_immediate = self.only_attend_immediate_media;
-                Sight::new(&[turn.time], 1, media.images, media.num_latents, only_immediate, &x)
+            let (start, count) = (turn.cache.len(), turn.ids.len());
+            turn.cache.announce(&vec![true; count], count);
+            let context = Context::masks(architecture, turn.cache.keep(), start, count, false, &x);
+            // Marks come in order: what sees nothing stands before the first.
+            let blind = turn.times.iter().take_while(|&&time| time == 0).count();
+            let media = turn.media.filter(|_| blind < count);
+            let looking = media.map(|media| {
+                let (times, only_immediate) = (&turn.times[blind..], self.only_attend_immediate_media);
+                let sight = Sight::new(times, 1, media.images, media.num_latents, only_immediate, &x);
+                (first + blind..first + count, media, sight)
             });
-            conditions.push((context, sight, turn.media));
+            conditions.push((context, looking));
+            first += count;
         }
         let each = turns.iter_mut().zip(&conditions);
-        let texts = each.map(|(turn, (context, ..))| (context, &mut *turn.cache)).collect();
+        let texts = each.map(|(turn, (context, _))| (turn.ids.len(), context, &mut *turn.cache)).collect();
         let mut past = Past::Each { rotary: rotary.as_ref(), texts };
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             if let Some(cross_attention) = &self.cross_attention[i] {
-                let looks: Vec<_> =
-                    conditions.iter().map(|(_, sight, media)| look(i, *media, sight.as_ref())).collect();
-                x = cross_attention.forward_each(x, &looks);
+                let looking = conditions.iter().filter_map(|(_, looking)| {
+                    let (tokens, media, sight) = looking.as_ref()?;
+                    Some((tokens.clone(), media.layers[i].as_ref()?, sight))
+                });
+                x = cross_attention.forward_each(x, &looking.collect::<Vec<_>>());
             }
             x = block.forward(x, &mut past);
         }

@@ -25,13 +25,13 @@ mod weight;
 
 pub use cache::Cache;
 pub use contrastive::Contrastive;
-pub use cross_attention::{GatedCrossAttention, Look, MaskedCrossAttention};
+pub use cross_attention::{GatedCrossAttention, Look, Looking, MaskedCrossAttention};
 pub use decoder::{Block, Decoder};
 pub use embedding::TokenEmbedding;
 pub use flamingo::{Conditions, Flamingo, Observe, Point, Turn, ignore};
 pub use linear::{FeedForward, Linear};
 pub use loss::{IGNORE, next_token_loss, next_token_loss_of_hidden};
-pub use media::{KeysValues, Media, Sight};
+pub use media::{KeysValues, Media, Sight, text_time};
 pub use norm::Norm;
 pub use resampler::Resampler;
 pub use text::Text;

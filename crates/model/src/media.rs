@@ -64,7 +64,7 @@ impl<B: Backend> Media<B> {
 /// ```
 ///
 /// `seen[row]` marks came before this text (0 at the start of a sequence).
-pub(crate) fn text_time(ids: &[u32], width: usize, image: u32, seen: &[usize]) -> Vec<usize> {
+pub fn text_time(ids: &[u32], width: usize, image: u32, seen: &[usize]) -> Vec<usize> {
     let mut time = Vec::with_capacity(ids.len());
     for (row, &before) in ids.chunks(width).zip(seen) {
         let mut now = before;

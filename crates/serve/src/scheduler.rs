@@ -1,16 +1,15 @@
 //! The thread that the model belongs to. It takes requests from the queue, reads their prompts, and continues all of them
-//! together, a token each at a time.
+//! together, a token each at a time. The last tokens of prompts are read beside the texts that go on.
 //!
 //! What a request gets does not depend on the others: texts are decoded with the numbers of each alone
 //! ([`flamingo_engine::Batch`]), each samples from a stream of its own, and a prompt is read in the same pieces whether its
 //! beginning is remembered or not.
 
-use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use flamingo_data::Interleaved;
-use flamingo_engine::{Array, Batch, Seat, SessionOptions, Text};
+use flamingo_engine::{Array, Batch, Next, Seat, SessionOptions};
 use flamingo_generate::{GenerationConfig, SequenceScore, log_softmax};
 use flamingo_zoo::{Finish, Latents, Model, View, Writing, ZooError};
 use sha2::{Digest, Sha256};
@@ -167,10 +166,27 @@ struct Scheduler<'m> {
 struct Request<'m> {
     events: mpsc::UnboundedSender<Event>,
     deadline: Instant,
+    /// What it asks for, until its prompt is read.
+    unread: Option<Unread>,
     lanes: Vec<Lane<'m>>,
     logprobs: Option<usize>,
     stats: Stats,
+    /// When its prompt was read, or is begun to be.
     read: Instant,
+}
+
+/// A prompt that is read up to its last tokens.
+struct Unread {
+    completion: Completion,
+    seat: Seat,
+    /// How many tokens are read.
+    read: usize,
+}
+
+impl Unread {
+    fn next(&self) -> (Seat, Next<'_>) {
+        (self.seat, Next::Prompt(&self.completion.prompt.ids[self.read..]))
+    }
 }
 
 /// One continuation.
@@ -212,11 +228,17 @@ impl<'m> Scheduler<'m> {
 
     /// Whether there is room for a request's continuations; there always is beside none.
     fn fits(&self, job: &Job) -> bool {
-        let lanes: usize = self.running.iter().map(|request| request.lanes.len()).sum();
+        let lanes = self.lanes();
         match &job.work {
             Work::Complete { completion, .. } => lanes == 0 || lanes + completion.n <= self.scheduling.max_batch,
             _ => true,
         }
+    }
+
+    /// Continuations that are being written, or will be once their prompts are read.
+    fn lanes(&self) -> usize {
+        let of = |request: &Request| request.unread.as_ref().map_or(request.lanes.len(), |unread| unread.completion.n);
+        self.running.iter().map(of).sum()
     }
 
     fn begin(&mut self, job: Job) {
@@ -233,9 +255,18 @@ impl<'m> Scheduler<'m> {
             Work::Attend { answer, .. } if late => drop(answer.send(Err(too_late()))),
             Work::Complete { events, .. } if events.is_closed() => self.scheduling.metrics.cancelled(),
             Work::Complete { completion, events } => {
-                match self.read(&completion.prompt, completion.settings.max_new_tokens) {
-                    Ok((seat, logits, stats)) => {
-                        self.launch(completion, events, deadline, seat, logits, Stats { queue, ..stats })
+                match self.begun(&completion.prompt, completion.settings.max_new_tokens) {
+                    Ok((seat, read, stats)) => {
+                        let logprobs = completion.logprobs;
+                        self.running.push(Request {
+                            events,
+                            deadline,
+                            unread: Some(Unread { completion, seat, read }),
+                            lanes: Vec::new(),
+                            logprobs,
+                            stats: Stats { queue, ..stats },
+                            read: Instant::now(),
+                        });
                     }
                     Err(e) => drop(events.send(Event::Failed(refused(e)))),
                 }
@@ -254,8 +285,9 @@ impl<'m> Scheduler<'m> {
         }
     }
 
-    /// Reads a prompt: a seat, the logits that follow, and what it took.
-    fn read(&mut self, prompt: &Prompt, new_tokens: usize) -> Result<(Seat, Vec<f32>, Stats), ZooError> {
+    /// Begins to read a prompt: a seat, how many tokens are read there, and what that took. Its last tokens are left, a few at
+    /// most.
+    fn begun(&mut self, prompt: &Prompt, new_tokens: usize) -> Result<(Seat, usize, Stats), ZooError> {
         let mut stats = Stats {
             prompt: prompt.text.clone(),
             pictures: prompt.images.len(),
@@ -266,10 +298,10 @@ impl<'m> Scheduler<'m> {
         let latents = self.look(&prompt.images, &mut stats)?;
         stats.images = started.elapsed();
         let started = Instant::now();
-        let (seat, logits) = self.read_seen(prompt, &latents, new_tokens, &mut stats)?;
+        let (seat, read) = self.begun_seen(prompt, &latents, new_tokens, &mut stats)?;
         stats.prefill = started.elapsed();
         self.scheduling.metrics.read(&stats);
-        Ok((seat, logits, stats))
+        Ok((seat, read, stats))
     }
 
     /// Latents of a prompt's pictures; those that are not remembered are looked at, one by one, so that their numbers do not
@@ -301,61 +333,81 @@ impl<'m> Scheduler<'m> {
         self.scheduling.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads a prompt in two pieces: its demonstrations, which other prompts may share, and the rest.
-    fn read_seen(
+    /// [`Scheduler::begun`] of a prompt whose pictures were looked at. A prompt has two pieces: its demonstrations, which other
+    /// prompts may share, and the rest.
+    fn begun_seen(
         &mut self,
         prompt: &Prompt,
         latents: &[Latents],
         new_tokens: usize,
         stats: &mut Stats,
-    ) -> Result<(Seat, Vec<f32>), ZooError> {
+    ) -> Result<(Seat, usize), ZooError> {
         let tokens = &self.model.config().tokens;
         let ids = &prompt.ids;
-        let whole = SessionOptions { reserve: ids.len() + new_tokens, upstream_compat: false };
         let shared = ids[..ids.len() - 1].iter().rposition(|&id| id == tokens.endofchunk).map_or(0, |last| last + 1);
-        if shared == 0 {
-            let read = self.batch.read(&row(ids), media(self.model, latents).as_ref(), whole)?;
-            return Ok(read);
-        }
         let shown = ids[..shared].iter().filter(|&&id| id == tokens.image).count();
-        let key = key_of(&ids[..shared], &prompt.images[..shown]);
-        let seat = match self.prefixes.get(&key) {
-            Some(&prefix) => {
-                stats.cached_tokens = shared;
-                self.batch.fork(prefix)?
+        let seat = match shared {
+            0 => {
+                let reserve = ids.len() + new_tokens;
+                self.batch.open(None, SessionOptions { reserve, upstream_compat: false })?
             }
-            None => {
-                let options = SessionOptions { reserve: shared, upstream_compat: false };
-                let (prefix, _) =
-                    self.batch.read(&row(&ids[..shared]), media(self.model, &latents[..shown]).as_ref(), options)?;
-                let seat = self.batch.fork(prefix)?;
-                for gone in self.prefixes.put(key, prefix, self.batch.bytes(prefix)) {
-                    self.batch.leave(gone);
-                }
-                self.scheduling.metrics.prefixes(self.prefixes.bytes());
-                seat
-            }
+            _ => self.after(&ids[..shared], &prompt.images[..shown], &latents[..shown], stats)?,
         };
-        let rest = self.batch.session(seat)?;
-        let read = match media(self.model, &latents[shown..]) {
-            Some(media) => rest.show(&media),
-            None => Ok(()),
-        };
-        match read.and_then(|()| rest.go_on(ids[shared..].to_vec())) {
-            Ok(logits) => Ok((seat, logits)),
-            Err(e) => {
-                self.batch.leave(seat);
-                Err(e.into())
-            }
+        let read = self.read_on(seat, &ids[shared..], &latents[shown..]);
+        read.map(|read| (seat, shared + read)).inspect_err(|_| self.batch.leave(seat))
+    }
+
+    /// Shows the last pictures of a prompt and reads its last tokens up to a few. Returns how many were read.
+    fn read_on(&mut self, seat: Seat, rest: &[u32], latents: &[Latents]) -> Result<usize, ZooError> {
+        if let Some(latents) = media(self.model, latents) {
+            self.batch.session(seat)?.show(&latents)?;
         }
+        if rest.len() <= self.batch.few() {
+            return Ok(0);
+        }
+        let (first, _) = rest.split_at(rest.len() - 1);
+        self.batch.step(&[(seat, Next::Prompt(first))])?;
+        Ok(first.len())
+    }
+
+    /// A seat that goes on after a beginning, which is read where it is not remembered.
+    fn after(
+        &mut self,
+        ids: &[u32],
+        images: &[Image],
+        latents: &[Latents],
+        stats: &mut Stats,
+    ) -> Result<Seat, ZooError> {
+        let key = key_of(ids, images);
+        if let Some(&prefix) = self.prefixes.get(&key) {
+            stats.cached_tokens = ids.len();
+            return Ok(self.batch.fork(prefix)?);
+        }
+        let options = SessionOptions { reserve: ids.len(), upstream_compat: false };
+        let prefix = self.batch.open(media(self.model, latents).as_ref(), options)?;
+        if let Err(e) = self.batch.step(&[(prefix, Next::Prompt(ids))]) {
+            self.batch.leave(prefix);
+            return Err(e.into());
+        }
+        let seat = self.batch.fork(prefix)?;
+        for gone in self.prefixes.put(key, prefix, self.batch.bytes(prefix)) {
+            self.batch.leave(gone);
+        }
+        self.scheduling.metrics.prefixes(self.prefixes.bytes());
+        Ok(seat)
     }
 
     fn score(&mut self, prompt: &Prompt, candidates: &[Vec<u32>]) -> Result<(Vec<SequenceScore>, Stats), ZooError> {
         let longest = candidates.iter().map(Vec::len).max().unwrap_or(0);
-        let (seat, logits, mut stats) = self.read(prompt, longest)?;
+        let (seat, read, mut stats) = self.begun(prompt, longest)?;
+        let reading = Instant::now();
+        let scores = self.batch.step(&[(seat, Next::Prompt(&prompt.ids[read..]))]).and_then(|logits| {
+            stats.prefill += reading.elapsed();
+            Ok((logits, self.batch.session(seat)?))
+        });
         let started = Instant::now();
-        let scores = match self.batch.session(seat) {
-            Ok(session) => self.model.scores(session, logits, 1, prompt.ids.len(), candidates),
+        let scores = match scores {
+            Ok((logits, session)) => self.model.scores(session, logits, 1, prompt.ids.len(), candidates),
             Err(e) => Err(e.into()),
         };
         self.batch.leave(seat);
@@ -363,19 +415,11 @@ impl<'m> Scheduler<'m> {
         Ok((scores?.swap_remove(0), stats))
     }
 
-    /// Begins the continuations of a prompt that was read.
-    fn launch(
-        &mut self,
-        completion: Completion,
-        events: mpsc::UnboundedSender<Event>,
-        deadline: Instant,
-        seat: Seat,
-        logits: Vec<f32>,
-        stats: Stats,
-    ) {
-        let Completion { prompt, settings, n, first, stops, logprobs } = completion;
-        let mut request =
-            Request { events, deadline, lanes: Vec::with_capacity(n), logprobs, stats, read: Instant::now() };
+    /// Begins the continuations of a request whose prompt is read.
+    fn launch(&mut self, request: &mut Request<'m>, unread: Unread, logits: &[f32]) {
+        let Unread { completion: Completion { prompt, settings, n, first, stops, .. }, seat, .. } = unread;
+        request.stats.prefill += request.read.elapsed();
+        request.read = Instant::now();
         for index in 0..n {
             let writing = Writing::new(self.model, prompt.ids.clone(), &settings, stops.clone(), index);
             let lane = writing.and_then(|writing| {
@@ -385,36 +429,37 @@ impl<'m> Scheduler<'m> {
             match lane {
                 Ok(lane) => request.lanes.push(lane),
                 Err(e) => {
-                    self.drop_lanes(&request);
                     self.batch.leave(seat);
-                    drop(request.events.send(Event::Failed(refused(e))));
+                    request.fail(refused(e));
                     return;
                 }
             }
         }
-        let all = logits.repeat(n);
-        self.advance(&mut request, all);
-        self.running.push(request);
-        self.sweep();
+        self.advance(request, logits.repeat(n));
     }
 
-    /// Every text that is being written gets its next token.
+    /// Every text that is being written gets its next token, and every prompt that was begun its last.
     fn step(&mut self) {
         self.sweep();
-        let next: Vec<(Seat, u32)> = self.running.iter().flat_map(Request::next).collect();
+        let next: Vec<(Seat, Next)> = self.running.iter().flat_map(Request::next).collect();
         if next.is_empty() {
             return;
         }
-        let started = Instant::now();
-        match self.batch.step(&next) {
+        let (count, started) = (next.len(), Instant::now());
+        let stepped = self.batch.step(&next);
+        drop(next);
+        let mut running = std::mem::take(&mut self.running);
+        match stepped {
             Ok(logits) => {
-                self.scheduling.metrics.stepped(next.len(), started.elapsed());
-                let vocab = logits.len() / next.len();
+                self.scheduling.metrics.stepped(count, started.elapsed());
+                let vocab = logits.len() / count;
                 let mut rest = &logits[..];
-                let mut running = std::mem::take(&mut self.running);
                 for request in &mut running {
                     let (own, others) = rest.split_at(request.next().count() * vocab);
-                    self.advance(request, own.to_vec());
+                    match request.unread.take() {
+                        Some(unread) => self.launch(request, unread, own),
+                        None => self.advance(request, own.to_vec()),
+                    }
                     rest = others;
                 }
                 self.running = running;
@@ -422,9 +467,9 @@ impl<'m> Scheduler<'m> {
             Err(e) => {
                 let refusal = refused(e.into());
                 tracing::error!(error = refusal.detail.message, "a step failed");
-                for request in std::mem::take(&mut self.running) {
-                    self.drop_lanes(&request);
-                    let _ = request.events.send(Event::Failed(refusal.clone()));
+                for mut request in running {
+                    self.leave(&mut request);
+                    request.fail(refusal.clone());
                 }
             }
         }
@@ -438,8 +483,7 @@ impl<'m> Scheduler<'m> {
         for (i, logits) in going.into_iter().zip(logits.chunks_mut(vocab)) {
             let lane = &mut request.lanes[i];
             if let Err(refusal) = lane.advance(logits, request.logprobs, &request.events, self.model) {
-                let _ = request.events.send(Event::Failed(refusal));
-                request.lanes.iter_mut().for_each(|lane| lane.ended = true);
+                request.fail(refusal);
                 return;
             }
             request.stats.new_tokens += 1;
@@ -454,14 +498,16 @@ impl<'m> Scheduler<'m> {
         running.retain_mut(|request| {
             if request.events.is_closed() {
                 self.scheduling.metrics.cancelled();
-                self.drop_lanes(request);
+                self.leave(request);
                 return false;
             }
             if now > request.deadline {
-                let refusal = Refusal::timeout("the answer took longer than a request may take");
-                let _ = request.events.send(Event::Failed(refusal));
-                self.drop_lanes(request);
+                request.fail(Refusal::timeout("the answer took longer than a request may take"));
+                self.leave(request);
                 return false;
+            }
+            if request.unread.is_some() {
+                return true;
             }
             let (ended, going): (Vec<_>, Vec<_>) = request.lanes.drain(..).partition(|lane| lane.ended);
             ended.iter().for_each(|lane| self.batch.leave(lane.seat));
@@ -473,20 +519,28 @@ impl<'m> Scheduler<'m> {
             !request.lanes.is_empty()
         });
         self.running = running;
-        self.scheduling.metrics.running(self.running.iter().map(|request| request.lanes.len()).sum());
+        self.scheduling.metrics.running(self.lanes());
     }
 
-    fn drop_lanes(&mut self, request: &Request) {
-        let seats: HashSet<Seat> = request.lanes.iter().map(|lane| lane.seat).collect();
-        seats.into_iter().for_each(|seat| self.batch.leave(seat));
+    /// Empties the seats of a request.
+    fn leave(&mut self, request: &mut Request) {
+        let unread = request.unread.take().map(|unread| unread.seat);
+        request.lanes.drain(..).map(|lane| lane.seat).chain(unread).for_each(|seat| self.batch.leave(seat));
     }
 }
 
 impl Request<'_> {
-    /// The seats that go on, and the tokens that they go on with.
-    fn next(&self) -> impl Iterator<Item = (Seat, u32)> {
+    /// The seats that go on, and what they go on with.
+    fn next(&self) -> impl Iterator<Item = (Seat, Next<'_>)> {
         let going = self.lanes.iter().filter(|lane| !lane.ended);
-        going.filter_map(|lane| Some((lane.seat, *lane.writing.ids().last()?)))
+        let written = going.filter_map(|lane| Some((lane.seat, Next::Written(*lane.writing.ids().last()?))));
+        self.unread.iter().map(Unread::next).chain(written)
+    }
+
+    /// Says why there will be no more of it.
+    fn fail(&mut self, refusal: Refusal) {
+        let _ = self.events.send(Event::Failed(refusal));
+        self.lanes.iter_mut().for_each(|lane| lane.ended = true);
     }
 }
 
@@ -543,10 +597,6 @@ impl Likely {
     fn of(self, id: u32) -> TokenProbability {
         TokenProbability { id, log_prob: self.all[id as usize], top: self.top }
     }
-}
-
-fn row(ids: &[u32]) -> Text {
-    Text::new(1, ids.to_vec(), vec![true; ids.len()])
 }
 
 /// Pictures of one text as the engine takes them.

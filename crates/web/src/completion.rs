@@ -1,6 +1,6 @@
 //! Continuations of a prompt, token by token.
 
-use flamingo_engine::{Batch, Seat, SessionOptions};
+use flamingo_engine::{Batch, Next, Seat, SessionOptions};
 use flamingo_generate::log_softmax;
 use flamingo_zoo::{Finish, Writing};
 use serde_json::{Map, Value};
@@ -16,7 +16,7 @@ pub struct Completion<'a> {
     batch: Box<dyn Batch + 'a>,
     texts: Vec<Text<'a>>,
     /// Tokens that were chosen and not read yet.
-    next: Vec<(Seat, u32)>,
+    next: Vec<(Seat, Next<'static>)>,
     /// How many alternatives are told for each token, if any.
     alternatives: Option<usize>,
     id: String,
@@ -72,7 +72,8 @@ impl<'a> Completion<'a> {
         let start = Instant::now();
         let mut batch = model.engine().batch();
         let options = SessionOptions { reserve: prompt_tokens + settings.max_new_tokens, ..SessionOptions::default() };
-        let (first, logits) = batch.read(&text, latents.as_ref(), options)?;
+        let first = batch.open(latents.as_ref(), options)?;
+        let logits = batch.step(&[(first, Next::Prompt(&text.ids))])?;
         let mut texts = Vec::with_capacity(count);
         for index in 0..count {
             texts.push(Text {
@@ -115,7 +116,7 @@ impl<'a> Completion<'a> {
             let piece = self.choose(index)?;
             let text = &self.texts[index];
             if !text.ended() {
-                self.next.extend(text.writing.ids().last().map(|&token| (text.seat, token)));
+                self.next.extend(text.writing.ids().last().map(|&token| (text.seat, Next::Written(token))));
             }
             if !piece.is_empty() {
                 let choice = Choice { index, text: piece, finish_reason: None, logprobs: None };

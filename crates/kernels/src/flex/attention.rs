@@ -94,12 +94,12 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What the only query of one of several texts looks at; `q` is all of theirs, `[texts, heads, 1, dim]`.
-    fn of_text(a: &'a Attention<Flex>, text: usize) -> Self {
-        let ([_, heads, queries, dim], keys) = (a.q.shape().dims(), a.k.shape()[2]);
+    /// What some queries of one of several texts look at; `q` is all of theirs, `[1, heads, queries, dim]`.
+    fn of_text(a: &'a Attention<Flex>, queries: Range<usize>) -> Self {
+        let ([_, heads, _, dim], keys) = (a.q.shape().dims(), a.k.shape()[2]);
         let mut q = Heads::new(a.q.storage(), a.q.layout(), a.q.shape().dims());
-        q.start = q.at(text, 0, 0);
-        Self::of(a, q, [1, heads, queries, keys], dim)
+        q.start = q.at(0, 0, queries.start);
+        Self::of(a, q, [1, heads, queries.len(), keys], dim)
     }
 
     /// The keys that any of `count` queries from `first` on sees: from the first to after the last. Text looks back only,
@@ -201,14 +201,14 @@ impl Output {
 }
 
 impl Places {
-    /// The only row of a head.
+    /// A row of a head.
     ///
     /// # Safety
     /// Nobody else reads or writes it while it is held.
     #[allow(clippy::mut_from_ref)]
-    unsafe fn row(&self, batch: usize, head: usize, dim: usize) -> &mut [f32] {
-        // SAFETY: batch and head are those of the shape, whose values are initialised; the rest is the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.matrix(batch, head, 0).start, dim) }
+    unsafe fn row(&self, batch: usize, head: usize, row: usize, dim: usize) -> &mut [f32] {
+        // SAFETY: batch, head and row are those of the shape, whose values are initialised; the rest is the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.matrix(batch, head, row).start, dim) }
     }
 
     fn matrix(&self, batch: usize, head: usize, row: usize) -> Matrix {
@@ -232,7 +232,7 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
     let places = out.places();
     if one_query {
         // SAFETY: each head writes a row of its own.
-        work.each_head(|batch, head| see(&work, batch, head, unsafe { places.row(batch, head, dim) }));
+        work.each_head(|batch, head| see(&work, batch, head, 0, unsafe { places.row(batch, head, 0, dim) }));
         return out.finished();
     }
     let arch = Arch::new();
@@ -254,24 +254,35 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
     out.finished()
 }
 
-/// What one query of each of several texts sees, `[texts, heads, 1, dim]`.
+/// What a few queries of each of several texts see, `[1, heads, queries, dim]`.
 pub(super) fn forward_each(q: FlexTensor, pasts: Vec<Past<Flex>>, scale: f64) -> FlexTensor {
-    let [texts, heads, queries, dim] = q.shape().dims();
-    assert_eq!([texts, 1], [pasts.len(), queries], "one query and one past for each text");
-    let attention = |Past { k, v, hidden, bias }: Past<Flex>| {
+    let [batch, heads, queries, dim] = q.shape().dims();
+    assert_eq!(
+        [batch, queries],
+        [1, pasts.iter().map(|past| past.queries).sum()],
+        "queries of one row, as many as look"
+    );
+    let mut first = 0;
+    let attention = |Past { queries, k, v, hidden, bias }: Past<Flex>| {
+        let own = first..first + queries;
+        first = own.end;
         let [k, v] = [k, v].map(primitive);
         let hidden = hidden.map(Tensor::into_primitive);
-        in_rows(Attention { q: q.clone(), k, v, scale, hidden, bias: bias.map(primitive) })
+        (own, in_rows(Attention { q: q.clone(), k, v, scale, hidden, bias: bias.map(primitive) }))
     };
-    let attentions: Vec<Attention<Flex>> = pasts.into_iter().map(attention).collect();
-    let works: Vec<Work> = attentions.iter().enumerate().map(|(text, a)| Work::of_text(a, text)).collect();
-    let mut out = Output::new([texts, heads, 1, dim]);
+    let attentions: Vec<(Range<usize>, Attention<Flex>)> = pasts.into_iter().map(attention).collect();
+    let works: Vec<Work> = attentions.iter().map(|(own, a)| Work::of_text(a, own.clone())).collect();
+    // Whose query each is, and which of its text's.
+    let owners: Vec<(usize, usize)> =
+        works.iter().enumerate().flat_map(|(text, work)| (0..work.queries).map(move |query| (text, query))).collect();
+    let mut out = Output::new([1, heads, queries, dim]);
     let places = out.places();
-    let effort = works.iter().map(|work| work.keys * dim).sum::<usize>() / texts.max(1);
-    each_unit(texts * heads, effort, |i| {
-        let (text, head) = (i / heads, i % heads);
-        // SAFETY: each head of each text writes a row of its own.
-        see(&works[text], 0, head, unsafe { places.row(text, head, dim) });
+    let effort = works.iter().map(|work| work.queries * work.keys * dim).sum::<usize>() / queries.max(1);
+    each_unit(queries * heads, effort, |i| {
+        let (row, head) = (i / heads, i % heads);
+        let (text, query) = owners[row];
+        // SAFETY: each head of each query writes a row of its own.
+        see(&works[text], 0, head, query, unsafe { places.row(0, head, row, dim) });
     });
     out.finished()
 }
@@ -282,14 +293,14 @@ fn in_rows(a: Attention<Flex>) -> Attention<Flex> {
     Attention { q, k, v, ..a }
 }
 
-/// What the only query of a head sees, `[dim]`, into zeros.
-fn see(work: &Work, batch: usize, head: usize, out: &mut [f32]) {
-    let seen = work.seen(batch, head, 0, 1);
+/// What one query of a head sees, `[dim]`, into zeros.
+fn see(work: &Work, batch: usize, head: usize, query: usize, out: &mut [f32]) {
+    let seen = work.seen(batch, head, query, 1);
     if seen.is_empty() {
         return;
     }
     let mut weights = vec![0.0f32; seen.len()];
-    run(OneRow { work, batch, head, first: seen.start, weights: &mut weights, out });
+    run(OneRow { work, batch, head, query, first: seen.start, weights: &mut weights, out });
 }
 
 /// A query and the keys that it sees, one after the other.
@@ -297,6 +308,7 @@ struct OneRow<'a> {
     work: &'a Work<'a>,
     batch: usize,
     head: usize,
+    query: usize,
     /// The first key.
     first: usize,
     /// One for each key.
@@ -307,8 +319,9 @@ struct OneRow<'a> {
 impl lanes::Work for OneRow<'_> {
     #[inline(always)]
     unsafe fn with<L: Lanes>(self) {
-        let Self { work, batch, head, first, weights, out } = self;
-        let [q, k, v] = [(&work.q, 0), (&work.k, first), (&work.v, first)].map(|(x, row)| x.matrix(batch, head, row));
+        let Self { work, batch, head, query, first, weights, out } = self;
+        let [q, k, v] =
+            [(&work.q, query), (&work.k, first), (&work.v, first)].map(|(x, row)| x.matrix(batch, head, row));
         // SAFETY: queries, keys and values have rows of `dim` numbers that lie together, and so has `out`; there is a key and a
         // value for each weight.
         unsafe {
@@ -323,7 +336,7 @@ impl lanes::Work for OneRow<'_> {
                 *score = dots::<1, L>(q.start, k.at(key, 0), k.row, work.dim)[0] * work.scale;
                 key += 1;
             }
-            work.mask(batch, head, 0, first, weights);
+            work.mask(batch, head, query, first, weights);
             math::softmax(weights);
             let mut column = 0;
             while column + 2 * L::COUNT <= work.dim {
@@ -511,7 +524,10 @@ mod tests {
                 let total: f64 = scores.iter().sum();
                 for way in ways() {
                     let (mut weights, mut out) = (vec![0.0; keys - first], vec![0.0; dim]);
-                    run_as(way, OneRow { work: &work, batch: 0, head, first, weights: &mut weights, out: &mut out });
+                    run_as(
+                        way,
+                        OneRow { work: &work, batch: 0, head, query: 0, first, weights: &mut weights, out: &mut out },
+                    );
                     for (column, found) in out.iter().enumerate() {
                         let values = (first..keys).map(|key| row(&all_v, key)[column]);
                         let wanted: f64 = scores.iter().zip(values).map(|(score, value)| score / total * value).sum();

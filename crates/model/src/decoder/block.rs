@@ -37,12 +37,12 @@ pub(crate) enum Past<'a, B: Backend> {
         /// What they continue, if anything.
         cache: Option<&'a mut Cache<B>>,
     },
-    /// One token of each of several texts, each at its own place.
+    /// One row of several texts, one after the other, each at its own place.
     Each {
-        /// Where all of them stand.
+        /// Where all tokens stand.
         rotary: Option<&'a Rotary<B>>,
-        /// For each, who sees what, and what it continues.
-        texts: Vec<(&'a Context<B>, &'a mut Cache<B>)>,
+        /// For each text, how many tokens it has in the row, who sees what, and what it continues.
+        texts: Vec<(usize, &'a Context<B>, &'a mut Cache<B>)>,
     },
 }
 
@@ -174,26 +174,25 @@ impl<B: Kernels> SelfAttention<B> {
         merge_heads(context.blind(self.window, out, v))
     }
 
-    /// What one token of each of several texts sees, `[texts, 1, d_model]`.
+    /// What tokens of several texts see, `[1, tokens, d_model]`.
     fn each_seen(
         &self,
         qkv: [Tensor<B, 3>; 3],
         rotary: Option<&Rotary<B>>,
-        texts: &mut [(&Context<B>, &mut Cache<B>)],
+        texts: &mut [(usize, &Context<B>, &mut Cache<B>)],
     ) -> Tensor<B, 3> {
-        // As tokens of one row they are turned together.
-        let [q, k, v] = qkv.map(|x| {
-            let [count, _, width] = x.dims();
-            split_heads(x.reshape([1, count, width]), self.heads)
-        });
+        let [q, k, v] = qkv.map(|x| split_heads(x, self.heads));
         let [q, k] = [q, k].map(|x| self.turned(x, rotary));
-        let pasts = texts.iter_mut().enumerate().map(|(i, (context, cache))| {
-            let [k, v] = [&k, &v].map(|x| x.clone().narrow(2, i, 1));
+        let mut first = 0;
+        let pasts = texts.iter_mut().map(|(queries, context, cache)| {
+            let [k, v] = [&k, &v].map(|x| x.clone().narrow(2, first, *queries));
+            first += *queries;
             let [k, v] = cache.append(self.layer, k, v);
-            flamingo_kernels::Past { k, v, hidden: context.hidden(self.window), bias: context.bias.clone() }
+            let (hidden, bias) = (context.hidden(self.window), context.bias.clone());
+            flamingo_kernels::Past { queries: *queries, k, v, hidden, bias }
         });
         let pasts = pasts.collect();
-        merge_heads(attend_each(q.swap_dims(0, 2), pasts, self.scale))
+        merge_heads(attend_each(q, pasts, self.scale))
     }
 
     /// Queries or keys, `[rows, heads, tokens, head_dim]`, turned to where their tokens stand.
