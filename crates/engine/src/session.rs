@@ -119,17 +119,23 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
 
     /// Hidden states of text that was checked; its marks are counted.
     pub(crate) fn hidden(&mut self, text: &Text) -> Tensor<B, 3> {
-        let model = &self.engine.model;
         // A few tokens go the way that they go in a batch, and get the numbers that they get there.
         if text.rows == 1 && text.width <= B::ROWS_ALIKE && !text.keep.contains(&false) && !text.upstream_padding {
-            return model.forward_each(&mut [self.turn(&Next::Prompt(&text.ids))]);
+            return self.engine.model.forward_each(&mut [self.turn(&Next::Prompt(&text.ids))]);
         }
-        let hidden = model.forward(text, &self.marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
+        let before = self.marks.clone();
+        let hidden = self.rows(text, &before);
         let image = self.engine.config.tokens.image;
         for (marks, row) in self.marks.iter_mut().zip(text.ids.chunks(text.width)) {
             *marks += row.iter().filter(|&&id| id == image).count();
         }
         hidden
+    }
+
+    /// Hidden states of further text in all rows, which have seen so many marks.
+    fn rows(&mut self, text: &Text, marks: &[usize]) -> Tensor<B, 3> {
+        self.media = self.media.take().map(Media::together);
+        self.engine.model.forward(text, marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore)
     }
 
     /// What comes next in a session of one row, as text; an error where it may not.
@@ -168,7 +174,7 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
         }
         // `forward` counts the mark itself; what it should count to is `marks`.
         let before: Vec<usize> = self.marks.iter().zip(&written).map(|(&m, &w)| m.saturating_sub(w)).collect();
-        let hidden = self.engine.model.forward(&text, &before, self.media.as_ref(), Some(&mut self.cache), &mut ignore);
+        let hidden = self.rows(&text, &before);
         self.engine.last_logits(hidden)
     }
 }
@@ -235,6 +241,9 @@ impl<B: Kernels> Session for BurnSession<'_, B> {
                 (Some(media), Some(more)) => Some(media.followed_by(more)),
                 (media, more) => media.or(more),
             };
+            if !self.engine.config.cross_attention.only_attend_immediate_media {
+                self.media = self.media.take().map(Media::together);
+            }
             Ok(())
         })
     }

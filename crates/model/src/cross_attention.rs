@@ -20,7 +20,7 @@ use crate::weight::Init;
 pub type Look<'a, B> = Option<(&'a KeysValues<B>, &'a Sight<B>)>;
 
 /// Tokens of a row, all of one text and each with a picture in sight; what they look at, and who sees which part.
-pub type Looking<'a, B> = (Range<usize>, &'a KeysValues<B>, &'a Sight<B>);
+pub(crate) type Looks<'a, B> = (Range<usize>, &'a KeysValues<B>, &'a Sight<B>);
 
 /// Attention of text tokens to image latents.
 #[derive(Module, Debug)]
@@ -88,7 +88,7 @@ impl<B: Kernels> GatedCrossAttention<B> {
 
     /// The same for tokens of several texts in a row, `[1, tokens, d_model]`: those in `looking`, which follow each other, look
     /// at pictures of their own, the others at none.
-    pub fn forward_each(&self, x: Tensor<B, 3>, looking: &[Looking<B>]) -> Tensor<B, 3> {
+    pub(crate) fn forward_each(&self, x: Tensor<B, 3>, looking: &[Looks<B>]) -> Tensor<B, 3> {
         let x = self.attention.gated_each(x, looking, self.attention_gate.val());
         self.feed_forward.gated(x, self.feed_forward_gate.val())
     }
@@ -105,7 +105,7 @@ impl<B: Kernels> MaskedCrossAttention<B> {
     }
 
     /// The same for tokens of several texts in a row. Those that see no picture stay as they are.
-    fn gated_each(&self, x: Tensor<B, 3>, looking: &[Looking<B>], gate: Tensor<B, 1>) -> Tensor<B, 3> {
+    fn gated_each(&self, x: Tensor<B, 3>, looking: &[Looks<B>], gate: Tensor<B, 1>) -> Tensor<B, 3> {
         let part = |x: &Tensor<B, 3>, tokens: Range<usize>| x.clone().narrow(1, tokens.start, tokens.len());
         let (tokens, count) = (x.dims()[1], looking.iter().map(|(own, ..)| own.len()).sum::<usize>());
         if count == 0 {
@@ -136,7 +136,7 @@ impl<B: Kernels> MaskedCrossAttention<B> {
     }
 
     /// What queries of several texts see, `[1, queries, heads * dim_head]`.
-    fn each_seen(&self, queries: Tensor<B, 3>, looking: &[Looking<B>]) -> Tensor<B, 3> {
+    fn each_seen(&self, queries: Tensor<B, 3>, looking: &[Looks<B>]) -> Tensor<B, 3> {
         let mut q = split_heads(queries, self.heads);
         if looking.iter().any(|(.., sight)| sight.sharp.is_some()) {
             let mut first = 0;
@@ -147,7 +147,7 @@ impl<B: Kernels> MaskedCrossAttention<B> {
             });
             q = Tensor::cat(own.collect(), 2);
         }
-        let past = |(tokens, [k, v], sight): &Looking<B>| Past {
+        let past = |(tokens, [k, v], sight): &Looks<B>| Past {
             queries: tokens.len(),
             k: k.clone(),
             v: v.clone(),

@@ -8,7 +8,7 @@ use flamingo_kernels::{Kernels, product};
 use crate::cache::Cache;
 use crate::cross_attention::{GatedCrossAttention, Look};
 use crate::decoder::{Context, Decoder, Past, Rotary};
-use crate::media::{Media, Sight, text_time};
+use crate::media::{Looking, Media, Part, Sight, text_time};
 use crate::resampler::Resampler;
 use crate::text::Text;
 use crate::vision::VisionTransformer;
@@ -64,7 +64,7 @@ pub struct Turn<'a, B: Backend> {
 }
 
 /// What the cross-attention block before layer `layer` looks at, and who sees which part of it.
-fn look<'a, B: Backend>(layer: usize, media: Option<&'a Media<B>>, sight: Option<&'a Sight<B>>) -> Look<'a, B> {
+fn look<'a, B: Backend>(layer: usize, media: Option<&'a Part<B>>, sight: Option<&'a Sight<B>>) -> Look<'a, B> {
     media.and_then(|media| media.layers[layer].as_ref()).zip(sight)
 }
 
@@ -110,7 +110,7 @@ impl<B: Kernels> Flamingo<B> {
         let latents = latents.reshape([batch, images * num_latents, width]);
         let keys_values =
             |block: &Option<GatedCrossAttention<B>>| block.as_ref().map(|b| b.keys_values(latents.clone()));
-        Media { layers: self.cross_attention.iter().map(keys_values).collect(), images, num_latents }
+        Media::new(self.cross_attention.iter().map(keys_values).collect(), images, num_latents)
     }
 
     /// Embeddings of a batch of text, `[rows, width, d_model]`, in the dtype that text is computed in.
@@ -196,12 +196,13 @@ impl<B: Kernels> Flamingo<B> {
                 Context::new(self.decoder.architecture(), &keep, 0, text.width, text.upstream_padding, &x)
             }
         };
-        let sight = media.map(|media| self.sight(text, marks, media.images, media.num_latents, &x));
+        let sight = media.map(|media| self.sight(text, marks, media.images(), media.num_latents, &x));
+        let media = media.map(Media::whole);
 
         let mut past = Past::Alike { context: &context, cache };
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             if let Some(cross_attention) = &self.cross_attention[i] {
-                x = cross_attention.forward(x, look(i, media, sight.as_ref()));
+                x = cross_attention.forward(x, look(i, media.as_deref(), sight.as_ref()));
                 observe(Point::CrossAttention(i), &x);
             }
             x = block.forward(x, &mut past);
@@ -256,27 +257,22 @@ impl<B: Kernels> Flamingo<B> {
             let (start, count) = (turn.cache.len(), turn.ids.len());
             turn.cache.announce(&vec![true; count], count);
             let context = Context::masks(architecture, turn.cache.keep(), start, count, false, &x);
-            // Marks come in order: what sees nothing stands before the first.
-            let blind = turn.times.iter().take_while(|&&time| time == 0).count();
-            let media = turn.media.filter(|_| blind < count);
-            let looking = media.map(|media| {
-                let (times, only_immediate) = (&turn.times[blind..], self.only_attend_immediate_media);
-                let sight = Sight::new(times, 1, media.images, media.num_latents, only_immediate, &x);
-                (first + blind..first + count, media, sight)
-            });
-            conditions.push((context, looking));
+            let only_immediate = self.only_attend_immediate_media;
+            let looking = turn.media.map(|media| media.looking(&turn.times, only_immediate, &x)).unwrap_or_default();
+            conditions.push((context, first, looking));
             first += count;
         }
         let each = turns.iter_mut().zip(&conditions);
-        let texts = each.map(|(turn, (context, _))| (turn.ids.len(), context, &mut *turn.cache)).collect();
+        let texts = each.map(|(turn, (context, ..))| (turn.ids.len(), context, &mut *turn.cache)).collect();
         let mut past = Past::Each { rotary: rotary.as_ref(), texts };
         for (i, block) in self.decoder.blocks.iter().enumerate() {
             if let Some(cross_attention) = &self.cross_attention[i] {
-                let looking = conditions.iter().filter_map(|(_, looking)| {
-                    let (tokens, media, sight) = looking.as_ref()?;
-                    Some((tokens.clone(), media.layers[i].as_ref()?, sight))
+                let looks = conditions.iter().flat_map(|(_, first, looking)| {
+                    looking.iter().filter_map(move |Looking { tokens, part, sight }| {
+                        Some((first + tokens.start..first + tokens.end, part.layers[i].as_ref()?, sight))
+                    })
                 });
-                x = cross_attention.forward_each(x, &looking.collect::<Vec<_>>());
+                x = cross_attention.forward_each(x, &looks.collect::<Vec<_>>());
             }
             x = block.forward(x, &mut past);
         }

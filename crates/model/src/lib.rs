@@ -25,7 +25,7 @@ mod weight;
 
 pub use cache::Cache;
 pub use contrastive::Contrastive;
-pub use cross_attention::{GatedCrossAttention, Look, Looking, MaskedCrossAttention};
+pub use cross_attention::{GatedCrossAttention, Look, MaskedCrossAttention};
 pub use decoder::{Block, Decoder};
 pub use embedding::TokenEmbedding;
 pub use flamingo::{Conditions, Flamingo, Observe, Point, Turn, ignore};

@@ -3,6 +3,9 @@
 //! Upstream stores this inside every layer (`condition_vis_x`) and guesses from the absence of an image
 //! token that decoding is going on. Here it is an argument.
 
+use std::borrow::Cow;
+use std::ops::Range;
+
 use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
 
 use crate::cache::{bytes, select_rows};
@@ -14,45 +17,111 @@ pub type KeysValues<B> = [Tensor<B, 4>; 2];
 /// grows, so they are computed once (upstream recomputes them at each token).
 #[derive(Clone, Debug)]
 pub struct Media<B: Backend> {
-    /// For each decoder layer, where it has a block.
-    pub(crate) layers: Vec<Option<KeysValues<B>>>,
-    /// Images in each row.
-    pub(crate) images: usize,
+    /// Images that were shown together, in their order.
+    parts: Vec<Part<B>>,
     /// Latents an image.
     pub(crate) num_latents: usize,
 }
 
+/// Images that lie together.
+#[derive(Clone, Debug)]
+pub(crate) struct Part<B: Backend> {
+    /// For each decoder layer, where it has a block.
+    pub(crate) layers: Vec<Option<KeysValues<B>>>,
+    /// Images in each row.
+    images: usize,
+}
+
+/// Tokens that look at images which lie together.
+pub(crate) struct Looking<'a, B: Backend> {
+    /// Which of those that were asked for.
+    pub(crate) tokens: Range<usize>,
+    pub(crate) part: Cow<'a, Part<B>>,
+    pub(crate) sight: Sight<B>,
+}
+
 impl<B: Backend> Media<B> {
+    /// Keys and values of `images` images in each row, for each decoder layer with a block.
+    pub(crate) fn new(layers: Vec<Option<KeysValues<B>>>, images: usize, num_latents: usize) -> Self {
+        Self { parts: vec![Part { layers, images }], num_latents }
+    }
+
     /// Images in each row.
     pub fn images(&self) -> usize {
-        self.images
+        self.parts.iter().map(|part| part.images).sum()
     }
 
     /// Memory that they take.
     pub fn bytes(&self) -> usize {
-        bytes(&self.layers)
+        self.parts.iter().map(|part| bytes(&part.layers)).sum()
     }
 
-    /// The same with further images behind them.
+    /// The same with further images behind them: nothing is copied.
     ///
     /// # Panics
-    /// If `more` has other rows or is of another model.
-    pub fn followed_by(self, more: Self) -> Self {
-        let join = |(own, more): (Option<KeysValues<B>>, Option<KeysValues<B>>)| {
-            let ([k, v], [more_k, more_v]) = own.zip(more)?;
-            Some([Tensor::cat(vec![k, more_k], 2), Tensor::cat(vec![v, more_v], 2)])
-        };
-        assert_eq!(self.layers.len(), more.layers.len(), "images of one model");
-        Self {
-            layers: self.layers.into_iter().zip(more.layers).map(join).collect(),
-            images: self.images + more.images,
-            num_latents: self.num_latents,
-        }
+    /// If `more` is of another model.
+    pub fn followed_by(mut self, more: Self) -> Self {
+        assert_eq!(self.num_latents, more.num_latents, "images of one model");
+        self.parts.extend(more.parts);
+        self
     }
 
     /// Row `i` becomes a copy of what was row `rows[i]`; the number of rows may change.
     pub fn select(&mut self, rows: &[usize]) {
-        select_rows(self.layers.iter_mut(), rows);
+        self.parts.iter_mut().for_each(|part| select_rows(part.layers.iter_mut(), rows));
+    }
+
+    /// The same, all images lying together, as [`crate::Flamingo::forward`] and models whose text looks at several need them.
+    pub fn together(self) -> Self {
+        let part = self.whole().into_owned();
+        Self { parts: vec![part], ..self }
+    }
+
+    /// All images; they are put together where they do not lie so.
+    pub(crate) fn whole(&self) -> Cow<'_, Part<B>> {
+        if let [part] = &self.parts[..] {
+            return Cow::Borrowed(part);
+        }
+        let join = |layer: usize| {
+            let [keys, values] = [0, 1].map(|i| -> Option<Vec<Tensor<B, 4>>> {
+                self.parts.iter().map(|part| Some(part.layers[layer].as_ref()?[i].clone())).collect()
+            });
+            Some([Tensor::cat(keys?, 2), Tensor::cat(values?, 2)])
+        };
+        let layers = (0..self.parts[0].layers.len()).map(join).collect();
+        Cow::Owned(Part { layers, images: self.images() })
+    }
+
+    /// What tokens of a text of one row look at. Those that see one image only look at the part that it is in; those before the
+    /// first mark look at nothing.
+    pub(crate) fn looking(
+        &self,
+        text_time: &[usize],
+        only_immediate: bool,
+        like: &Tensor<B, 3>,
+    ) -> Vec<Looking<'_, B>> {
+        // Marks come in order.
+        let first = text_time.iter().take_while(|&&time| time == 0).count();
+        let images = self.images();
+        if !only_immediate || text_time.last().is_some_and(|&time| time > images) {
+            let tokens = first..text_time.len();
+            let sight = Sight::new(&text_time[first..], 1, images, self.num_latents, only_immediate, like);
+            return if tokens.is_empty() { Vec::new() } else { vec![Looking { tokens, part: self.whole(), sight }] };
+        }
+        let (mut looking, mut start, mut before) = (Vec::new(), first, 0);
+        for part in &self.parts {
+            let times = &text_time[start..];
+            let own: Vec<usize> =
+                times.iter().take_while(|&&time| time <= before + part.images).map(|time| time - before).collect();
+            let tokens = start..start + own.len();
+            start = tokens.end;
+            before += part.images;
+            if !tokens.is_empty() {
+                let sight = Sight::new(&own, 1, part.images, self.num_latents, only_immediate, like);
+                looking.push(Looking { tokens, part: Cow::Borrowed(part), sight });
+            }
+        }
+        looking
     }
 }
 

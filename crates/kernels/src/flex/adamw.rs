@@ -1,9 +1,9 @@
 //! The AdamW update in one pass over memory.
 
 use burn_flex::FlexTensor;
-use pulp::Arch;
 use rayon::prelude::*;
 
+use super::lanes::{Lanes, Work, run};
 use super::{BLOCK, contiguous, values};
 use crate::AdamWStep;
 
@@ -29,20 +29,34 @@ pub(super) fn update(
         &mut first.storage_mut::<f32>()[..count],
         &mut second.storage_mut::<f32>()[..count],
     );
-    let [beta_1, beta_2, eps, keep, rate] =
-        [step.beta_1, step.beta_2, step.eps, step.keep, step.rate].map(|x| x as f32);
-    let (rest_1, rest_2) = ((1.0 - step.beta_1) as f32, (1.0 - step.beta_2) as f32);
-    let root_bias_2 = step.root_bias_2 as f32;
-    let arch = Arch::new();
     let blocks = w.par_chunks_mut(BLOCK).zip(m.par_chunks_mut(BLOCK)).zip(v.par_chunks_mut(BLOCK));
     blocks.zip(gradient.par_chunks(BLOCK)).for_each(|(((w, m), v), g)| {
-        arch.dispatch(|| {
-            for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
-                *m = *m * beta_1 + g * rest_1;
-                *v = *v * beta_2 + g * g * rest_2;
-                *w = *w * keep - *m / (v.sqrt() / root_bias_2 + eps) * rate;
-            }
-        });
+        run(Update { w, m, v, g, step });
     });
     [weight, first, second]
+}
+
+/// Numbers of a weight, their means and gradients.
+struct Update<'a> {
+    w: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    g: &'a [f32],
+    step: AdamWStep,
+}
+
+impl Work for Update<'_> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        let Self { w, m, v, g, step } = self;
+        let [beta_1, beta_2, eps, keep, rate] =
+            [step.beta_1, step.beta_2, step.eps, step.keep, step.rate].map(|x| x as f32);
+        let (rest_1, rest_2) = ((1.0 - step.beta_1) as f32, (1.0 - step.beta_2) as f32);
+        let root_bias_2 = step.root_bias_2 as f32;
+        for (((w, m), v), g) in w.iter_mut().zip(m).zip(v).zip(g) {
+            *m = *m * beta_1 + g * rest_1;
+            *v = *v * beta_2 + g * g * rest_2;
+            *w = *w * keep - *m / (v.sqrt() / root_bias_2 + eps) * rate;
+        }
+    }
 }

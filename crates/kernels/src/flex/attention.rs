@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use burn::tensor::{Bytes, DType, Shape, Tensor, TensorMetadata};
 use burn_flex::{Flex, FlexTensor, Layout};
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::lanes::{self, Lanes, run};
@@ -123,17 +122,13 @@ impl<'a> Work<'a> {
     }
 
     /// Attention weights of `count` queries from `first` on for some keys, `[count, keys.len()]`.
-    #[inline(always)]
     fn weights(&self, batch: usize, head: usize, first: usize, count: usize, keys: &Range<usize>, weights: &mut [f32]) {
         let width = keys.len();
         let (q, k) = (self.q.matrix(batch, head, first), self.k.matrix(batch, head, keys.start));
         let out = Matrix::of(weights, width);
         // SAFETY: `weights` is ours and has `count * width` numbers; the views lie inside their tensors.
         unsafe { product(out, false, q, k.transposed(), [count, width, self.dim], self.scale, false) };
-        for (i, row) in weights.chunks_exact_mut(width).enumerate() {
-            self.mask(batch, head, first + i, keys.start, row);
-            math::softmax(row);
-        }
+        run(Weights { work: self, batch, head, query: first, key: keys.start, width, weights });
     }
 
     /// Adds the bias to a query's scores for keys from `first` on, and hides what it does not see.
@@ -235,7 +230,6 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
         work.each_head(|batch, head| see(&work, batch, head, 0, unsafe { places.row(batch, head, 0, dim) }));
         return out.finished();
     }
-    let arch = Arch::new();
     work.each_head(|batch, head| {
         let mut weights = vec![0.0f32; queries.min(QUERIES) * keys];
         for first in (0..queries).step_by(QUERIES) {
@@ -245,7 +239,7 @@ pub(super) fn forward(a: Attention<Flex>) -> FlexTensor {
                 continue;
             }
             let weights = &mut weights[..count * seen.len()];
-            arch.dispatch(|| work.weights(batch, head, first, count, &seen, weights));
+            work.weights(batch, head, first, count, &seen, weights);
             let (out, v) = (places.matrix(batch, head, first), work.v.matrix(batch, head, seen.start));
             // SAFETY: each head writes rows of its own; nobody reads them before the loop ends.
             unsafe { product(out, false, Matrix::of(weights, seen.len()), v, [count, dim, seen.len()], 1.0, false) };
@@ -301,6 +295,48 @@ fn see(work: &Work, batch: usize, head: usize, query: usize, out: &mut [f32]) {
     }
     let mut weights = vec![0.0f32; seen.len()];
     run(OneRow { work, batch, head, query, first: seen.start, weights: &mut weights, out });
+}
+
+/// Scores of some queries, from `query` on, for some keys, from `key` on, that become weights.
+struct Weights<'a> {
+    work: &'a Work<'a>,
+    batch: usize,
+    head: usize,
+    query: usize,
+    key: usize,
+    /// How many keys.
+    width: usize,
+    weights: &'a mut [f32],
+}
+
+impl lanes::Work for Weights<'_> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        for (i, row) in self.weights.chunks_exact_mut(self.width).enumerate() {
+            self.work.mask(self.batch, self.head, self.query + i, self.key, row);
+            math::softmax(row);
+        }
+    }
+}
+
+/// Gradients of weights that become gradients of scores.
+struct Scores<'a> {
+    d_weights: &'a mut [f32],
+    weights: &'a [f32],
+    /// How many keys.
+    width: usize,
+}
+
+impl lanes::Work for Scores<'_> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        for (d, p) in self.d_weights.chunks_exact_mut(self.width).zip(self.weights.chunks_exact(self.width)) {
+            let along = math::dot(d, p);
+            for (d, p) in d.iter_mut().zip(p) {
+                *d = (*d - along) * p;
+            }
+        }
+    }
 }
 
 /// A query and the keys that it sees, one after the other.
@@ -436,7 +472,6 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
     }
     let [d_q, d_k, d_v] = outs.each_mut().map(Output::places);
     let grad = Heads::whole(&grad, [batch, heads, queries, dim]);
-    let arch = Arch::new();
     work.each_head(|batch, head| {
         let mut weights = vec![0.0f32; queries.min(QUERIES) * keys];
         let mut d_weights = weights.clone();
@@ -448,7 +483,7 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
             }
             let width = seen.len();
             let (weights, d_weights) = (&mut weights[..count * width], &mut d_weights[..count * width]);
-            arch.dispatch(|| work.weights(batch, head, first, count, &seen, weights));
+            work.weights(batch, head, first, count, &seen, weights);
             let (g, q) = (grad.matrix(batch, head, first), work.q.matrix(batch, head, first));
             let (k, v) = (work.k.matrix(batch, head, seen.start), work.v.matrix(batch, head, seen.start));
             let p = Matrix::of(weights, width).transposed();
@@ -458,12 +493,7 @@ pub(super) fn backward(a: Attention<Flex>, grad: FlexTensor) -> [FlexTensor; 3] 
                 product(d_v.matrix(batch, head, seen.start), true, p, g, [width, dim, count], 1.0, false);
                 product(Matrix::of(d_weights, width), false, g, v.transposed(), [count, width, dim], 1.0, false);
             }
-            arch.dispatch(|| {
-                for (d, p) in d_weights.chunks_exact_mut(width).zip(weights.chunks_exact(width)) {
-                    let along = math::dot(d, p);
-                    d.iter_mut().zip(p).for_each(|(d, p)| *d = (*d - along) * p);
-                }
-            });
+            run(Scores { d_weights, weights, width });
             let d = Matrix::of(d_weights, width);
             // SAFETY: as above.
             unsafe {

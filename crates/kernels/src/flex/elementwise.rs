@@ -3,38 +3,51 @@
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 use flamingo_config::Activation;
-use pulp::Arch;
 
+use super::lanes::{Lanes, Work, run};
 use super::{BLOCK, contiguous, filled, fresh, math, values};
 
 const TANH_SCALE: f32 = 0.797_884_6;
 const TANH_CUBE: f32 = 0.044_715;
 
-pub(super) fn activate(kind: Activation, x: FlexTensor) -> FlexTensor {
-    match kind {
-        Activation::Gelu => map(x, |x| x * math::normal(x).0),
-        Activation::GeluTanh => map(x, |x| x * 0.5 * (1.0 + math::tanh(tanh_inner(x)))),
-        Activation::QuickGelu => map(x, |x| x * math::sigmoid(1.702 * x)),
-        // In this order NaN stays NaN.
-        Activation::Relu => map(x, |x| if x <= 0.0 { 0.0 } else { x }),
-        Activation::Silu => map(x, |x| x * math::sigmoid(x)),
+/// An activation. Its functions are inlined into loops whatever their length, or else those would not be vectorised.
+trait Curve: Copy + Sync {
+    fn at(self, x: f32) -> f32;
+
+    /// The gradient at `x`, times `grad`.
+    fn gradient(self, x: f32, grad: f32) -> f32;
+}
+
+#[derive(Clone, Copy)]
+struct Gelu;
+
+impl Curve for Gelu {
+    #[inline(always)]
+    fn at(self, x: f32) -> f32 {
+        x * math::normal(x).0
+    }
+
+    #[inline(always)]
+    fn gradient(self, x: f32, grad: f32) -> f32 {
+        let (share, density) = math::normal(x);
+        grad * (share + x * density)
     }
 }
 
-pub(super) fn activate_backward(kind: Activation, x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-    match kind {
-        Activation::Gelu => zip(x, grad, |x, g| {
-            let (share, density) = math::normal(x);
-            g * (share + x * density)
-        }),
-        Activation::GeluTanh => zip(x, grad, |x, g| {
-            let tanh = math::tanh(tanh_inner(x));
-            let inner = TANH_SCALE * (1.0 + 3.0 * TANH_CUBE * x * x);
-            g * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner)
-        }),
-        Activation::QuickGelu => zip(x, grad, |x, g| g * sigmoid_slope(x, 1.702)),
-        Activation::Relu => zip(x, grad, |x, g| if x > 0.0 { g } else { 0.0 }),
-        Activation::Silu => zip(x, grad, |x, g| g * sigmoid_slope(x, 1.0)),
+#[derive(Clone, Copy)]
+struct GeluTanh;
+
+impl Curve for GeluTanh {
+    #[inline(always)]
+    fn at(self, x: f32) -> f32 {
+        x * 0.5 * (1.0 + math::tanh(tanh_inner(x)))
+    }
+
+    #[inline(always)]
+    fn gradient(self, x: f32, grad: f32) -> f32 {
+        let tanh = math::tanh(tanh_inner(x));
+        let inner = TANH_SCALE * (1.0 + 3.0 * TANH_CUBE * x * x);
+        grad * (0.5 * (1.0 + tanh) + 0.5 * x * (1.0 - tanh * tanh) * inner)
     }
 }
 
@@ -43,43 +56,111 @@ fn tanh_inner(x: f32) -> f32 {
     TANH_SCALE * (x + TANH_CUBE * x * x * x)
 }
 
-/// The derivative of `x sigmoid(a x)`.
-#[inline(always)]
-fn sigmoid_slope(x: f32, a: f32) -> f32 {
-    let share = math::sigmoid(a * x);
-    share + a * x * share * (1.0 - share)
+/// `x sigmoid(a x)`.
+#[derive(Clone, Copy)]
+struct Sigmoid {
+    a: f32,
 }
 
-#[inline(always)]
-fn map(x: FlexTensor, f: impl Fn(f32) -> f32 + Sync) -> FlexTensor {
+impl Curve for Sigmoid {
+    #[inline(always)]
+    fn at(self, x: f32) -> f32 {
+        x * math::sigmoid(self.a * x)
+    }
+
+    #[inline(always)]
+    fn gradient(self, x: f32, grad: f32) -> f32 {
+        let share = math::sigmoid(self.a * x);
+        grad * (share + self.a * x * share * (1.0 - share))
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Relu;
+
+impl Curve for Relu {
+    #[inline(always)]
+    fn at(self, x: f32) -> f32 {
+        // In this order NaN stays NaN.
+        if x <= 0.0 { 0.0 } else { x }
+    }
+
+    #[inline(always)]
+    fn gradient(self, x: f32, grad: f32) -> f32 {
+        if x > 0.0 { grad } else { 0.0 }
+    }
+}
+
+const QUICK_GELU: Sigmoid = Sigmoid { a: 1.702 };
+const SILU: Sigmoid = Sigmoid { a: 1.0 };
+
+pub(super) fn activate(kind: Activation, x: FlexTensor) -> FlexTensor {
+    match kind {
+        Activation::Gelu => map(x, Gelu),
+        Activation::GeluTanh => map(x, GeluTanh),
+        Activation::QuickGelu => map(x, QUICK_GELU),
+        Activation::Relu => map(x, Relu),
+        Activation::Silu => map(x, SILU),
+    }
+}
+
+pub(super) fn activate_backward(kind: Activation, x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    match kind {
+        Activation::Gelu => zip(x, grad, Gelu),
+        Activation::GeluTanh => zip(x, grad, GeluTanh),
+        Activation::QuickGelu => zip(x, grad, QUICK_GELU),
+        Activation::Relu => zip(x, grad, Relu),
+        Activation::Silu => zip(x, grad, SILU),
+    }
+}
+
+fn map(x: FlexTensor, curve: impl Curve) -> FlexTensor {
     let shape = x.shape();
     let x = contiguous(x);
     let input = values(&x);
-    let arch = Arch::new();
-    let output = filled(input.len(), BLOCK, |place, output| {
-        arch.dispatch(|| {
-            for (y, &x) in output.iter_mut().zip(&input[place * BLOCK..]) {
-                *y = f(x);
-            }
-        });
-    });
+    let output = filled(input.len(), BLOCK, |place, output| run(Map { input: &input[place * BLOCK..], output, curve }));
     fresh(output, shape)
 }
 
-#[inline(always)]
-fn zip(x: FlexTensor, grad: FlexTensor, f: impl Fn(f32, f32) -> f32 + Sync) -> FlexTensor {
+fn zip(x: FlexTensor, grad: FlexTensor, curve: impl Curve) -> FlexTensor {
     let shape = x.shape();
     let (x, grad) = (contiguous(x), contiguous(grad));
     let (input, grad) = (values(&x), values(&grad));
     assert_eq!(input.len(), grad.len(), "the gradient has another size");
-    let arch = Arch::new();
     let output = filled(input.len(), BLOCK, |place, output| {
         let (input, grad) = (&input[place * BLOCK..], &grad[place * BLOCK..]);
-        arch.dispatch(|| {
-            for (y, (&x, &g)) in output.iter_mut().zip(input.iter().zip(grad)) {
-                *y = f(x, g);
-            }
-        });
+        run(Zip { input, grad, output, curve });
     });
     fresh(output, shape)
+}
+
+struct Map<'a, C> {
+    input: &'a [f32],
+    output: &'a mut [f32],
+    curve: C,
+}
+
+impl<C: Curve> Work for Map<'_, C> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        for (y, &x) in self.output.iter_mut().zip(self.input) {
+            *y = self.curve.at(x);
+        }
+    }
+}
+
+struct Zip<'a, C> {
+    input: &'a [f32],
+    grad: &'a [f32],
+    output: &'a mut [f32],
+    curve: C,
+}
+
+impl<C: Curve> Work for Zip<'_, C> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        for (y, (&x, &grad)) in self.output.iter_mut().zip(self.input.iter().zip(self.grad)) {
+            *y = self.curve.gradient(x, grad);
+        }
+    }
 }

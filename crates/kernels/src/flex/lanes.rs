@@ -44,7 +44,8 @@ pub(super) trait Lanes: Copy {
     }
 }
 
-/// What is done with whatever lanes the processor has.
+/// What is done with whatever lanes the processor has, or loops that the compiler vectorises for them: all of such a loop has
+/// to be inlined into [`run`], which closures and functions are only where they are short, unless they are told to.
 pub(super) trait Work {
     /// Does it.
     ///

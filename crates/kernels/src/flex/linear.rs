@@ -3,11 +3,11 @@
 use burn::tensor::{DType, Shape, TensorMetadata, bf16, f16};
 use burn_flex::FlexTensor;
 use flamingo_config::{BLOCK, Scheme};
-use pulp::Arch;
 use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::fixed;
+use super::lanes::{Lanes, Work, run};
 use super::product::{Matrix, product, worth_threads};
 use super::quantised::Quantised;
 use super::stored::{Plain, Weight, few_rows, many_rows};
@@ -136,16 +136,11 @@ pub(super) fn weight_gradient(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
 pub(super) fn bias_gradient(grad: FlexTensor) -> FlexTensor {
     let [_, d_out] = grad.shape().dims();
     let grad = contiguous(grad);
-    let arch = Arch::new();
     let sums: Vec<Vec<f32>> = values(&grad)
         .par_chunks((rows_at_once(d_out) * d_out).max(1))
         .map(|block| {
             let mut sums = vec![0.0f32; d_out];
-            arch.dispatch(|| {
-                for row in block.chunks_exact(d_out.max(1)) {
-                    sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
-                }
-            });
+            run(Sums { rows: block, sums: &mut sums });
             sums
         })
         .collect();
@@ -154,4 +149,21 @@ pub(super) fn bias_gradient(grad: FlexTensor) -> FlexTensor {
         total.iter_mut().zip(sums).for_each(|(total, x)| *total += x);
     }
     fresh(total, Shape::new([d_out]))
+}
+
+/// Rows, and the sums of their columns.
+struct Sums<'a> {
+    rows: &'a [f32],
+    sums: &'a mut [f32],
+}
+
+impl Work for Sums<'_> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        for row in self.rows.chunks_exact(self.sums.len().max(1)) {
+            for (sum, x) in self.sums.iter_mut().zip(row) {
+                *sum += x;
+            }
+        }
+    }
 }

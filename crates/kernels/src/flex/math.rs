@@ -7,7 +7,8 @@ pub fn exp(x: f32) -> f32 {
     // x = n ln 2 + r, |r| <= ln 2 / 2; the constant rounds by pushing the fraction out of the mantissa.
     const ROUND: f32 = 12_582_912.0;
     let clamped = x.clamp(-87.3, 88.0);
-    let n = (clamped * std::f32::consts::LOG2_E + ROUND) - ROUND;
+    let rounded = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = rounded - ROUND;
     let r = clamped - n * 0.693_359_4 + n * 2.121_944_4e-4;
     // Taylor's series to the sixth power: the rest is below 2e-7.
     let mut p = 1.0 / 720.0;
@@ -17,8 +18,8 @@ pub fn exp(x: f32) -> f32 {
     p = p * r + 0.5;
     p = p * r + 1.0;
     p = p * r + 1.0;
-    // The conversion saturates where it need not: n is between -126 and 127.
-    let power = f32::from_bits(((n as i32 + 127) as u32) << 23);
+    // n stands in the last bits of what was rounded: a conversion of n would be one number at a time.
+    let power = f32::from_bits((rounded.to_bits() << 23).wrapping_add(127 << 23));
     let y = p * power;
     if x < -87.3 { 0.0 } else { y }
 }
@@ -67,7 +68,8 @@ pub fn normal(x: f32) -> (f32, f32) {
 /// Lanes of a sum: enough to fill the widest registers twice.
 const LANES: usize = 32;
 
-/// The sum of `f` over a slice, in lanes: rounding does not depend on the processor.
+/// The sum of `f` over a slice, in lanes: rounding does not depend on the processor. `f` should be short: what is longer than the
+/// compiler inlines is not vectorised.
 #[inline(always)]
 pub fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut lanes = [0.0f32; LANES];
@@ -80,6 +82,18 @@ pub fn sum(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     }
     for (lane, &x) in lanes.iter_mut().zip(rest) {
         *lane += f(x);
+    }
+    total(lanes)
+}
+
+/// The sum of `e^(x - top)` over a slice, in the same lanes.
+#[inline(always)]
+pub fn sum_of_powers(values: &[f32], top: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    for chunk in values.chunks(LANES) {
+        for (lane, &x) in lanes.iter_mut().zip(chunk) {
+            *lane += exp(x - top);
+        }
     }
     total(lanes)
 }

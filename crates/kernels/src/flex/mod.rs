@@ -1,5 +1,5 @@
 //! Vectorised kernels for burn-flex, f32. Loops are plain Rust that the compiler vectorises for the processor found at
-//! run time ([`pulp`]); rows are shared out over threads in blocks of fixed size, so that results do not depend on
+//! run time (`lanes`); rows are shared out over threads in blocks of fixed size, so that results do not depend on
 //! how many threads there are.
 
 mod adamw;

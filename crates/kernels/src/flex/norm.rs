@@ -2,8 +2,8 @@
 
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
-use pulp::Arch;
 
+use super::lanes::{Lanes, Work, run};
 use super::{contiguous, filled, filled_beside, fresh, math, rows_at_once, values};
 
 /// Mean and inverse deviation of a row.
@@ -23,19 +23,33 @@ pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
     assert_eq!(shape[shape.num_dims() - 1], dim, "the norm is for another width");
     let zeros = vec![0.0; if bias.is_some() { 0 } else { dim }];
     let bias = bias.as_ref().map_or(zeros.as_slice(), values);
-    let (arch, block) = (Arch::new(), rows_at_once(dim) * dim);
+    let block = rows_at_once(dim) * dim;
     let output = filled(input.len(), block, |place, output| {
-        let input = &input[place * block..];
-        arch.dispatch(|| {
-            for (y, x) in output.chunks_exact_mut(dim.max(1)).zip(input.chunks_exact(dim.max(1))) {
-                let (mean, inverse) = statistics(x, eps as f32);
-                for (((y, x), w), b) in y.iter_mut().zip(x).zip(weight).zip(bias) {
-                    *y = (x - mean) * inverse * w + b;
-                }
-            }
-        });
+        run(Forward { input: &input[place * block..], weight, bias, eps: eps as f32, output });
     });
     fresh(output, shape)
+}
+
+/// Some rows.
+struct Forward<'a> {
+    input: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    eps: f32,
+    output: &'a mut [f32],
+}
+
+impl Work for Forward<'_> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        let dim = self.weight.len().max(1);
+        for (y, x) in self.output.chunks_exact_mut(dim).zip(self.input.chunks_exact(dim)) {
+            let (mean, inverse) = statistics(x, self.eps);
+            for (((y, x), w), b) in y.iter_mut().zip(x).zip(self.weight).zip(self.bias) {
+                *y = (x - mean) * inverse * w + b;
+            }
+        }
+    }
 }
 
 pub(super) fn backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, eps: f64) -> [FlexTensor; 3] {
@@ -45,33 +59,13 @@ pub(super) fn backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, eps:
     let dim = weight.len();
     assert_eq!(shape[shape.num_dims() - 1], dim, "the norm is for another width");
     assert_eq!(input.len(), grad.len(), "the gradient has another size");
-    let (arch, block) = (Arch::new(), rows_at_once(dim) * dim);
+    let block = rows_at_once(dim) * dim;
     let (d_x, sums) = filled_beside(input.len(), block, |place, d_x| {
         let (x, grad) = (&input[place * block..], &grad[place * block..]);
-        let (mut d_weight, mut d_bias, mut scaled) = (vec![0.0f32; dim], vec![0.0f32; dim], vec![0.0f32; dim]);
-        arch.dispatch(|| {
-            let rows =
-                d_x.chunks_exact_mut(dim.max(1)).zip(x.chunks_exact(dim.max(1))).zip(grad.chunks_exact(dim.max(1)));
-            for ((d_x, x), grad) in rows {
-                let (mean, inverse) = statistics(x, eps as f32);
-                for ((n, x), (b, g)) in d_x.iter_mut().zip(x).zip(d_bias.iter_mut().zip(grad)) {
-                    *n = (x - mean) * inverse;
-                    *b += g;
-                }
-                for ((s, (g, w)), (d_w, n)) in
-                    scaled.iter_mut().zip(grad.iter().zip(weight)).zip(d_weight.iter_mut().zip(d_x.iter()))
-                {
-                    *s = g * w;
-                    *d_w += g * n;
-                }
-                let level = math::sum(&scaled, |s| s) / dim as f32;
-                let along = math::dot(&scaled, d_x) / dim as f32;
-                for (n, s) in d_x.iter_mut().zip(&scaled) {
-                    *n = (s - level - *n * along) * inverse;
-                }
-            }
-        });
-        [d_weight, d_bias]
+        let mut sums = [vec![0.0f32; dim], vec![0.0f32; dim]];
+        let [d_weight, d_bias] = &mut sums;
+        run(Backward { x, weight, grad, eps: eps as f32, d_x, d_weight, d_bias });
+        sums
     });
     let mut totals = [vec![0.0f32; dim], vec![0.0f32; dim]];
     for sums in sums {
@@ -81,4 +75,42 @@ pub(super) fn backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, eps:
     }
     let [d_weight, d_bias] = totals.map(|total| fresh(total, weight_shape.clone()));
     [fresh(d_x, shape), d_weight, d_bias]
+}
+
+/// Some rows, and the sums over them.
+struct Backward<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    grad: &'a [f32],
+    eps: f32,
+    d_x: &'a mut [f32],
+    d_weight: &'a mut [f32],
+    d_bias: &'a mut [f32],
+}
+
+impl Work for Backward<'_> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        let dim = self.weight.len().max(1);
+        let mut scaled = vec![0.0f32; self.weight.len()];
+        let rows = self.d_x.chunks_exact_mut(dim).zip(self.x.chunks_exact(dim)).zip(self.grad.chunks_exact(dim));
+        for ((d_x, x), grad) in rows {
+            let (mean, inverse) = statistics(x, self.eps);
+            for ((n, x), (b, g)) in d_x.iter_mut().zip(x).zip(self.d_bias.iter_mut().zip(grad)) {
+                *n = (x - mean) * inverse;
+                *b += g;
+            }
+            for ((s, (g, w)), (d_w, n)) in
+                scaled.iter_mut().zip(grad.iter().zip(self.weight)).zip(self.d_weight.iter_mut().zip(d_x.iter()))
+            {
+                *s = g * w;
+                *d_w += g * n;
+            }
+            let level = math::sum(&scaled, |s| s) / dim as f32;
+            let along = math::dot(&scaled, d_x) / dim as f32;
+            for (n, s) in d_x.iter_mut().zip(&scaled) {
+                *n = (s - level - *n * along) * inverse;
+            }
+        }
+    }
 }

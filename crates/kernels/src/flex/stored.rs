@@ -286,8 +286,20 @@ pub(super) fn by_columns([d_out, d_in]: [usize; 2], rows: usize, fill: impl Fn(u
     if rows == 1 {
         return columns;
     }
-    let mut out = Vec::with_capacity(columns.len());
-    (0..rows).for_each(|row| out.extend(columns[row..].iter().step_by(rows)));
+    in_rows(&columns, rows)
+}
+
+/// Columns of `rows` numbers as rows. Some columns at a time, which stay in the cache.
+fn in_rows(columns: &[f32], rows: usize) -> Vec<f32> {
+    const AT_ONCE: usize = 8;
+    let width = columns.len() / rows;
+    let mut out = vec![0.0; columns.len()];
+    for (place, columns) in columns.chunks(AT_ONCE * rows).enumerate() {
+        for row in 0..rows {
+            let out = &mut out[row * width + place * AT_ONCE..][..columns.len() / rows];
+            out.iter_mut().zip(columns[row..].iter().step_by(rows)).for_each(|(to, from)| *to = *from);
+        }
+    }
     out
 }
 
