@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Int, Tensor};
+use flamingo_config::Architecture;
 use flamingo_kernels::Kernels;
 use flamingo_model::Turn;
 use rayon::prelude::*;
@@ -122,14 +123,24 @@ fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>) -> Result<
     Ok((places, Array::from_tensor(&engine.model.decoder.logits(hidden))?.data))
 }
 
-/// Shares texts of so many tokens out among groups of at most `few` tokens, as few as that takes and of like size; what is longer
-/// is a group of its own.
-fn groups(tokens: &[usize], few: usize) -> Vec<Vec<usize>> {
+/// Numbers of a layer's weight up to which kernels leave it to one thread of a CPU.
+const ONE_THREAD: usize = 1 << 16;
+
+/// Groups that a step should have at least: as many as there are threads where layers are too small for several.
+fn sides<B: Kernels>(architecture: &Architecture) -> usize {
+    let small = architecture.d_model * architecture.d_ff <= ONE_THREAD;
+    if on_cpu::<B>() && small { rayon::current_num_threads() } else { 1 }
+}
+
+/// Shares texts of so many tokens out among groups of at most `few` tokens and of like size: as few as that takes, but at least
+/// `sides` where there are texts enough. What is longer is a group of its own.
+fn groups(tokens: &[usize], few: usize, sides: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..tokens.len()).collect();
     order.sort_by_key(|&text| std::cmp::Reverse(tokens[text]));
     let (long, short): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|&text| tokens[text] > few);
     let total: usize = short.iter().map(|&text| tokens[text]).sum();
-    let mut groups = vec![(0, Vec::new()); total.div_ceil(few)];
+    let count = total.div_ceil(few).max(sides.min(short.len()));
+    let mut groups = vec![(0, Vec::new()); count];
     for text in short {
         match groups.iter_mut().min_by_key(|(held, _)| *held) {
             Some((held, texts)) if *held + tokens[text] <= few => {
@@ -165,7 +176,8 @@ impl<B: Kernels> Batch for BurnBatch<'_, B> {
         }
         let tokens: Vec<usize> = going.iter().map(|(_, _, next)| next.ids().len()).collect();
         let mut going: Vec<Option<Going<B>>> = going.into_iter().map(Some).collect();
-        let together = groups(&tokens, B::ROWS_ALIKE)
+        let sides = sides::<B>(engine.model.decoder.architecture());
+        let together = groups(&tokens, B::ROWS_ALIKE, sides)
             .into_iter()
             .map(|texts| texts.into_iter().filter_map(|text| going[text].take()).collect::<Vec<_>>());
         let together: Vec<Vec<Going<B>>> = together.collect();
@@ -206,14 +218,18 @@ mod tests {
 
     #[test]
     fn texts_are_shared_out_in_groups_of_few_tokens() {
-        assert_eq!(groups(&[1; 16], 8).iter().map(Vec::len).collect::<Vec<_>>(), [8, 8]);
-        assert_eq!(groups(&[], 8), Vec::<Vec<usize>>::new());
+        let sizes = |groups: Vec<Vec<usize>>| groups.iter().map(Vec::len).collect::<Vec<_>>();
+        assert_eq!(sizes(groups(&[1; 16], 8, 1)), [8, 8]);
+        assert_eq!(sizes(groups(&[1; 8], 8, 1)), [8]);
+        assert_eq!(sizes(groups(&[1; 8], 8, 3)), [3, 3, 2]);
+        assert_eq!(sizes(groups(&[1; 2], 8, 3)), [1, 1]);
+        assert_eq!(groups(&[], 8, 2), Vec::<Vec<usize>>::new());
         // Of like size: 10 tokens are two fives.
-        assert_eq!(groups(&[1, 1, 1, 1, 1, 5], 8), [vec![5], vec![0, 1, 2, 3, 4]]);
-        assert_eq!(groups(&[3, 20, 1], 8), [vec![1], vec![0, 2]]);
-        for few in [1, 8] {
+        assert_eq!(groups(&[1, 1, 1, 1, 1, 5], 8, 1), [vec![5], vec![0, 1, 2, 3, 4]]);
+        assert_eq!(groups(&[3, 20, 1], 8, 1), [vec![1], vec![0, 2]]);
+        for (few, sides) in [(1, 1), (8, 1), (8, 4), (8, 64)] {
             let tokens = [5, 5, 5, 1, 9, 2, 8, 3, 1, 7, 1];
-            let found = groups(&tokens, few);
+            let found = groups(&tokens, few, sides);
             let mut texts = found.concat();
             texts.sort_unstable();
             assert_eq!(texts, (0..tokens.len()).collect::<Vec<_>>());

@@ -127,11 +127,12 @@ pub(super) unsafe fn few_rows<const BITS: usize>(
     assert_eq!(x.len(), rows * d_in, "the weight is for inputs of another width");
     // SAFETY: the caller's promise.
     let inputs: Vec<Inputs> = x.chunks_exact(d_in).map(|x| unsafe { Inputs::new::<BITS>(x) }).collect();
-    by_columns([scales.len() / blocks, d_in], rows, |first, columns| {
-        for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
-            let output = first + i;
-            for (inputs, dots) in inputs.chunks(ROWS).zip(column.chunks_mut(ROWS)) {
-                // SAFETY: the caller's promise.
+    by_columns([scales.len() / blocks, d_in], rows, |out, columns| {
+        for output in columns {
+            for (i, inputs) in inputs.chunks(ROWS).enumerate() {
+                let mut all = [0.0; ROWS];
+                let dots = &mut all[..inputs.len()];
+                // SAFETY: the caller's promise; this column is written here only.
                 unsafe {
                     match inputs {
                         [_] => write::<BITS, 1>(weight, output, inputs, dots),
@@ -139,10 +140,10 @@ pub(super) unsafe fn few_rows<const BITS: usize>(
                         [_, _, _] => write::<BITS, 3>(weight, output, inputs, dots),
                         _ => write::<BITS, ROWS>(weight, output, inputs, dots),
                     }
+                    for (row, dot) in dots.iter().enumerate() {
+                        *out.at(i * ROWS + row, output) = bias.map_or(*dot, |bias| dot + bias[output]);
+                    }
                 }
-            }
-            if let Some(bias) = bias {
-                column.iter_mut().for_each(|x| *x += bias[output]);
             }
         }
     })

@@ -103,11 +103,11 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
         &self,
         row: usize,
         x: &[f32],
-    ) -> [[f32; ROWS]; OUTPUTS] {
+    ) -> [[f32; OUTPUTS]; ROWS] {
         let d_in = self.blocks * BLOCK;
         assert_eq!(x.len(), ROWS * d_in, "inputs of another width");
-        let mut sums = [[0.0; ROWS]; OUTPUTS];
-        for (output, sums) in sums.iter_mut().enumerate() {
+        let mut sums = [[0.0; OUTPUTS]; ROWS];
+        for output in 0..OUTPUTS {
             // SAFETY: places are within a block of codes and of each row of `x`; the rest is the caller's promise.
             unsafe {
                 let mut lanes = [[L::zero(); 2]; ROWS];
@@ -122,7 +122,7 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
                     }
                 });
                 for row in 0..ROWS {
-                    sums[row] = lanes[row][0].add(lanes[row][1]).sum();
+                    sums[row][output] = lanes[row][0].add(lanes[row][1]).sum();
                 }
             }
         }
@@ -151,6 +151,7 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
 mod tests {
     use flamingo_config::LEVELS;
 
+    use super::super::product::Matrix;
     use super::super::stored::Columns;
     use super::super::stored::tests::{Unpack, number, run_as, ways};
     use super::*;
@@ -178,11 +179,11 @@ mod tests {
             let bias = [0.5, -0.25, 2.0, 0.0, 1.0, -3.0];
             let weight = Quantised::<BITS>::new(&codes, &scales, blocks);
             for way in ways() {
-                let mut columns = vec![f32::NAN; outputs * rows];
-                let bias_of = Some(&bias[..]);
-                run_as(way, Columns { columns: &mut columns, weight: &weight, first: 0, x: &x, bias: bias_of, rows });
-                for (i, found) in columns.iter().enumerate() {
-                    let (output, row) = (i / rows, i % rows);
+                let mut found = vec![f32::NAN; rows * outputs];
+                let (out, columns, weight) = (Matrix::of(&mut found, outputs), 0..outputs, &weight);
+                run_as(way, Columns { out, columns, weight, x: &x, bias: Some(&bias[..]), rows });
+                for (i, found) in found.iter().enumerate() {
+                    let (output, row) = (i % outputs, i / outputs);
                     let product =
                         |k: usize| defined::<BITS>(&codes, &scales, output * d_in + k) * f64::from(x[row * d_in + k]);
                     let wanted = (0..d_in).map(product).sum::<f64>() + f64::from(bias[output]);
@@ -191,7 +192,7 @@ mod tests {
                 }
                 let first = blocks / 2 * BLOCK;
                 let mut numbers = vec![f32::NAN; d_in - first];
-                run_as(way, Unpack { weight: &weight, row: 1, first, numbers: &mut numbers });
+                run_as(way, Unpack { weight, row: 1, first, numbers: &mut numbers });
                 for (i, found) in numbers.iter().enumerate() {
                     let wanted = defined::<BITS>(&codes, &scales, d_in + first + i);
                     assert!((f64::from(*found) - wanted).abs() < 1e-6, "{way:?}: {found}, not {wanted}");

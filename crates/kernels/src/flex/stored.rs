@@ -4,13 +4,14 @@
 //! weight through dot products on all threads. With many rows of inputs the products themselves cost most:
 //! [`many_rows`] lays panels of the weight out as f32 and multiplies by those.
 
-use super::filled;
 #[cfg(target_arch = "x86_64")]
 use super::halves;
 use super::lanes::{Lanes, Work, run};
 use super::panels::{Factor, multiply};
 use super::product::{Matrix, worth_threads};
 use burn::tensor::{bf16, f16};
+use rayon::prelude::*;
+use std::ops::Range;
 
 /// Weights that are worth a task.
 const TASK: usize = 1 << 16;
@@ -90,7 +91,7 @@ pub(super) trait Weight: Sync {
         &self,
         row: usize,
         x: &[f32],
-    ) -> [[f32; ROWS]; OUTPUTS];
+    ) -> [[f32; OUTPUTS]; ROWS];
 
     /// Some numbers of a row, from `first` on, a multiple of a quantised weight's block as their count is.
     ///
@@ -129,12 +130,12 @@ impl<S: Stored> Weight for Plain<'_, S> {
         &self,
         row: usize,
         x: &[f32],
-    ) -> [[f32; ROWS]; OUTPUTS] {
+    ) -> [[f32; OUTPUTS]; ROWS] {
         let d_in = self.d_in;
         let weight = &self.numbers[row * d_in..][..OUTPUTS * d_in];
         assert_eq!(x.len(), ROWS * d_in, "inputs of another width");
         let whole = d_in / L::COUNT * L::COUNT;
-        let mut sums = [[0.0; ROWS]; OUTPUTS];
+        let mut sums = [[0.0; OUTPUTS]; ROWS];
         // SAFETY: all places lie before `whole`, which is within a row of `weight` and `x`; the rest is the caller's promise.
         unsafe {
             let mut lanes = [[L::zero(); OUTPUTS]; ROWS];
@@ -151,14 +152,11 @@ impl<S: Stored> Weight for Plain<'_, S> {
                 }
             }
             for row in 0..ROWS {
-                let of_row = L::sums(lanes[row]);
-                for output in 0..OUTPUTS {
-                    sums[output][row] = of_row[output];
-                }
+                sums[row] = L::sums(lanes[row]);
             }
         }
-        for (sums, weight) in sums.iter_mut().zip(weight.chunks_exact(d_in)) {
-            for (sum, x) in sums.iter_mut().zip(x.chunks_exact(d_in)) {
+        for (sums, x) in sums.iter_mut().zip(x.chunks_exact(d_in)) {
+            for (sum, weight) in sums.iter_mut().zip(weight.chunks_exact(d_in)) {
                 *sum += weight[whole..].iter().zip(&x[whole..]).map(|(w, x)| w.number() * x).sum::<f32>();
             }
         }
@@ -179,12 +177,11 @@ impl<S: Stored> Weight for Plain<'_, S> {
     }
 }
 
-/// Some columns of an output, column by column.
+/// Some columns of an output, `[rows, d_out]`.
 pub(super) struct Columns<'a, W> {
-    pub(super) columns: &'a mut [f32],
+    pub(super) out: Matrix,
+    pub(super) columns: Range<usize>,
     pub(super) weight: &'a W,
-    /// The row of the weight that the first column is of.
-    pub(super) first: usize,
     /// `[rows, d_in]`.
     pub(super) x: &'a [f32],
     /// Of all columns.
@@ -193,21 +190,18 @@ pub(super) struct Columns<'a, W> {
 }
 
 impl<W: Weight> Work for Columns<'_, W> {
+    /// # Safety
+    /// Also, nobody else reads or writes these columns of the output, which are there.
     #[inline(always)]
-    unsafe fn with<L: Lanes>(self) {
-        let Self { columns, weight, first, x, bias, rows } = self;
+    unsafe fn with<L: Lanes>(mut self) {
         // Inputs are read once for several outputs, which also keeps several sums on their way.
-        for (i, columns) in columns.chunks_mut(OUTPUTS * rows).enumerate() {
-            let row = first + i * OUTPUTS;
-            if columns.len() == OUTPUTS * rows {
-                // SAFETY: the caller's promise.
-                unsafe { write::<OUTPUTS, L, W>(columns, weight, row, x, bias, rows) };
-            } else {
-                for (i, column) in columns.chunks_exact_mut(rows).enumerate() {
-                    // SAFETY: the caller's promise.
-                    unsafe { write::<1, L, W>(column, weight, row + i, x, bias, rows) };
-                }
-            }
+        while self.columns.len() >= OUTPUTS {
+            // SAFETY: the caller's promise.
+            unsafe { self.write::<OUTPUTS, L>() };
+        }
+        while !self.columns.is_empty() {
+            // SAFETY: the caller's promise.
+            unsafe { self.write::<1, L>() };
         }
     }
 }
@@ -215,50 +209,45 @@ impl<W: Weight> Work for Columns<'_, W> {
 /// Outputs that are worked on together, with four rows of inputs: as many sums as a processor has registers for.
 const OUTPUTS: usize = 4;
 
-/// Writes the columns of some outputs, from `row` on.
-///
-/// # Safety
-/// That of [`Lanes`].
-#[inline(always)]
-unsafe fn write<const OUTPUTS: usize, L: Lanes, W: Weight>(
-    columns: &mut [f32],
-    weight: &W,
-    row: usize,
-    x: &[f32],
-    bias: Option<&[f32]>,
-    rows: usize,
-) {
-    let [_, d_in] = weight.size();
-    for first in (0..rows).step_by(4) {
-        let count = (rows - first).min(4);
-        let x = &x[first * d_in..][..count * d_in];
-        // SAFETY: the caller's promise.
-        unsafe {
-            match count {
-                1 => put(columns, rows, first, weight.dots::<OUTPUTS, 1, L>(row, x)),
-                2 => put(columns, rows, first, weight.dots::<OUTPUTS, 2, L>(row, x)),
-                3 => put(columns, rows, first, weight.dots::<OUTPUTS, 3, L>(row, x)),
-                _ => put(columns, rows, first, weight.dots::<OUTPUTS, 4, L>(row, x)),
+impl<W: Weight> Columns<'_, W> {
+    /// Writes the first of the columns, and leaves the others.
+    ///
+    /// # Safety
+    /// That of [`Columns::with`]; there are so many.
+    #[inline(always)]
+    unsafe fn write<const OUTPUTS: usize, L: Lanes>(&mut self) {
+        let [_, d_in] = self.weight.size();
+        let column = self.columns.start;
+        for first in (0..self.rows).step_by(4) {
+            let count = (self.rows - first).min(4);
+            let x = &self.x[first * d_in..][..count * d_in];
+            // SAFETY: the caller's promise.
+            unsafe {
+                match count {
+                    1 => self.put(first, self.weight.dots::<OUTPUTS, 1, L>(column, x)),
+                    2 => self.put(first, self.weight.dots::<OUTPUTS, 2, L>(column, x)),
+                    3 => self.put(first, self.weight.dots::<OUTPUTS, 3, L>(column, x)),
+                    _ => self.put(first, self.weight.dots::<OUTPUTS, 4, L>(column, x)),
+                }
             }
         }
+        self.columns.start += OUTPUTS;
     }
-    if let Some(bias) = bias {
-        for (column, bias) in columns.chunks_exact_mut(rows).zip(&bias[row..]) {
-            column.iter_mut().for_each(|y| *y += bias);
-        }
-    }
-}
 
-/// Puts products where they belong among columns of `rows` numbers, from row `first` on.
-#[inline(always)]
-fn put<const OUTPUTS: usize, const ROWS: usize>(
-    columns: &mut [f32],
-    rows: usize,
-    first: usize,
-    dots: [[f32; ROWS]; OUTPUTS],
-) {
-    for (column, dots) in columns.chunks_exact_mut(rows).zip(dots) {
-        column[first..first + ROWS].copy_from_slice(&dots);
+    /// Puts products where they belong in the first of the columns, from row `first` on.
+    ///
+    /// # Safety
+    /// As [`Columns::write`].
+    #[inline(always)]
+    unsafe fn put<const OUTPUTS: usize, const ROWS: usize>(&self, first: usize, dots: [[f32; OUTPUTS]; ROWS]) {
+        let column = self.columns.start;
+        for (row, mut dots) in dots.into_iter().enumerate() {
+            if let Some(bias) = self.bias {
+                dots.iter_mut().zip(&bias[column..]).for_each(|(dot, bias)| *dot += bias);
+            }
+            // SAFETY: these places are there, and numbers of a row lie together; nobody else reads or writes them.
+            unsafe { self.out.at(first + row, column).cast::<[f32; OUTPUTS]>().write(dots) };
+        }
     }
 }
 
@@ -275,30 +264,28 @@ impl<W: Weight> Factor for Transposed<'_, W> {
 
 /// `x Wᵀ + b` for `[rows, d_in]`: `[rows, d_out]`, one dot product after the other. No size is 0.
 pub(super) fn few_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
-    by_columns(weight.size(), rows, |first, columns| run(Columns { columns, weight, first, x, bias, rows }))
+    let [d_out, d_in] = weight.size();
+    assert!(x.len() == rows * d_in && bias.is_none_or(|bias| bias.len() == d_out), "inputs and a bias of these sizes");
+    by_columns(weight.size(), rows, |out, columns| run(Columns { out, columns, weight, x, bias, rows }))
 }
 
-/// `[rows, d_out]` from a weight of this size, `[d_out, d_in]`, on all threads: `fill` gets the first of some columns and room for
-/// them, column by column, so that a task writes to one place. No size is 0.
-pub(super) fn by_columns([d_out, d_in]: [usize; 2], rows: usize, fill: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
+/// `[rows, d_out]` from a weight of this size, `[d_out, d_in]`, on all threads: `fill` writes some columns, which nobody else
+/// does. No size is 0.
+pub(super) fn by_columns(
+    [d_out, d_in]: [usize; 2],
+    rows: usize,
+    fill: impl Fn(Matrix, Range<usize>) + Sync,
+) -> Vec<f32> {
     let outputs = (TASK / d_in).clamp(1, d_out);
-    let columns = filled(d_out * rows, outputs * rows, |task, columns| fill(task * outputs, columns));
-    if rows == 1 {
-        return columns;
-    }
-    in_rows(&columns, rows)
-}
-
-/// Columns of `rows` numbers as rows. Some columns at a time, which stay in the cache.
-fn in_rows(columns: &[f32], rows: usize) -> Vec<f32> {
-    const AT_ONCE: usize = 8;
-    let width = columns.len() / rows;
-    let mut out = vec![0.0; columns.len()];
-    for (place, columns) in columns.chunks(AT_ONCE * rows).enumerate() {
-        for row in 0..rows {
-            let out = &mut out[row * width + place * AT_ONCE..][..columns.len() / rows];
-            out.iter_mut().zip(columns[row..].iter().step_by(rows)).for_each(|(to, from)| *to = *from);
-        }
+    let mut out = vec![0.0; rows * d_out];
+    let places = Matrix::of(&mut out, d_out);
+    match outputs == d_out {
+        // Not worth waking a thread.
+        true => fill(places, 0..d_out),
+        false => (0..d_out.div_ceil(outputs)).into_par_iter().for_each(|task| {
+            let first = task * outputs;
+            fill(places, first..(first + outputs).min(d_out));
+        }),
     }
     out
 }
@@ -406,12 +393,12 @@ pub(super) mod tests {
                 products.sum::<f64>() + f64::from(bias[column])
             };
             for way in ways() {
-                let mut columns = vec![f32::NAN; 6 * rows];
+                let mut found = vec![f32::NAN; rows * 6];
                 let plain = Plain::new(&weight, d_in);
-                let bias = Some(&bias[..]);
-                run_as(way, Columns { columns: &mut columns, weight: &plain, first: 0, x: &x, bias, rows });
-                for (i, found) in columns.iter().enumerate() {
-                    let wanted = dot(i / rows, i % rows);
+                let (out, bias) = (Matrix::of(&mut found, 6), Some(&bias[..]));
+                run_as(way, Columns { out, columns: 0..6, weight: &plain, x: &x, bias, rows });
+                for (i, found) in found.iter().enumerate() {
+                    let wanted = dot(i % 6, i / 6);
                     assert!((f64::from(*found) - wanted).abs() < 2e-4, "{way:?}, {rows} {d_in}: {found}, not {wanted}");
                 }
             }
