@@ -96,14 +96,20 @@ fn empty(seat: Seat) -> EngineError {
     EngineError::Input(format!("seat {} is empty", seat.0))
 }
 
-/// Logits that follow each of some texts, one after the other. Texts of a few tokens go together.
-fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>) -> Result<(Vec<usize>, Vec<f32>), EngineError> {
+/// What follows some texts: their places in the answer, and the logits of each, one after the other.
+struct Read {
+    places: Vec<usize>,
+    logits: Vec<f32>,
+}
+
+/// Reads what comes next in some texts. Those of a few tokens go together.
+fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>) -> Result<Read, EngineError> {
     if let [(place, session, next)] = &mut texts[..]
         && next.ids().len() > B::ROWS_ALIKE
     {
         let text = session.check_next(next)?;
         let hidden = session.hidden(&text);
-        return Ok((vec![*place], engine.last_logits(hidden)?));
+        return Ok(Read { places: vec![*place], logits: engine.last_logits(hidden)? });
     }
     let places = texts.iter().map(|(place, ..)| *place).collect();
     let mut turns: Vec<Turn<B>> = texts.iter_mut().map(|(_, session, next)| session.turn(next)).collect();
@@ -120,7 +126,7 @@ fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>) -> Result<
         true => hidden,
         false => hidden.clone().select(1, Tensor::<B, 1, Int>::from_ints(last.as_slice(), &hidden.device())),
     };
-    Ok((places, Array::from_tensor(&engine.model.decoder.logits(hidden))?.data))
+    Ok(Read { places, logits: Array::from_tensor(&engine.model.decoder.logits(hidden))?.data })
 }
 
 /// Numbers of a layer's weight up to which kernels leave it to one thread of a CPU.
@@ -184,13 +190,13 @@ impl<B: Kernels> Batch for BurnBatch<'_, B> {
         compute::<B, _>(|| {
             let read = |texts| read(engine, texts);
             // On a CPU groups go side by side: what is done for each text by itself is too little to share among threads.
-            let groups: Result<Vec<(Vec<usize>, Vec<f32>)>, EngineError> = match on_cpu::<B>() {
+            let groups: Result<Vec<Read>, EngineError> = match on_cpu::<B>() {
                 true => together.into_par_iter().map(read).collect(),
                 false => together.into_iter().map(read).collect(),
             };
             let vocab = engine.config.tokens.vocab_size;
             let mut all = vec![0.0; next.len() * vocab];
-            for (places, logits) in groups? {
+            for Read { places, logits } in groups? {
                 for (place, logits) in places.into_iter().zip(logits.chunks_exact(vocab)) {
                     all[place * vocab..][..vocab].copy_from_slice(logits);
                 }
