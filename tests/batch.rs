@@ -163,6 +163,53 @@ fn a_text_does_not_depend_on_those_beside_it() {
     compare("flamingo-tiny-opt", Device::Flex, Precision::F16, 12);
 }
 
+/// A model of the zoo whose text looks at the latest picture only, or at all before it.
+fn looking(name: &str, only_immediate: bool) -> (tempfile::TempDir, Model) {
+    let folder = tempfile::tempdir().expect("a folder");
+    for file in std::fs::read_dir(root().join("models").join(name)).expect("a model") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).expect("a copy");
+    }
+    let config = folder.path().join("config.json");
+    let of = |only: bool| format!("\"only_attend_immediate_media\": {only}");
+    let text = std::fs::read_to_string(&config).expect("a configuration");
+    assert!(text.contains(&of(true)), "the model looks at the latest picture");
+    std::fs::write(&config, text.replace(&of(true), &of(only_immediate))).expect("a configuration");
+    let model = Model::open(folder.path(), Device::Flex, Precision::F32).expect("a model");
+    (folder, model)
+}
+
+/// A few tokens at a time, pictures shown as they come: what follows is what follows the whole.
+#[test]
+fn a_prompt_can_be_read_in_pieces() {
+    for only_immediate in [true, false] {
+        let (_folder, model) = looking("flamingo-tiny-neox", only_immediate);
+        let mark = model.config().tokens.image;
+        for (i, prompt) in prompts().iter().enumerate() {
+            let looked = look(&model, prompt);
+            let (text, latents) = model.inputs(&looked).expect("a readable prompt");
+            let start = model.engine().start_seen(&text, latents.as_ref(), SessionOptions::default());
+            let (_, wanted) = start.expect("a session");
+            for few in [1, 2, 3, 5, 8] {
+                let mut batch = model.engine().batch();
+                let seat = batch.open(None, SessionOptions::default()).expect("a seat");
+                let (mut shown, mut found) = (0, Vec::new());
+                for piece in text.ids.chunks(few) {
+                    let marks = piece.iter().filter(|&&id| id == mark).count();
+                    let images = looked.images[shown..shown + marks].to_vec();
+                    if let Some(latents) = model.media(&[Interleaved { text: String::new(), images }]) {
+                        batch.session(seat).expect("a session").show(&latents).expect("pictures for these marks");
+                    }
+                    shown += marks;
+                    found = batch.step(&[(seat, Next::Prompt(piece))]).expect("logits");
+                }
+                let worst = found.iter().zip(&wanted).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(worst < 1e-4, "prompt {i} in pieces of {few}, {only_immediate}: {worst}");
+            }
+        }
+    }
+}
+
 /// The kernels for GPUs add up each row alike, too.
 #[test]
 fn nor_on_a_gpu() {

@@ -129,7 +129,7 @@ fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>) -> Result<
     Ok(Read { places, logits: Array::from_tensor(&engine.model.decoder.logits(hidden))?.data })
 }
 
-/// Numbers of a layer's weight up to which kernels leave it to one thread of a CPU.
+/// Numbers of a layer's weight up to which kernels leave it to one thread of a CPU (measured on two).
 const ONE_THREAD: usize = 1 << 16;
 
 /// Groups that a step should have at least: as many as there are threads where layers are too small for several.

@@ -51,6 +51,10 @@ impl<B: Backend> Media<B> {
         self.parts.iter().map(|part| part.images).sum()
     }
 
+    fn rows(&self) -> Option<usize> {
+        self.parts.iter().flat_map(|part| part.layers.iter().flatten()).map(|[k, _]| k.dims()[0]).next()
+    }
+
     /// Memory that they take.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(|part| bytes(&part.layers)).sum()
@@ -59,9 +63,10 @@ impl<B: Backend> Media<B> {
     /// The same with further images behind them: nothing is copied.
     ///
     /// # Panics
-    /// If `more` is of another model.
+    /// If `more` is of another model or has other rows.
     pub fn followed_by(mut self, more: Self) -> Self {
         assert_eq!(self.num_latents, more.num_latents, "images of one model");
+        assert_eq!(self.rows(), more.rows(), "images of as many rows");
         self.parts.extend(more.parts);
         self
     }
@@ -133,6 +138,9 @@ impl<B: Backend> Media<B> {
 /// ```
 ///
 /// `seen[row]` marks came before this text (0 at the start of a sequence).
+///
+/// # Panics
+/// If `width` is 0.
 pub fn text_time(ids: &[u32], width: usize, image: u32, seen: &[usize]) -> Vec<usize> {
     let mut time = Vec::with_capacity(ids.len());
     for (row, &before) in ids.chunks(width).zip(seen) {

@@ -78,9 +78,14 @@ impl Metrics {
         registry.register_with_unit("latency", "Time until an answer began", seconds.clone(), metrics.latency.clone());
         registry.register("connections", "Open connections", metrics.connections.clone());
         registry.register("queue", "Requests that wait for the model", metrics.queue.clone());
-        registry.register("running", "Texts that are being written", metrics.running.clone());
+        registry.register("running", "Texts that are being written, or about to be", metrics.running.clone());
         registry.register_with_unit("queue_time", "Wait for the model", seconds.clone(), metrics.queue_time.clone());
-        registry.register_with_unit("step_time", "One token for all texts", seconds, metrics.step_time.clone());
+        registry.register_with_unit(
+            "step_time",
+            "One token for all texts, and the last of prompts",
+            seconds,
+            metrics.step_time.clone(),
+        );
         registry.register("step_texts", "Texts that got a token together", metrics.step_texts.clone());
         registry.register("prompt_tokens", "Tokens of prompts", metrics.prompt_tokens.clone());
         registry.register("cached_tokens", "Tokens of prompts that were read before", metrics.cached_tokens.clone());

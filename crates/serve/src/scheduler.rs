@@ -1,5 +1,6 @@
 //! The thread that the model belongs to. It takes requests from the queue, reads their prompts, and continues all of them
-//! together, a token each at a time. The last tokens of prompts are read beside the texts that go on.
+//! together, a token each at a time. Where few tokens of a prompt follow its demonstrations, they are read beside the texts that
+//! go on. A device that fails in a step fails all of them.
 //!
 //! What a request gets does not depend on the others: texts are decoded with the numbers of each alone
 //! ([`flamingo_engine::Batch`]), each samples from a stream of its own, and a prompt is read in the same pieces whether its
@@ -19,8 +20,8 @@ use crate::bounded::Bounded;
 use crate::error::Refusal;
 use crate::metrics::Metrics;
 
-/// How long prompts are read before texts that are being written go on.
-const READING: Duration = Duration::from_millis(100);
+/// How long prompts are begun before texts that are being written, and prompts of which a few tokens are left, go on.
+const READING: Duration = Duration::from_millis(25);
 
 /// What names a picture or a beginning: the hash of its content.
 pub(crate) type Key = [u8; 32];
@@ -162,7 +163,7 @@ struct Scheduler<'m> {
     scheduling: Scheduling,
 }
 
-/// A request whose continuations are being written.
+/// A request whose prompt is being read, or whose continuations are being written.
 struct Request<'m> {
     events: mpsc::UnboundedSender<Event>,
     deadline: Instant,
@@ -171,16 +172,26 @@ struct Request<'m> {
     lanes: Vec<Lane<'m>>,
     logprobs: Option<usize>,
     stats: Stats,
-    /// When its prompt was read, or is begun to be.
+    /// When its prompt was read.
     read: Instant,
 }
 
-/// A prompt that is read up to its last tokens.
+/// A prompt of which the last few tokens are left.
 struct Unread {
     completion: Completion,
     seat: Seat,
     /// How many tokens are read.
     read: usize,
+}
+
+/// What came of beginning a prompt.
+struct Begun {
+    seat: Seat,
+    /// How many tokens are read.
+    read: usize,
+    /// What follows, where all are.
+    logits: Option<Vec<f32>>,
+    stats: Stats,
 }
 
 impl Unread {
@@ -256,17 +267,23 @@ impl<'m> Scheduler<'m> {
             Work::Complete { events, .. } if events.is_closed() => self.scheduling.metrics.cancelled(),
             Work::Complete { completion, events } => {
                 match self.begun(&completion.prompt, completion.settings.max_new_tokens) {
-                    Ok((seat, read, stats)) => {
-                        let logprobs = completion.logprobs;
-                        self.running.push(Request {
+                    Ok(Begun { seat, read, logits, stats }) => {
+                        let mut request = Request {
                             events,
                             deadline,
-                            unread: Some(Unread { completion, seat, read }),
+                            unread: None,
                             lanes: Vec::new(),
-                            logprobs,
+                            logprobs: completion.logprobs,
                             stats: Stats { queue, ..stats },
                             read: Instant::now(),
-                        });
+                        };
+                        let unread = Unread { completion, seat, read };
+                        match logits {
+                            Some(logits) => self.launch(&mut request, unread, &logits),
+                            None => request.unread = Some(unread),
+                        }
+                        self.running.push(request);
+                        self.sweep();
                     }
                     Err(e) => drop(events.send(Event::Failed(refused(e)))),
                 }
@@ -285,9 +302,8 @@ impl<'m> Scheduler<'m> {
         }
     }
 
-    /// Begins to read a prompt: a seat, how many tokens are read there, and what that took. Its last tokens are left, a few at
-    /// most.
-    fn begun(&mut self, prompt: &Prompt, new_tokens: usize) -> Result<(Seat, usize, Stats), ZooError> {
+    /// Reads a prompt, but for what follows its demonstrations where that is a few tokens.
+    fn begun(&mut self, prompt: &Prompt, new_tokens: usize) -> Result<Begun, ZooError> {
         let mut stats = Stats {
             prompt: prompt.text.clone(),
             pictures: prompt.images.len(),
@@ -298,10 +314,10 @@ impl<'m> Scheduler<'m> {
         let latents = self.look(&prompt.images, &mut stats)?;
         stats.images = started.elapsed();
         let started = Instant::now();
-        let (seat, read) = self.begun_seen(prompt, &latents, new_tokens, &mut stats)?;
+        let (seat, read, logits) = self.begun_seen(prompt, &latents, new_tokens, &mut stats)?;
         stats.prefill = started.elapsed();
         self.scheduling.metrics.read(&stats);
-        Ok((seat, read, stats))
+        Ok(Begun { seat, read, logits, stats })
     }
 
     /// Latents of a prompt's pictures; those that are not remembered are looked at, one by one, so that their numbers do not
@@ -333,15 +349,15 @@ impl<'m> Scheduler<'m> {
         self.scheduling.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// [`Scheduler::begun`] of a prompt whose pictures were looked at. A prompt has two pieces: its demonstrations, which other
-    /// prompts may share, and the rest.
+    /// [`Scheduler::begun`] of a prompt whose pictures were looked at: a seat, how many tokens are read there, and what follows
+    /// where all are. A prompt has two pieces: its demonstrations, which other prompts may share, and the rest.
     fn begun_seen(
         &mut self,
         prompt: &Prompt,
         latents: &[Latents],
         new_tokens: usize,
         stats: &mut Stats,
-    ) -> Result<(Seat, usize), ZooError> {
+    ) -> Result<(Seat, usize, Option<Vec<f32>>), ZooError> {
         let tokens = &self.model.config().tokens;
         let ids = &prompt.ids;
         let shared = ids[..ids.len() - 1].iter().rposition(|&id| id == tokens.endofchunk).map_or(0, |last| last + 1);
@@ -353,21 +369,25 @@ impl<'m> Scheduler<'m> {
             }
             _ => self.after(&ids[..shared], &prompt.images[..shown], &latents[..shown], stats)?,
         };
-        let read = self.read_on(seat, &ids[shared..], &latents[shown..]);
-        read.map(|read| (seat, shared + read)).inspect_err(|_| self.batch.leave(seat))
+        match self.read_on(seat, &ids[shared..], &latents[shown..]) {
+            Ok(None) => Ok((seat, shared, None)),
+            Ok(logits) => Ok((seat, ids.len(), logits)),
+            Err(e) => {
+                self.batch.leave(seat);
+                Err(e)
+            }
+        }
     }
 
-    /// Shows the last pictures of a prompt and reads its last tokens up to a few. Returns how many were read.
-    fn read_on(&mut self, seat: Seat, rest: &[u32], latents: &[Latents]) -> Result<usize, ZooError> {
+    /// Shows the last pictures of a prompt, and reads its last tokens if they are more than a few.
+    fn read_on(&mut self, seat: Seat, rest: &[u32], latents: &[Latents]) -> Result<Option<Vec<f32>>, ZooError> {
         if let Some(latents) = media(self.model, latents) {
             self.batch.session(seat)?.show(&latents)?;
         }
-        if rest.len() <= self.batch.few() {
-            return Ok(0);
+        match rest.len() <= self.batch.few() {
+            true => Ok(None),
+            false => Ok(Some(self.batch.step(&[(seat, Next::Prompt(rest))])?)),
         }
-        let (first, _) = rest.split_at(rest.len() - 1);
-        self.batch.step(&[(seat, Next::Prompt(first))])?;
-        Ok(first.len())
     }
 
     /// A seat that goes on after a beginning, which is read where it is not remembered.
@@ -399,14 +419,16 @@ impl<'m> Scheduler<'m> {
 
     fn score(&mut self, prompt: &Prompt, candidates: &[Vec<u32>]) -> Result<(Vec<SequenceScore>, Stats), ZooError> {
         let longest = candidates.iter().map(Vec::len).max().unwrap_or(0);
-        let (seat, read, mut stats) = self.begun(prompt, longest)?;
-        let reading = Instant::now();
-        let scores = self.batch.step(&[(seat, Next::Prompt(&prompt.ids[read..]))]).and_then(|logits| {
-            stats.prefill += reading.elapsed();
-            Ok((logits, self.batch.session(seat)?))
-        });
+        let Begun { seat, read, logits, mut stats } = self.begun(prompt, longest)?;
         let started = Instant::now();
-        let scores = match scores {
+        let logits = match logits {
+            Some(logits) => Ok(logits),
+            None => self.batch.step(&[(seat, Next::Prompt(&prompt.ids[read..]))]),
+        };
+        stats.prefill += started.elapsed();
+        let started = Instant::now();
+        let read = logits.and_then(|logits| Ok((logits, self.batch.session(seat)?)));
+        let scores = match read {
             Ok((logits, session)) => self.model.scores(session, logits, 1, prompt.ids.len(), candidates),
             Err(e) => Err(e.into()),
         };
@@ -418,7 +440,6 @@ impl<'m> Scheduler<'m> {
     /// Begins the continuations of a request whose prompt is read.
     fn launch(&mut self, request: &mut Request<'m>, unread: Unread, logits: &[f32]) {
         let Unread { completion: Completion { prompt, settings, n, first, stops, .. }, seat, .. } = unread;
-        request.stats.prefill += request.read.elapsed();
         request.read = Instant::now();
         for index in 0..n {
             let writing = Writing::new(self.model, prompt.ids.clone(), &settings, stops.clone(), index);
@@ -438,7 +459,7 @@ impl<'m> Scheduler<'m> {
         self.advance(request, logits.repeat(n));
     }
 
-    /// Every text that is being written gets its next token, and every prompt that was begun its last.
+    /// Every text that is being written gets its next token, and prompts of which a few are left get those.
     fn step(&mut self) {
         self.sweep();
         let next: Vec<(Seat, Next)> = self.running.iter().flat_map(Request::next).collect();
@@ -451,13 +472,17 @@ impl<'m> Scheduler<'m> {
         let mut running = std::mem::take(&mut self.running);
         match stepped {
             Ok(logits) => {
-                self.scheduling.metrics.stepped(count, started.elapsed());
+                let took = started.elapsed();
+                self.scheduling.metrics.stepped(count, took);
                 let vocab = logits.len() / count;
                 let mut rest = &logits[..];
                 for request in &mut running {
                     let (own, others) = rest.split_at(request.next().count() * vocab);
                     match request.unread.take() {
-                        Some(unread) => self.launch(request, unread, own),
+                        Some(unread) => {
+                            request.stats.prefill += took;
+                            self.launch(request, unread, own);
+                        }
                         None => self.advance(request, own.to_vec()),
                     }
                     rest = others;

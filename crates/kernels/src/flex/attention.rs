@@ -172,7 +172,7 @@ struct Places {
     strides: [usize; 3],
 }
 
-// SAFETY: each head is written by one thread, and the values outlive the loop.
+// SAFETY: each row of a head is written by one thread, and the values outlive the loop.
 unsafe impl Send for Places {}
 // SAFETY: as above.
 unsafe impl Sync for Places {}

@@ -167,32 +167,23 @@ impl<C: Curve> Work for Zip<'_, C> {
 
 #[cfg(all(test, target_arch = "x86_64"))]
 mod tests {
-    use std::time::{Duration, Instant};
-
-    use super::super::stored::tests::{Way, number, run_as, ways};
+    use super::super::stored::tests::{gain, number, run_as};
     use super::*;
 
-    /// What is not inlined into a loop is compiled for any processor, and the loop with it: wide registers are then of no use.
-    #[test]
-    fn loops_are_compiled_for_the_processor() {
-        if !ways().contains(&Way::Avx2) {
-            eprintln!("skipped: this processor has no AVX2");
-            return;
-        }
-        fn fastest(way: Way, curve: impl Curve) -> Duration {
-            let (input, mut output): (Vec<f32>, _) = ((0..4096).map(number).collect(), vec![0.0; 4096]);
-            let mut time = || {
-                let start = Instant::now();
-                run_as(way, Map { input: &input, output: &mut output, curve });
-                start.elapsed()
-            };
-            (0..200).map(|_| time()).min().expect("a time")
-        }
-        fn gain(curve: impl Curve) -> f64 {
-            fastest(Way::Portable, curve).as_secs_f64() / fastest(Way::Avx2, curve).as_secs_f64()
-        }
-        for (name, gain) in [("GELU", gain(Gelu)), ("QuickGELU", gain(QUICK_GELU)), ("tanh GELU", gain(GeluTanh))] {
+    fn is_vectorised(name: &str, curve: impl Curve) {
+        let (input, grad): (Vec<f32>, Vec<f32>) = (0..4096).map(|i| (number(i), number(i + 99))).unzip();
+        let mut output = vec![0.0; 4096];
+        let forward = gain(|way| run_as(way, Map { input: &input, output: &mut output, curve }));
+        let backward = gain(|way| run_as(way, Zip { input: &input, grad: &grad, output: &mut output, curve }));
+        for gain in [forward, backward].into_iter().flatten() {
             assert!(gain > 1.3, "{name} is {gain:.2} times as fast with registers twice as wide");
         }
+    }
+
+    #[test]
+    fn activations_are_vectorised() {
+        is_vectorised("GELU", Gelu);
+        is_vectorised("QuickGELU", QUICK_GELU);
+        is_vectorised("the GELU of tanh", GeluTanh);
     }
 }

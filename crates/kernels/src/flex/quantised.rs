@@ -181,7 +181,8 @@ mod tests {
             for way in ways() {
                 let mut found = vec![f32::NAN; rows * outputs];
                 let (out, columns, weight) = (Matrix::of(&mut found, outputs), 0..outputs, &weight);
-                run_as(way, Columns { out, columns, weight, x: &x, bias: Some(&bias[..]), rows });
+                // SAFETY: the output is ours and has these columns.
+                run_as(way, unsafe { Columns::new(out, columns, weight, &x, Some(&bias[..]), rows) });
                 for (i, found) in found.iter().enumerate() {
                     let (output, row) = (i % outputs, i / outputs);
                     let product =

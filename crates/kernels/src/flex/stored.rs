@@ -179,19 +179,32 @@ impl<S: Stored> Weight for Plain<'_, S> {
 
 /// Some columns of an output, `[rows, d_out]`.
 pub(super) struct Columns<'a, W> {
-    pub(super) out: Matrix,
-    pub(super) columns: Range<usize>,
-    pub(super) weight: &'a W,
-    /// `[rows, d_in]`.
-    pub(super) x: &'a [f32],
-    /// Of all columns.
-    pub(super) bias: Option<&'a [f32]>,
-    pub(super) rows: usize,
+    out: Matrix,
+    columns: Range<usize>,
+    weight: &'a W,
+    x: &'a [f32],
+    bias: Option<&'a [f32]>,
+    rows: usize,
+}
+
+impl<'a, W> Columns<'a, W> {
+    /// Columns of `out` that are to be written, with inputs `[rows, d_in]` and the bias of all columns.
+    ///
+    /// # Safety
+    /// They are there, and until they are written nobody else reads or writes them.
+    pub(super) unsafe fn new(
+        out: Matrix,
+        columns: Range<usize>,
+        weight: &'a W,
+        x: &'a [f32],
+        bias: Option<&'a [f32]>,
+        rows: usize,
+    ) -> Self {
+        Self { out, columns, weight, x, bias, rows }
+    }
 }
 
 impl<W: Weight> Work for Columns<'_, W> {
-    /// # Safety
-    /// Also, nobody else reads or writes these columns of the output, which are there.
     #[inline(always)]
     unsafe fn with<L: Lanes>(mut self) {
         // Inputs are read once for several outputs, which also keeps several sums on their way.
@@ -266,7 +279,10 @@ impl<W: Weight> Factor for Transposed<'_, W> {
 pub(super) fn few_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
     let [d_out, d_in] = weight.size();
     assert!(x.len() == rows * d_in && bias.is_none_or(|bias| bias.len() == d_out), "inputs and a bias of these sizes");
-    by_columns(weight.size(), rows, |out, columns| run(Columns { out, columns, weight, x, bias, rows }))
+    by_columns(weight.size(), rows, |out, columns| {
+        // SAFETY: the columns are there, and they are this task's own.
+        run(unsafe { Columns::new(out, columns, weight, x, bias, rows) })
+    })
 }
 
 /// `[rows, d_out]` from a weight of this size, `[d_out, d_in]`, on all threads: `fill` writes some columns, which nobody else
@@ -362,6 +378,26 @@ pub(super) mod tests {
         }
     }
 
+    /// How many times as fast work is with AVX2 as with what every processor has; nothing where that cannot be told. What is not
+    /// inlined into a loop is compiled for any processor, and the loop with it: wide registers are then of no use.
+    #[cfg(target_arch = "x86_64")]
+    pub(in super::super) fn gain(work: impl FnMut(Way)) -> Option<f64> {
+        if !ways().contains(&Way::Avx2) || cfg!(target_feature = "avx2") {
+            eprintln!("skipped: no AVX2, or nothing without it");
+            return None;
+        }
+        let mut work = work;
+        let mut fastest = |way: Way| {
+            let mut time = || {
+                let start = std::time::Instant::now();
+                work(way);
+                start.elapsed().as_secs_f64()
+            };
+            (0..200).map(|_| time()).fold(f64::INFINITY, f64::min)
+        };
+        Some(fastest(Way::Portable) / fastest(Way::Avx2))
+    }
+
     pub(in super::super) fn number(i: usize) -> f32 {
         ((i * 7919 % 2003) as f32 - 1001.0) / 500.0
     }
@@ -396,7 +432,8 @@ pub(super) mod tests {
                 let mut found = vec![f32::NAN; rows * 6];
                 let plain = Plain::new(&weight, d_in);
                 let (out, bias) = (Matrix::of(&mut found, 6), Some(&bias[..]));
-                run_as(way, Columns { out, columns: 0..6, weight: &plain, x: &x, bias, rows });
+                // SAFETY: the output is ours and has six columns.
+                run_as(way, unsafe { Columns::new(out, 0..6, &plain, &x, bias, rows) });
                 for (i, found) in found.iter().enumerate() {
                     let wanted = dot(i % 6, i / 6);
                     assert!((f64::from(*found) - wanted).abs() < 2e-4, "{way:?}, {rows} {d_in}: {found}, not {wanted}");
