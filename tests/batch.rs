@@ -51,8 +51,9 @@ fn alone(model: &Model, prompt: &Prompt, i: usize, settings: &GenerationConfig) 
         [] => start(rest).expect("a session"),
         _ => {
             let (mut session, _) = start(first).expect("a session");
-            let logits = session.go_on(rest.to_vec()).expect("logits");
-            (session, logits)
+            let logits = session.feed(rest.to_vec(), vec![true; rest.len()]).expect("logits").data;
+            let last = logits.len() - model.config().tokens.vocab_size;
+            (session, logits[last..].to_vec())
         }
     };
     let mut continuation = Continuation::new(text.ids.clone(), settings, 0).expect("usable settings");

@@ -32,12 +32,6 @@ pub trait Session: Decoder<Error = EngineError> + Send {
     /// [`EngineError::Input`] for ids outside the vocabulary, [`EngineError::Device`] if the device fails.
     fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError>;
 
-    /// Feeds several tokens a row, all of them text, and returns the logits after the last of each, `rows * vocab_size`.
-    ///
-    /// # Errors
-    /// As [`Session::feed`].
-    fn go_on(&mut self, ids: Vec<u32>) -> Result<Vec<f32>, EngineError>;
-
     /// Shows further pictures, `[rows, images, num_latents, width]`: what marks in the text to come stand for.
     ///
     /// # Errors
@@ -154,7 +148,9 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
             Next::Written(_) => self.marks.clone(),
             Next::Prompt(_) => text_time(ids, ids.len(), self.engine.config.tokens.image, &self.marks),
         };
-        self.marks = times.last().map_or_else(|| self.marks.clone(), |&time| vec![time]);
+        if let Some(&time) = times.last() {
+            self.marks = vec![time];
+        }
         Turn { ids, times, media: self.media.as_ref(), cache: &mut self.cache }
     }
 
@@ -219,14 +215,6 @@ impl<B: Kernels> Session for BurnSession<'_, B> {
         compute::<B, _>(|| {
             let hidden = self.forward(ids, keep)?;
             Array::from_tensor(&self.engine.model.decoder.logits(hidden))
-        })
-    }
-
-    fn go_on(&mut self, ids: Vec<u32>) -> Result<Vec<f32>, EngineError> {
-        compute::<B, _>(|| {
-            let keep = vec![true; ids.len()];
-            let hidden = self.forward(ids, keep)?;
-            self.engine.last_logits(hidden)
         })
     }
 
