@@ -19,7 +19,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 #[derive(Parser)]
 struct Args {
     /// Texts that are continued together. Several numbers give several lines; ratios are to the first.
-    #[arg(long, default_values_t = [1, 2, 4, 8, 16, 32])]
+    #[arg(long, default_values_t = [1, 2, 4, 8, 16, 32], value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     texts: Vec<usize>,
     /// New tokens of each.
     #[arg(long, default_value_t = 64)]

@@ -1,5 +1,7 @@
 //! The operations in Burn's own.
 
+use std::ops::Range;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::{AttentionModuleOptions, FloatTensor};
 use burn::tensor::{Bool, DType, ElementConversion, Int, Slice, Tensor, TensorMetadata, activation, module};
@@ -155,7 +157,8 @@ pub(crate) fn attend_each<B: Kernels>(q: FloatTensor<B>, pasts: Vec<Past<B>>, sc
     let each = pasts.into_iter().map(|past| {
         let own = q.clone().narrow(2, first, past.queries);
         first += past.queries;
-        crate::attend(own, past.k, past.v, scale, past.hidden, past.bias)
+        let [k, v] = [past.k, past.v].map(|x| crate::first(x, 2, past.keys));
+        crate::attend(own, k, v, scale, past.hidden, past.bias)
     });
     primitive(Tensor::cat(each.collect(), 2))
 }
@@ -325,10 +328,20 @@ pub(crate) fn columns<B: Backend>(x: FloatTensor<B>, first: usize, count: usize)
     B::float_slice(x, &slices)
 }
 
-pub(crate) fn put<B: Backend>(buffer: FloatTensor<B>, x: FloatTensor<B>, start: usize) -> FloatTensor<B> {
+pub(crate) fn put<B: Backend>(
+    buffer: FloatTensor<B>,
+    x: FloatTensor<B>,
+    tokens: Range<usize>,
+    start: usize,
+) -> FloatTensor<B> {
+    if tokens.is_empty() {
+        return buffer;
+    }
     let (buffer, x) = (tensor::<B, 4>(buffer), tensor::<B, 4>(x));
-    let [batch, heads, tokens, dim] = x.dims();
-    primitive(buffer.slice_assign([0..batch, 0..heads, start..start + tokens, 0..dim], x))
+    let [batch, heads, all, dim] = x.dims();
+    let own = start..start + tokens.len();
+    let x = if tokens == (0..all) { x } else { x.narrow(2, tokens.start, tokens.len()) };
+    primitive(buffer.slice_assign([0..batch, 0..heads, own, 0..dim], x))
 }
 
 pub(crate) fn first<B: Backend>(x: FloatTensor<B>, dim: usize, count: usize) -> FloatTensor<B> {

@@ -16,6 +16,8 @@ mod cube;
 pub use cube::keep_compiled;
 mod generic;
 
+use std::ops::Range;
+
 use burn::tensor::backend::{AutodiffBackend, Backend, BackendTypes};
 use burn::tensor::ops::{BoolTensor, FloatTensor, IntTensor};
 use burn::tensor::{Bool, DType, Int, Tensor, TensorPrimitive};
@@ -38,15 +40,17 @@ pub struct Attention<B: BackendTypes> {
     pub bias: Option<FloatTensor<B>>,
 }
 
-/// What some tokens of one text look at: keys and values of its own, `[1, heads, keys, dim]`, and what hides some.
+/// What some tokens of one text look at: keys and values of its own, and what hides some.
 #[derive(Clone, Debug)]
 pub struct Past<B: Backend> {
     /// How many tokens look: one query each.
     pub queries: usize,
-    /// Keys.
+    /// Keys, `[1, heads, capacity, dim]`.
     pub k: Tensor<B, 4>,
-    /// Values.
+    /// Values, of the same shape.
     pub v: Tensor<B, 4>,
+    /// How many of them there are: the first.
+    pub keys: usize,
     /// True = not seen; broadcasts to `[1, heads, queries, keys]`.
     pub hidden: Option<Tensor<B, 4, Bool>>,
     /// Added to the scores; broadcasts like `hidden`.
@@ -156,10 +160,10 @@ pub trait Kernels: Backend {
         generic::first::<Self>(x, dim, count)
     }
 
-    /// Writes `x`, `[batch, heads, tokens, dim]`, into a buffer, `[batch, heads, capacity, dim]`, from token `start` on: where the
-    /// buffer lies, if nobody else holds it.
-    fn put(buffer: FloatTensor<Self>, x: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
-        generic::put::<Self>(buffer, x, start)
+    /// Writes some tokens of `x`, `[batch, heads, tokens, dim]`, into a buffer, `[batch, heads, capacity, dim]`, from token `start`
+    /// on: where the buffer lies, if nobody else holds it.
+    fn put(buffer: FloatTensor<Self>, x: FloatTensor<Self>, tokens: Range<usize>, start: usize) -> FloatTensor<Self> {
+        generic::put::<Self>(buffer, x, tokens, start)
     }
 
     /// `x Wᵀ + b`: `[rows, d_in]` to `[rows, d_out]`; the weight is `[d_out, d_in]`.
@@ -373,8 +377,8 @@ pub fn first<B: Kernels, const D: usize>(x: Tensor<B, D>, dim: usize, count: usi
 }
 
 /// [`Kernels::put`].
-pub fn put<B: Kernels>(buffer: Tensor<B, 4>, x: Tensor<B, 4>, start: usize) -> Tensor<B, 4> {
-    tensor(B::put(primitive(buffer), primitive(x), start))
+pub fn put<B: Kernels>(buffer: Tensor<B, 4>, x: Tensor<B, 4>, tokens: Range<usize>, start: usize) -> Tensor<B, 4> {
+    tensor(B::put(primitive(buffer), primitive(x), tokens, start))
 }
 
 /// [`Kernels::linear_layer`], in the format of `x`, whatever the weight is stored as.

@@ -205,7 +205,10 @@ fn queries_of_each_text_see_what_they_see_alone() {
         .into_iter()
         .map(|(queries, keys, masked)| {
             let ([_, k, v], bias, hidden) = attention(1, queries, keys, masked);
-            Past { queries, k, v, bias, hidden }
+            // Behind them buffers may hold anything.
+            let more = T::full([1, 3, queries, 10], f32::NAN, &FlexDevice);
+            let [k, v] = [k, v].map(|x| T::cat(vec![x, more.clone()], 2));
+            Past { queries, k, v, keys, bias, hidden }
         })
         .collect();
     let ([q, ..], ..) = attention(1, 8, 1, false);
@@ -218,7 +221,8 @@ fn queries_of_each_text_see_what_they_see_alone() {
         let (own, found) = (of_text(&q), numbers(raw(&of_text(&together))));
         let alone = attend_each(own.clone(), vec![past.clone()], 0.4);
         assert_eq!(found, numbers(raw(&alone)), "text {text}");
-        let Past { k, v, hidden, bias, .. } = apart(past);
+        let Past { k, v, keys, hidden, bias, .. } = apart(past);
+        let [k, v] = [k, v].map(|x| x.narrow(2, 0, keys));
         let attended = attend(columns_apart(own), k, v, 0.4, hidden, bias);
         match past.queries {
             // One query goes one way, whoever asks and wherever its columns lie.
@@ -296,6 +300,8 @@ fn linear_layers_and_their_gradients() {
         (4, 1000, 90),
         (6, 50, 50),
         (7, 50, 50),
+        (8, 50, 50),
+        (9, 50, 50),
         (17, 1, 9),
         (90, 33, 20),
         (700, 130, 257),
@@ -525,9 +531,10 @@ fn columns_and_rotations() {
         close(Flex::columns_backward(raw(&x), first, 55), Flex::columns_backward(exact(&x), first, 55), 0.0);
     }
     for pairing in [Pairing::Halves, Pairing::Neighbours] {
-        for dims in [4, 10] {
-            let ([q, _, _], _, _) = attention(3, 5, 5, false);
-            let (cos, sin) = (random([1, 1, 5, dims], 1.0), random([1, 1, 5, dims], 1.0));
+        // The last are more than a block.
+        for (dims, tokens) in [(4, 5), (10, 5), (10, 400)] {
+            let ([q, _, _], _, _) = attention(3, tokens, 5, false);
+            let (cos, sin) = (random([1, 1, tokens, dims], 1.0), random([1, 1, tokens, dims], 1.0));
             let found = Flex::rotate(raw(&q), raw(&cos), raw(&sin), pairing);
             close(found, Flex::rotate(exact(&q), exact(&cos), exact(&sin), pairing), 1e-6);
         }
@@ -612,19 +619,32 @@ fn updates_leave_shared_tensors_alone() {
 #[test]
 fn tokens_are_put_into_buffers() {
     let buffer: T<4> = random([2, 3, 9, 5], 1.0);
-    for (start, tokens) in [(0, 1), (3, 2), (8, 1), (0, 9), (4, 0)] {
-        let split: T<4> = random([2, tokens, 3, 5], 1.0).swap_dims(1, 2);
-        let columns = random([2, 3, 5, tokens], 1.0).swap_dims(2, 3);
+    for (start, tokens) in [(0, 0..1), (3, 0..2), (3, 1..4), (8, 2..3), (0, 0..9), (4, 0..0), (4, 1..1)] {
+        let all = tokens.end + 1;
+        let split: T<4> = random([2, all, 3, 5], 1.0).swap_dims(1, 2);
+        let columns = random([2, 3, 5, all], 1.0).swap_dims(2, 3);
         for x in [split, columns] {
-            let wanted = buffer.clone().slice_assign([0..2, 0..3, start..start + tokens, 0..5], x.clone());
+            let own = x.clone().slice([0..2, 0..3, tokens.clone(), 0..5]);
+            let wanted = buffer.clone().slice_assign([0..2, 0..3, start..start + tokens.len(), 0..5], own);
             let kept = buffer.to_data();
-            assert_eq!(put(buffer.clone(), x.clone(), start).to_data(), wanted.to_data(), "{start} {tokens}");
+            let found = put(buffer.clone(), x.clone(), tokens.clone(), start);
+            assert_eq!(found.to_data(), wanted.to_data(), "{tokens:?} at {start}");
             assert_eq!(buffer.to_data(), kept, "the buffer of somebody else was written to");
             let own: T<4> = T::from_data(buffer.to_data(), &FlexDevice);
             let place = raw(&own).bytes().as_ptr();
-            let written = put(own, x, start);
+            let written = put(own, x, tokens.clone(), start);
             assert_eq!(raw(&written).bytes().as_ptr(), place, "a buffer that nobody else holds was copied");
             assert_eq!(written.to_data(), wanted.to_data());
         }
+    }
+}
+
+#[test]
+fn sums_behind_a_gate() {
+    for (rows, gate) in [(3, 0.4), (900, -3.0), (5, 0.0)] {
+        let [x, more] = [(); 2].map(|()| random::<3>([rows, 2, 20], 1.0).swap_dims(0, 1));
+        let gate = T::<1>::from_floats([gate], &FlexDevice);
+        let found = Flex::gated_sum(raw(&x), raw(&more), raw(&gate));
+        close(found, Flex::gated_sum(exact(&x), exact(&more), exact(&gate)), 1e-6);
     }
 }

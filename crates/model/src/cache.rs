@@ -1,15 +1,22 @@
 //! The decoder's key-value cache. The caller owns it: the model stays a value.
 
+use std::ops::Range;
+
 use burn::tensor::{Int, Tensor, backend::Backend};
-use flamingo_kernels::{Kernels, first, put};
+use flamingo_kernels::{Kernels, put};
+
+use crate::media::KeysValues;
+
+/// Tokens that buffers grow by at least: as many as most answers have.
+const ROOM: usize = 128;
 
 /// Keys and values of all tokens so far, for each layer.
 ///
 /// Buffers are `[rows, heads, capacity, head_dim]`; they are written in place while nobody else holds
-/// them, and grow by doubling.
+/// them, and grow to twice their size, but by [`ROOM`] at least.
 #[derive(Clone, Debug)]
 pub struct Cache<B: Backend> {
-    layers: Vec<Option<[Tensor<B, 4>; 2]>>,
+    layers: Vec<Option<KeysValues<B>>>,
     len: usize,
     /// For each row, which of the cached tokens are text rather than padding.
     keep: Vec<Vec<bool>>,
@@ -67,34 +74,27 @@ impl<B: Kernels> Cache<B> {
         self.len += width;
     }
 
-    /// Appends the announced tokens' keys and values (`[rows, heads, width, dim]`) to one layer and
-    /// returns all of that layer's.
-    pub(crate) fn append(&mut self, layer: usize, k: Tensor<B, 4>, v: Tensor<B, 4>) -> [Tensor<B, 4>; 2] {
+    /// Appends the announced tokens' keys and values, some of each, `[rows, heads, tokens, dim]`, to one layer. Returns the buffers
+    /// with all of that layer's, of which the first [`Cache::len`] are in use.
+    pub(crate) fn append(&mut self, layer: usize, [k, v]: &KeysValues<B>, tokens: Range<usize>) -> KeysValues<B> {
         let end = self.len;
-        let [_, _, width, _] = k.dims();
-        let start = end - width;
+        let start = end - tokens.len();
         let buffers = match self.layers[layer].take() {
             Some(buffers) if buffers[0].dims()[2] >= end => buffers,
-            Some(buffers) => buffers.map(|buffer| grown(buffer, start, (2 * start).max(end))),
+            Some(buffers) => buffers.map(|buffer| grown(buffer, start, (2 * start).max(end).max(start + ROOM))),
             None => {
                 let capacity = end.max(self.reserve);
-                [&k, &v].map(|x| {
+                [k, v].map(|x| {
                     let [rows, heads, _, dim] = x.dims();
                     Tensor::zeros([rows, heads, capacity, dim], (&x.device(), x.dtype()))
                 })
             }
         };
-        let mut new = [Some(k), Some(v)];
-        let mut slot = 0;
-        // The buffer is moved through, never cloned: a backend can then write into it.
-        let buffers = buffers.map(|buffer| {
-            let x = new[slot].take().expect("two buffers, two tensors");
-            slot += 1;
-            put(buffer, x, start)
-        });
-        let all = [&buffers[0], &buffers[1]].map(|buffer| first(buffer.clone(), 2, end));
-        self.layers[layer] = Some(buffers);
-        all
+        // Buffers are moved through, not cloned: a backend can then write into them.
+        let [of_k, of_v] = buffers;
+        let buffers = [put(of_k, k.clone(), tokens.clone(), start), put(of_v, v.clone(), tokens, start)];
+        self.layers[layer] = Some(buffers.clone());
+        buffers
     }
 
     /// Row `i` becomes a copy of what was row `rows[i]`; the number of rows may change. Beam search
@@ -133,5 +133,5 @@ pub(crate) fn bytes<B: Backend>(layers: &[Option<[Tensor<B, 4>; 2]>]) -> usize {
 fn grown<B: Kernels>(buffer: Tensor<B, 4>, used: usize, capacity: usize) -> Tensor<B, 4> {
     let [rows, heads, _, dim] = buffer.dims();
     let bigger = Tensor::zeros([rows, heads, capacity, dim], (&buffer.device(), buffer.dtype()));
-    put(bigger, buffer.narrow(2, 0, used), 0)
+    put(bigger, buffer, 0..used, 0)
 }

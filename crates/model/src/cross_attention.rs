@@ -151,6 +151,7 @@ impl<B: Kernels> MaskedCrossAttention<B> {
             queries: tokens.len(),
             k: k.clone(),
             v: v.clone(),
+            keys: k.dims()[2],
             hidden: sight.hidden.clone(),
             bias: None,
         };

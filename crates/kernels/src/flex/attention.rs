@@ -41,6 +41,15 @@ impl<'a, T> Heads<'a, T> {
 }
 
 impl<'a> Heads<'a, f32> {
+    /// The first rows of a tensor that else has this shape.
+    fn first(x: &'a FlexTensor, shape: [usize; 4]) -> Self {
+        let [batch, heads, rows, columns] = x.shape().dims();
+        let fits = [batch, heads, columns] == [shape[0], shape[1], shape[3]] && rows >= shape[2];
+        assert!(fits, "a tensor of an attention has another shape than the others ask for");
+        let strides = std::array::from_fn(|i| x.layout().strides()[i]);
+        Self { values: x.storage(), strides, start: x.layout().start_offset() }
+    }
+
     /// A tensor that has this very shape.
     fn whole(x: &'a FlexTensor, shape: [usize; 4]) -> Self {
         assert_eq!(x.shape().dims(), shape, "a tensor of an attention has another shape than the others ask for");
@@ -78,10 +87,11 @@ impl<'a> Work<'a> {
 
     fn of(a: &'a Attention<Flex>, q: Heads<'a, f32>, full: [usize; 4], dim: usize) -> Self {
         let [batch, heads, queries, keys] = full;
+        assert_eq!(a.k.shape(), a.v.shape(), "a tensor of an attention has another shape than the others ask for");
         Self {
             q,
-            k: Heads::whole(&a.k, [batch, heads, keys, dim]),
-            v: Heads::whole(&a.v, [batch, heads, keys, dim]),
+            k: Heads::first(&a.k, [batch, heads, keys, dim]),
+            v: Heads::first(&a.v, [batch, heads, keys, dim]),
             hidden: a.hidden.as_ref().map(|x| Heads::new(x.storage::<u8>(), x.layout(), full)),
             bias: a.bias.as_ref().map(|x| Heads::new(x.storage::<f32>(), x.layout(), full)),
             scale: a.scale as f32,
@@ -93,9 +103,9 @@ impl<'a> Work<'a> {
         }
     }
 
-    /// What some queries of one of several texts look at; `q` is all of theirs, `[1, heads, queries, dim]`.
-    fn of_text(a: &'a Attention<Flex>, queries: Range<usize>) -> Self {
-        let ([_, heads, _, dim], keys) = (a.q.shape().dims(), a.k.shape()[2]);
+    /// What some queries of one of several texts look at: so many keys. `q` is all of theirs, `[1, heads, queries, dim]`.
+    fn of_text(a: &'a Attention<Flex>, queries: Range<usize>, keys: usize) -> Self {
+        let [_, heads, _, dim] = a.q.shape().dims();
         let mut q = Heads::new(a.q.storage(), a.q.layout(), a.q.shape().dims());
         q.start = q.at(0, 0, queries.start);
         Self::of(a, q, [1, heads, queries.len(), keys], dim)
@@ -257,15 +267,15 @@ pub(super) fn forward_each(q: FlexTensor, pasts: Vec<Past<Flex>>, scale: f64) ->
         "queries of one row, as many as look"
     );
     let mut first = 0;
-    let attention = |Past { queries, k, v, hidden, bias }: Past<Flex>| {
+    let attention = |Past { queries, k, v, keys, hidden, bias }: Past<Flex>| {
         let own = first..first + queries;
         first = own.end;
         let [k, v] = [k, v].map(primitive);
         let hidden = hidden.map(Tensor::into_primitive);
-        (own, in_rows(Attention { q: q.clone(), k, v, scale, hidden, bias: bias.map(primitive) }))
+        (own, keys, in_rows(Attention { q: q.clone(), k, v, scale, hidden, bias: bias.map(primitive) }))
     };
-    let attentions: Vec<(Range<usize>, Attention<Flex>)> = pasts.into_iter().map(attention).collect();
-    let works: Vec<Work> = attentions.iter().map(|(own, a)| Work::of_text(a, own.clone())).collect();
+    let attentions: Vec<(Range<usize>, usize, Attention<Flex>)> = pasts.into_iter().map(attention).collect();
+    let works: Vec<Work> = attentions.iter().map(|(own, keys, a)| Work::of_text(a, own.clone(), *keys)).collect();
     // Whose query each is, and which of its text's.
     let owners: Vec<(usize, usize)> =
         works.iter().enumerate().flat_map(|(text, work)| (0..work.queries).map(move |query| (text, query))).collect();

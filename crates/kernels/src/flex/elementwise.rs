@@ -114,6 +114,35 @@ pub(super) fn activate_backward(kind: Activation, x: FlexTensor, grad: FlexTenso
     }
 }
 
+/// `x + tanh(gate) more`.
+pub(super) fn gated_sum(x: FlexTensor, more: FlexTensor, gate: f32) -> FlexTensor {
+    let shape = x.shape();
+    let (x, more) = (contiguous(x), contiguous(more));
+    let (input, more) = (values(&x), values(&more));
+    assert_eq!(input.len(), more.len(), "what is added has another size");
+    let open = gate.tanh();
+    let output = filled(input.len(), BLOCK, |place, output| {
+        run(Sum { input: &input[place * BLOCK..], more: &more[place * BLOCK..], open, output });
+    });
+    fresh(output, shape)
+}
+
+struct Sum<'a> {
+    input: &'a [f32],
+    more: &'a [f32],
+    open: f32,
+    output: &'a mut [f32],
+}
+
+impl Work for Sum<'_> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        for (y, (x, more)) in self.output.iter_mut().zip(self.input.iter().zip(self.more)) {
+            *y = x + more * self.open;
+        }
+    }
+}
+
 fn map(x: FlexTensor, curve: impl Curve) -> FlexTensor {
     let shape = x.shape();
     let x = contiguous(x);

@@ -10,10 +10,12 @@
 #![cfg(target_arch = "x86_64")]
 
 use std::arch::x86_64::*;
+use std::ops::Range;
 
 use burn::tensor::f16;
 use flamingo_config::{BLOCK, LEVELS};
 
+use super::product::Matrix;
 use super::quantised::{Quantised, SCALES, readable};
 use super::stored::by_columns;
 
@@ -127,7 +129,7 @@ pub(super) unsafe fn few_rows<const BITS: usize>(
     assert_eq!(x.len(), rows * d_in, "the weight is for inputs of another width");
     // SAFETY: the caller's promise.
     let inputs: Vec<Inputs> = x.chunks_exact(d_in).map(|x| unsafe { Inputs::new::<BITS>(x) }).collect();
-    by_columns([scales.len() / blocks, d_in], rows, |out, columns| {
+    let fill = |out: Matrix, columns: Range<usize>| {
         for output in columns {
             for (i, inputs) in inputs.chunks(ROWS).enumerate() {
                 let mut all = [0.0; ROWS];
@@ -146,7 +148,9 @@ pub(super) unsafe fn few_rows<const BITS: usize>(
                 }
             }
         }
-    })
+    };
+    // SAFETY: all rows of the columns are written.
+    unsafe { by_columns([scales.len() / blocks, d_in], rows, fill) }
 }
 
 /// Writes the products of a row of the weight and `X` rows of inputs.

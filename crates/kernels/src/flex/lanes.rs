@@ -10,6 +10,9 @@ pub(super) mod wasm;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod x86;
 
+/// Numbers that the widest registers hold.
+pub(super) const MOST: usize = 16;
+
 /// Numbers that a processor works on together.
 ///
 /// # Safety

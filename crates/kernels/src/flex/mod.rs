@@ -163,11 +163,11 @@ impl Kernels for Flex {
         layout::columns(x, first, count)
     }
 
-    fn put(buffer: FloatTensor<Self>, x: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
+    fn put(buffer: FloatTensor<Self>, x: FloatTensor<Self>, tokens: Range<usize>, start: usize) -> FloatTensor<Self> {
         if !all_f32([&buffer, &x]) || !layout::is_whole(&buffer) {
-            return generic::put::<Self>(buffer, x, start);
+            return generic::put::<Self>(buffer, x, tokens, start);
         }
-        layout::put(buffer, x, start)
+        layout::put(buffer, x, tokens, start)
     }
 
     fn linear_layer(
@@ -202,6 +202,14 @@ impl Kernels for Flex {
             return generic::linear_of_quantised::<Self>(x, weight, bias);
         }
         linear::forward_of_quantised(x, weight.scheme, weight.codes, weight.scales, bias)
+    }
+
+    fn gated_sum(x: FloatTensor<Self>, more: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !all_f32([&x, &more]) {
+            return generic::gated_sum::<Self>(x, more, gate);
+        }
+        let gate = contiguous(generic::cast::<Self>(gate, DType::F32));
+        elementwise::gated_sum(x, more, values(&gate)[0])
     }
 
     fn rotate(

@@ -103,13 +103,13 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
         &self,
         row: usize,
         x: &[f32],
-    ) -> [[f32; OUTPUTS]; ROWS] {
+    ) -> [[L; OUTPUTS]; ROWS] {
         let d_in = self.blocks * BLOCK;
         assert_eq!(x.len(), ROWS * d_in, "inputs of another width");
-        let mut sums = [[0.0; OUTPUTS]; ROWS];
-        for output in 0..OUTPUTS {
-            // SAFETY: places are within a block of codes and of each row of `x`; the rest is the caller's promise.
-            unsafe {
+        // SAFETY: places are within a block of codes and of each row of `x`; the rest is the caller's promise.
+        unsafe {
+            let mut sums = [[L::zero(); OUTPUTS]; ROWS];
+            for output in 0..OUTPUTS {
                 let mut lanes = [[L::zero(); 2]; ROWS];
                 self.each_block(row + output, 0..self.blocks, |block, codes, scale: L| {
                     for at in (0..BLOCK / 2).step_by(L::COUNT) {
@@ -122,11 +122,11 @@ impl<const BITS: usize> Weight for Quantised<'_, BITS> {
                     }
                 });
                 for row in 0..ROWS {
-                    sums[row][output] = lanes[row][0].add(lanes[row][1]).sum();
+                    sums[row][output] = lanes[row][0].add(lanes[row][1]);
                 }
             }
+            sums
         }
-        sums
     }
 
     #[inline(always)]

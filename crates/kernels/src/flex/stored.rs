@@ -6,11 +6,12 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::halves;
-use super::lanes::{Lanes, Work, run};
+use super::lanes::{Lanes, MOST, Work, run};
 use super::panels::{Factor, multiply};
 use super::product::{Matrix, worth_threads};
 use burn::tensor::{bf16, f16};
 use rayon::prelude::*;
+use std::array;
 use std::ops::Range;
 
 /// Weights that are worth a task.
@@ -82,8 +83,8 @@ pub(super) trait Weight: Sync {
     /// Outputs and inputs.
     fn size(&self) -> [usize; 2];
 
-    /// The products of some rows of the weight, from `row` on, and `ROWS` rows of inputs, `x`, `[ROWS, d_in]`. A product is the
-    /// same number whatever others are asked for beside it.
+    /// The products of some rows of the weight, from `row` on, and `ROWS` rows of inputs, `x`, `[ROWS, d_in]`: registers whose
+    /// numbers, added up, are those. A product is the same number whatever others are asked for beside it.
     ///
     /// # Safety
     /// That of [`Lanes`].
@@ -91,7 +92,7 @@ pub(super) trait Weight: Sync {
         &self,
         row: usize,
         x: &[f32],
-    ) -> [[f32; OUTPUTS]; ROWS];
+    ) -> [[L; OUTPUTS]; ROWS];
 
     /// Some numbers of a row, from `first` on, a multiple of a quantised weight's block as their count is.
     ///
@@ -124,43 +125,30 @@ impl<S: Stored> Weight for Plain<'_, S> {
         [self.numbers.len() / self.d_in, self.d_in]
     }
 
-    #[expect(clippy::needless_range_loop, reason = "indices of what lies in several places")]
     #[inline(always)]
     unsafe fn dots<const OUTPUTS: usize, const ROWS: usize, L: Lanes>(
         &self,
         row: usize,
         x: &[f32],
-    ) -> [[f32; OUTPUTS]; ROWS] {
+    ) -> [[L; OUTPUTS]; ROWS] {
         let d_in = self.d_in;
         let weight = &self.numbers[row * d_in..][..OUTPUTS * d_in];
         assert_eq!(x.len(), ROWS * d_in, "inputs of another width");
         let whole = d_in / L::COUNT * L::COUNT;
-        let mut sums = [[0.0; OUTPUTS]; ROWS];
         // SAFETY: all places lie before `whole`, which is within a row of `weight` and `x`; the rest is the caller's promise.
         unsafe {
-            let mut lanes = [[L::zero(); OUTPUTS]; ROWS];
+            let mut sums = [[L::zero(); OUTPUTS]; ROWS];
             for at in (0..whole).step_by(L::COUNT) {
-                let mut weights = [L::zero(); OUTPUTS];
-                for output in 0..OUTPUTS {
-                    weights[output] = S::load::<L>(weight.as_ptr().add(output * d_in + at));
-                }
-                for row in 0..ROWS {
-                    let x = L::load(x.as_ptr().add(row * d_in + at));
-                    for output in 0..OUTPUTS {
-                        lanes[row][output] = weights[output].mul_add(x, lanes[row][output]);
-                    }
-                }
+                let weights = array::from_fn(|output| S::load::<L>(weight.as_ptr().add(output * d_in + at)));
+                add_products(&mut sums, weights, |row| L::load(x.as_ptr().add(row * d_in + at)));
             }
-            for row in 0..ROWS {
-                sums[row] = L::sums(lanes[row]);
+            if whole < d_in {
+                let rest = |row: usize| row * d_in + whole..(row + 1) * d_in;
+                let weights = array::from_fn(|output| filled_up(&weight[rest(output)]));
+                add_products(&mut sums, weights, |row| filled_up(&x[rest(row)]));
             }
+            sums
         }
-        for (sums, x) in sums.iter_mut().zip(x.chunks_exact(d_in)) {
-            for (sum, weight) in sums.iter_mut().zip(weight.chunks_exact(d_in)) {
-                *sum += weight[whole..].iter().zip(&x[whole..]).map(|(w, x)| w.number() * x).sum::<f32>();
-            }
-        }
-        sums
     }
 
     #[inline(always)]
@@ -175,6 +163,39 @@ impl<S: Stored> Weight for Plain<'_, S> {
             *to = from.number();
         }
     }
+}
+
+/// Adds each product of a weight and an input.
+///
+/// # Safety
+/// That of [`Lanes`].
+#[expect(clippy::needless_range_loop, reason = "indices of what lies in several places")]
+#[inline(always)]
+unsafe fn add_products<const OUTPUTS: usize, const ROWS: usize, L: Lanes>(
+    sums: &mut [[L; OUTPUTS]; ROWS],
+    weights: [L; OUTPUTS],
+    input: impl Fn(usize) -> L,
+) {
+    for row in 0..ROWS {
+        let x = input(row);
+        for output in 0..OUTPUTS {
+            // SAFETY: the caller's promise.
+            sums[row][output] = unsafe { weights[output].mul_add(x, sums[row][output]) };
+        }
+    }
+}
+
+/// Less than a register of numbers, and zeros.
+///
+/// # Safety
+/// That of [`Lanes`].
+#[inline(always)]
+unsafe fn filled_up<S: Stored, L: Lanes>(numbers: &[S]) -> L {
+    const { assert!(L::COUNT <= MOST, "room for a register") };
+    let mut all = [0.0; MOST];
+    all.iter_mut().zip(numbers).for_each(|(to, number)| *to = number.number());
+    // SAFETY: no register holds more; the rest is the caller's promise.
+    unsafe { L::load(all.as_ptr()) }
 }
 
 /// Some columns of an output, `[rows, d_out]`.
@@ -229,37 +250,43 @@ impl<W: Weight> Columns<'_, W> {
     /// That of [`Columns::with`]; there are so many.
     #[inline(always)]
     unsafe fn write<const OUTPUTS: usize, L: Lanes>(&mut self) {
-        let [_, d_in] = self.weight.size();
-        let column = self.columns.start;
         for first in (0..self.rows).step_by(4) {
-            let count = (self.rows - first).min(4);
-            let x = &self.x[first * d_in..][..count * d_in];
             // SAFETY: the caller's promise.
             unsafe {
-                match count {
-                    1 => self.put(first, self.weight.dots::<OUTPUTS, 1, L>(column, x)),
-                    2 => self.put(first, self.weight.dots::<OUTPUTS, 2, L>(column, x)),
-                    3 => self.put(first, self.weight.dots::<OUTPUTS, 3, L>(column, x)),
-                    _ => self.put(first, self.weight.dots::<OUTPUTS, 4, L>(column, x)),
+                match self.rows - first {
+                    1 => self.put::<OUTPUTS, 1, L>(first),
+                    2 => self.put::<OUTPUTS, 2, L>(first),
+                    3 => self.put::<OUTPUTS, 3, L>(first),
+                    _ => self.put::<OUTPUTS, 4, L>(first),
                 }
             }
         }
         self.columns.start += OUTPUTS;
     }
 
-    /// Puts products where they belong in the first of the columns, from row `first` on.
+    /// Writes the first of the columns in some rows, from `first` on.
     ///
     /// # Safety
     /// As [`Columns::write`].
+    #[expect(clippy::needless_range_loop, reason = "what is counted at compile time stays in registers")]
     #[inline(always)]
-    unsafe fn put<const OUTPUTS: usize, const ROWS: usize>(&self, first: usize, dots: [[f32; OUTPUTS]; ROWS]) {
-        let column = self.columns.start;
-        for (row, mut dots) in dots.into_iter().enumerate() {
-            if let Some(bias) = self.bias {
-                dots.iter_mut().zip(&bias[column..]).for_each(|(dot, bias)| *dot += bias);
+    unsafe fn put<const OUTPUTS: usize, const ROWS: usize, L: Lanes>(&self, first: usize) {
+        let ([_, d_in], column) = (self.weight.size(), self.columns.start);
+        let mut bias = [0.0; OUTPUTS];
+        if let Some(all) = self.bias {
+            bias.copy_from_slice(&all[column..][..OUTPUTS]);
+        }
+        // SAFETY: these places are there, and numbers of a row lie together; nobody else reads or writes them. The rest is the
+        // caller's promise.
+        unsafe {
+            let dots = self.weight.dots::<OUTPUTS, ROWS, L>(column, &self.x[first * d_in..][..ROWS * d_in]);
+            for row in 0..ROWS {
+                let mut sums = L::sums(dots[row]);
+                for output in 0..OUTPUTS {
+                    sums[output] += bias[output];
+                }
+                self.out.at(first + row, column).cast::<[f32; OUTPUTS]>().write_unaligned(sums);
             }
-            // SAFETY: these places are there, and numbers of a row lie together; nobody else reads or writes them.
-            unsafe { self.out.at(first + row, column).cast::<[f32; OUTPUTS]>().write(dots) };
         }
     }
 }
@@ -279,22 +306,23 @@ impl<W: Weight> Factor for Transposed<'_, W> {
 pub(super) fn few_rows(x: &[f32], weight: &impl Weight, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
     let [d_out, d_in] = weight.size();
     assert!(x.len() == rows * d_in && bias.is_none_or(|bias| bias.len() == d_out), "inputs and a bias of these sizes");
-    by_columns(weight.size(), rows, |out, columns| {
-        // SAFETY: the columns are there, and they are this task's own.
-        run(unsafe { Columns::new(out, columns, weight, x, bias, rows) })
-    })
+    // SAFETY: the columns are there, and they are a task's own, which writes all of them and reads none.
+    unsafe { by_columns(weight.size(), rows, |out, columns| run(Columns::new(out, columns, weight, x, bias, rows))) }
 }
 
 /// `[rows, d_out]` from a weight of this size, `[d_out, d_in]`, on all threads: `fill` writes some columns, which nobody else
 /// does. No size is 0.
-pub(super) fn by_columns(
+///
+/// # Safety
+/// `fill` writes all rows of the columns that it is given, and reads none.
+pub(super) unsafe fn by_columns(
     [d_out, d_in]: [usize; 2],
     rows: usize,
     fill: impl Fn(Matrix, Range<usize>) + Sync,
 ) -> Vec<f32> {
     let outputs = (TASK / d_in).clamp(1, d_out);
-    let mut out = vec![0.0; rows * d_out];
-    let places = Matrix::of(&mut out, d_out);
+    let mut out: Vec<f32> = Vec::with_capacity(rows * d_out);
+    let places = Matrix { start: out.as_mut_ptr(), row: d_out as isize, column: 1 };
     match outputs == d_out {
         // Not worth waking a thread.
         true => fill(places, 0..d_out),
@@ -303,6 +331,8 @@ pub(super) fn by_columns(
             fill(places, first..(first + outputs).min(d_out));
         }),
     }
+    // SAFETY: the caller's promise: every column was written.
+    unsafe { out.set_len(rows * d_out) };
     out
 }
 
@@ -381,21 +411,20 @@ pub(super) mod tests {
     /// How many times as fast work is with AVX2 as with what every processor has; nothing where that cannot be told. What is not
     /// inlined into a loop is compiled for any processor, and the loop with it: wide registers are then of no use.
     #[cfg(target_arch = "x86_64")]
-    pub(in super::super) fn gain(work: impl FnMut(Way)) -> Option<f64> {
+    pub(in super::super) fn gain(mut work: impl FnMut(Way)) -> Option<f64> {
         if !ways().contains(&Way::Avx2) || cfg!(target_feature = "avx2") {
             eprintln!("skipped: no AVX2, or nothing without it");
             return None;
         }
-        let mut work = work;
-        let mut fastest = |way: Way| {
-            let mut time = || {
-                let start = std::time::Instant::now();
-                work(way);
-                start.elapsed().as_secs_f64()
-            };
-            (0..200).map(|_| time()).fold(f64::INFINITY, f64::min)
+        let mut time = |way: Way| {
+            let start = std::time::Instant::now();
+            work(way);
+            start.elapsed().as_secs_f64()
         };
-        Some(fastest(Way::Portable) / fastest(Way::Avx2))
+        // They take turns, so that whatever else the machine does meets both.
+        let fastest = (0..1000).map(|_| [Way::Portable, Way::Avx2].map(&mut time));
+        let [portable, avx2] = fastest.fold([f64::INFINITY; 2], |[a, b], [c, d]| [a.min(c), b.min(d)]);
+        Some(portable / avx2)
     }
 
     pub(in super::super) fn number(i: usize) -> f32 {

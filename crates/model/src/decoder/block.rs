@@ -3,7 +3,7 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 use flamingo_config::{Activation, Architecture, Norm as NormKind, NormPlacement, Position, Residual};
-use flamingo_kernels::{Kernels, attend, attend_each, rotate};
+use flamingo_kernels::{Kernels, attend, attend_each, first, rotate};
 
 use super::position::{Context, Rotary};
 use crate::attention::{merge_heads, split_heads, split_last};
@@ -167,7 +167,10 @@ impl<B: Kernels> SelfAttention<B> {
         let [q, k, v] = qkv.map(|x| split_heads(x, self.heads));
         let [q, k] = [q, k].map(|x| self.turned(x, context.rotary.as_ref()));
         let [k, v] = match cache {
-            Some(cache) => cache.append(self.layer, k, v),
+            Some(cache) => {
+                let width = k.dims()[2];
+                cache.append(self.layer, &[k, v], 0..width).map(|x| first(x, 2, cache.len()))
+            }
             None => [k, v],
         };
         let out = attend(q, k, v.clone(), self.scale, context.hidden(self.window), context.bias.clone());
@@ -183,13 +186,13 @@ impl<B: Kernels> SelfAttention<B> {
     ) -> Tensor<B, 3> {
         let [q, k, v] = qkv.map(|x| split_heads(x, self.heads));
         let [q, k] = [q, k].map(|x| self.turned(x, rotary));
-        let mut first = 0;
+        let more = [k, v];
+        let mut start = 0;
         let pasts = texts.iter_mut().map(|(queries, context, cache)| {
-            let [k, v] = [&k, &v].map(|x| x.clone().narrow(2, first, *queries));
-            first += *queries;
-            let [k, v] = cache.append(self.layer, k, v);
+            let [k, v] = cache.append(self.layer, &more, start..start + *queries);
+            start += *queries;
             let (hidden, bias) = (context.hidden(self.window), context.bias.clone());
-            flamingo_kernels::Past { queries: *queries, k, v, hidden, bias }
+            flamingo_kernels::Past { queries: *queries, k, v, keys: cache.len(), hidden, bias }
         });
         let pasts = pasts.collect();
         merge_heads(attend_each(q, pasts, self.scale))

@@ -258,28 +258,34 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn sums<const N: usize>(all: [Self; N]) -> [f32; N] {
         let mut sums = [0.0; N];
-        let mut fours = sums.chunks_exact_mut(4);
         let mut first = 0;
-        for four in &mut fours {
-            unsafe {
-                let halves = |a: Self, b: Self| {
-                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a.0, b.0), _mm512_shuffle_f32x4::<0xee>(a.0, b.0))
-                };
-                let (ab, cd) = (halves(all[first], all[first + 1]), halves(all[first + 2], all[first + 3]));
-                let quarters =
-                    _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
-                let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0x4e>(quarters));
-                let whole = _mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs));
-                // The first number of each quarter.
-                let places = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
-                let whole = _mm512_castps512_ps128(_mm512_permutexvar_ps(places, whole));
-                _mm_storeu_ps(four.as_mut_ptr(), whole);
-            }
+        while first + 4 <= N {
+            // SAFETY: the caller's promise; there is room for four.
+            let four = unsafe { four_sums([all[first].0, all[first + 1].0, all[first + 2].0, all[first + 3].0]) };
+            unsafe { _mm_storeu_ps(sums.as_mut_ptr().add(first), four) };
             first += 4;
         }
-        for (sum, one) in fours.into_remainder().iter_mut().zip(&all[first..]) {
-            *sum = unsafe { one.sum() };
+        while first < N {
+            sums[first] = unsafe { all[first].sum() };
+            first += 1;
         }
         sums
+    }
+}
+
+/// # Safety
+/// [`has_avx512`].
+#[inline(always)]
+unsafe fn four_sums([a, b, c, d]: [__m512; 4]) -> __m128 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let halves = |a, b| _mm512_add_ps(_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+        let (ab, cd) = (halves(a, b), halves(c, d));
+        let quarters = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+        let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0x4e>(quarters));
+        let whole = _mm512_add_ps(pairs, _mm512_permute_ps::<0xb1>(pairs));
+        // The first number of each quarter.
+        let places = _mm512_setr_epi32(0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12, 0, 4, 8, 12);
+        _mm512_castps512_ps128(_mm512_permutexvar_ps(places, whole))
     }
 }
