@@ -138,14 +138,14 @@ fn sides<B: Kernels>(architecture: &Architecture) -> usize {
     if on_cpu::<B>() && small { rayon::current_num_threads() } else { 1 }
 }
 
-/// Shares texts of so many tokens out among groups of at most `few` tokens and of like size: as few as that takes, but at least
-/// `sides` where there are texts enough. What is longer is a group of its own.
+/// Shares texts of so many tokens out among groups of at most `few` tokens and of like size: as few as that takes, but a multiple
+/// of `sides` where there are texts enough, so that no thread waits for others. What is longer is a group of its own.
 fn groups(tokens: &[usize], few: usize, sides: usize) -> Vec<Vec<usize>> {
     let mut order: Vec<usize> = (0..tokens.len()).collect();
     order.sort_by_key(|&text| std::cmp::Reverse(tokens[text]));
     let (long, short): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|&text| tokens[text] > few);
     let total: usize = short.iter().map(|&text| tokens[text]).sum();
-    let count = total.div_ceil(few).max(sides.min(short.len()));
+    let count = total.div_ceil(few).next_multiple_of(sides).min(short.len());
     let mut groups = vec![(0, Vec::new()); count];
     for text in short {
         match groups.iter_mut().min_by_key(|(held, _)| *held) {
@@ -228,6 +228,7 @@ mod tests {
         assert_eq!(sizes(groups(&[1; 16], 8, 1)), [8, 8]);
         assert_eq!(sizes(groups(&[1; 8], 8, 1)), [8]);
         assert_eq!(sizes(groups(&[1; 8], 8, 3)), [3, 3, 2]);
+        assert_eq!(sizes(groups(&[1; 10], 4, 2)), [3, 3, 2, 2]);
         assert_eq!(sizes(groups(&[1; 2], 8, 3)), [1, 1]);
         assert_eq!(groups(&[], 8, 2), Vec::<Vec<usize>>::new());
         // Of like size: 10 tokens are two fives.

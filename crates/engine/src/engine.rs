@@ -23,7 +23,7 @@ use crate::{Dtype, EngineError, Precision};
 const IMAGES_AT_ONCE: usize = 16;
 
 /// A model on a device, whatever the backend.
-pub trait Engine: Send {
+pub trait Engine: Send + Sync {
     /// What the model is made of.
     fn config(&self) -> &ModelConfig;
 
@@ -101,6 +101,10 @@ pub trait Engine: Send {
     /// Texts to be continued together; none yet.
     fn batch(&self) -> Box<dyn Batch + '_>;
 
+    /// Does work that asks something of the engine again and again, a token at a time, say. On a CPU it runs as one of the threads
+    /// that compute, so that none has to be woken each time; other threads' calls wait until it is done.
+    fn uninterrupted(&self, work: &mut (dyn FnMut() + Send));
+
     /// Times each stage on the given input: `decode` tokens are fed after the prompt.
     ///
     /// # Errors
@@ -157,20 +161,25 @@ pub(crate) fn guard<T>(work: impl FnOnce() -> Result<T, EngineError>) -> Result<
 /// Held by whoever computes on the CPU.
 static COMPUTING: Mutex<()> = Mutex::new(());
 
-/// [`guard`] of work that computes. On the CPU it runs as one of the threads that kernels share their work with: from any
-/// other, each parallel loop, of which a token has hundreds, would wake one up and go to sleep.
+/// [`guard`] of work that computes.
+pub(crate) fn compute<B: Backend, T: Send>(
+    work: impl FnOnce() -> Result<T, EngineError> + Send,
+) -> Result<T, EngineError> {
+    computing::<B, _>(|| guard(work))
+}
+
+/// Does work that computes. On the CPU it runs as one of the threads that kernels share their work with: from any other, each
+/// parallel loop, of which a token has hundreds, would wake one up and go to sleep.
 ///
 /// One call at a time: a thread of the pool that waits takes up whatever else there is to do. That would be another call within
 /// this one, further down the same stack and under the locks that Burn holds in a backward pass. Calls from threads of a pool
 /// go on where they are: they may be within a call already.
-pub(crate) fn compute<B: Backend, T: Send>(
-    work: impl FnOnce() -> Result<T, EngineError> + Send,
-) -> Result<T, EngineError> {
+fn computing<B: Backend, T: Send>(work: impl FnOnce() -> T + Send) -> T {
     if !on_cpu::<B>() || rayon::current_thread_index().is_some() {
-        return guard(work);
+        return work();
     }
     let _computing = COMPUTING.lock().unwrap_or_else(PoisonError::into_inner);
-    guard(|| rayon::scope(|_| work()))
+    rayon::scope(|_| work())
 }
 
 pub(crate) fn on_cpu<B: Backend>() -> bool {
@@ -548,6 +557,10 @@ impl<B: Kernels> Engine for BurnEngine<B> {
 
     fn batch(&self) -> Box<dyn Batch + '_> {
         Box::new(BurnBatch::new(self))
+    }
+
+    fn uninterrupted(&self, work: &mut (dyn FnMut() + Send)) {
+        computing::<B, _>(work);
     }
 
     fn time(&self, prompt: &Text, pixels: &Pixels, decode: usize) -> Result<Timings, EngineError> {

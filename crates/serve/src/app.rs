@@ -8,6 +8,7 @@ use flamingo_config::ModelConfig;
 use flamingo_data::{IMAGE, Tokenizer};
 use flamingo_generate::GenerationConfig;
 use tokio::sync::mpsc;
+use tokio::task::{coop::consume_budget, spawn_blocking};
 
 use crate::Options;
 use crate::api::more::ModelInfo;
@@ -17,6 +18,9 @@ use crate::error::Refusal;
 use crate::metrics::Metrics;
 use crate::pictures::Pictures;
 use crate::scheduler::{Job, Prompt, Work};
+
+/// Bytes of a text whose tokens are found about as quickly as another thread is woken.
+const SHORT: usize = 256;
 
 /// No vocabulary has longer tokens.
 const MAX_TOKEN_BYTES: usize = 256;
@@ -147,12 +151,18 @@ impl App {
         asked.min(self.config.most_tokens().unwrap_or(usize::MAX))
     }
 
-    /// Token ids, on a thread where a long text disturbs nobody; `whole` texts begin as the model's texts do.
+    /// Token ids, of a long text on a thread where it disturbs nobody; `whole` texts begin as the model's texts do.
     pub(crate) async fn tokens(&self, text: String, whole: bool) -> Result<Vec<u32>, Refusal> {
         self.check_bytes(text.len())?;
-        let tokenizer = self.tokenizer.clone();
+        let (tokenizer, short) = (self.tokenizer.clone(), text.len() <= SHORT);
         let encode = move || if whole { tokenizer.encode(&text) } else { tokenizer.encode_plain(&text) };
-        let ids = tokio::task::spawn_blocking(encode).await.map_err(|_| Refusal::failed("the tokenizer failed"))?;
+        let ids = match short {
+            true => {
+                consume_budget().await;
+                encode()
+            }
+            false => spawn_blocking(encode).await.map_err(|_| Refusal::failed("the tokenizer failed"))?,
+        };
         ids.map_err(|e| Refusal::invalid(e.to_string()))
     }
 

@@ -10,6 +10,7 @@ use flamingo_data::{ImageTransform, Picture};
 use flamingo_zoo::View;
 use sha2::{Digest, Sha256};
 use tokio::sync::Semaphore;
+use tokio::task::coop::consume_budget;
 
 use crate::error::Refusal;
 use crate::fetch::Fetcher;
@@ -20,6 +21,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
+
+/// Bytes of an address that are read about as quickly as another thread is woken.
+const AT_ONCE: usize = 16 << 10;
 
 /// Turns addresses into pictures.
 pub(crate) struct Pictures {
@@ -86,19 +90,24 @@ impl Pictures {
 
     /// What is at an address, and its hash.
     async fn bytes(self: &Arc<Self>, url: String) -> Result<(Vec<u8>, Key), Refusal> {
+        let data = url.starts_with("data:");
+        if data && url.len() <= AT_ONCE {
+            consume_budget().await;
+            return self.bytes_at(&url);
+        }
         let own = self.clone();
-        let permits = if url.starts_with("data:") { &self.decoding } else { &self.fetching };
-        work(permits, move || {
-            let bytes = match (url.strip_prefix("data:"), &own.fetcher) {
-                (Some(data), _) => decode(data),
-                (None, Some(fetcher)) => fetcher.fetch(&url),
-                (None, None) => Err("pictures come as data: URLs here: fetching from other servers is off".to_string()),
-            };
-            let bytes = bytes.map_err(|why| Refusal::invalid(why).coded("invalid_image_url"))?;
-            let key = Sha256::digest(&bytes).into();
-            Ok((bytes, key))
-        })
-        .await
+        work(if data { &self.decoding } else { &self.fetching }, move || own.bytes_at(&url)).await
+    }
+
+    fn bytes_at(&self, url: &str) -> Result<(Vec<u8>, Key), Refusal> {
+        let bytes = match (url.strip_prefix("data:"), &self.fetcher) {
+            (Some(data), _) => decode(data),
+            (None, Some(fetcher)) => fetcher.fetch(url),
+            (None, None) => Err("pictures come as data: URLs here: fetching from other servers is off".to_string()),
+        };
+        let bytes = bytes.map_err(|why| Refusal::invalid(why).coded("invalid_image_url"))?;
+        let key = Sha256::digest(&bytes).into();
+        Ok((bytes, key))
     }
 }
 

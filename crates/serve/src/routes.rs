@@ -154,7 +154,8 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Bo
         prompts.push(app.prompt(parts, chosen.settings.max_new_tokens).await?);
     }
     drop(held);
-    let answer = Answering::begin(&app, prompts, chosen, logprobs)?;
+    let stream = request.stream.unwrap_or(false);
+    let answer = Answering::begin(&app, prompts, chosen, logprobs, stream)?;
     let form = CompletionForm {
         id: app.answer_id("cmpl"),
         created: now(),
@@ -163,7 +164,7 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Bo
         logprobs: logprobs.is_some(),
     };
     let usage = request.stream_options.unwrap_or_default().include_usage;
-    match request.stream.unwrap_or(false) {
+    match stream {
         true => streamed(answer, app.tokenizer.clone(), form, usage).await,
         false => {
             let (texts, stats) = answer.all().await?;
@@ -219,7 +220,8 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) ->
         text.map_err(|why| Refusal::invalid(format!("the server's template cannot write these messages: {why}")))?;
     let prompt = app.prompt_of(text, urls, chosen.settings.max_new_tokens).await?;
     drop(held);
-    let answer = Answering::begin(&app, vec![prompt], chosen, logprobs)?;
+    let stream = request.stream.unwrap_or(false);
+    let answer = Answering::begin(&app, vec![prompt], chosen, logprobs, stream)?;
     let form = ChatForm {
         id: app.answer_id("chatcmpl"),
         created: now(),
@@ -228,7 +230,7 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) ->
         logprobs: logprobs.is_some(),
     };
     let usage = request.stream_options.unwrap_or_default().include_usage;
-    if request.stream.unwrap_or(false) {
+    if stream {
         return streamed(answer, app.tokenizer.clone(), form, usage).await;
     }
     let (texts, stats) = answer.all().await?;
@@ -471,13 +473,19 @@ struct Written {
 }
 
 impl Answering {
-    fn begin(app: &App, prompts: Vec<Prompt>, chosen: Chosen, logprobs: Option<usize>) -> Result<Self, Refusal> {
+    fn begin(
+        app: &App,
+        prompts: Vec<Prompt>,
+        chosen: Chosen,
+        logprobs: Option<usize>,
+        stream: bool,
+    ) -> Result<Self, Refusal> {
         let (sender, events) = mpsc::unbounded_channel();
         let Chosen { settings, n, stops } = chosen;
         let answering = Self { events, prompts: prompts.len(), continuations: prompts.len() * n };
         let work = |(i, prompt)| {
             let (settings, stops) = (settings.clone(), stops.clone());
-            let completion = Completion { prompt, settings, n, first: i * n, stops, logprobs };
+            let completion = Completion { prompt, settings, n, first: i * n, stops, logprobs, stream };
             Work::Complete { completion, events: sender.clone() }
         };
         app.submit(prompts.into_iter().enumerate().map(work).collect())?;

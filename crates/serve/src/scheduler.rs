@@ -13,6 +13,7 @@ use flamingo_data::Interleaved;
 use flamingo_engine::{Array, Batch, Next, Seat, SessionOptions};
 use flamingo_generate::{GenerationConfig, SequenceScore, log_softmax};
 use flamingo_zoo::{Finish, Latents, Model, View, Writing, ZooError};
+use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
@@ -22,6 +23,9 @@ use crate::metrics::Metrics;
 
 /// How long prompts are begun before texts that are being written, and prompts of which a few tokens are left, go on.
 const READING: Duration = Duration::from_millis(25);
+
+/// How long the threads that compute are kept before somebody else of this process may have them.
+const TURN: Duration = Duration::from_secs(1);
 
 /// What names a picture or a beginning: the hash of its content.
 pub(crate) type Key = [u8; 32];
@@ -79,9 +83,11 @@ pub(crate) struct Completion {
     pub(crate) stops: Vec<String>,
     /// How many of the likeliest tokens are told beside each, where log-probabilities are asked for.
     pub(crate) logprobs: Option<usize>,
+    /// Whether pieces are sent as they become certain; else all in one, at the end.
+    pub(crate) stream: bool,
 }
 
-/// What a continuation sends as it grows.
+/// What a continuation sends: as it grows where it is streamed, else at its end.
 #[derive(Debug)]
 pub(crate) enum Event {
     Piece {
@@ -171,6 +177,7 @@ struct Request<'m> {
     unread: Option<Unread>,
     lanes: Vec<Lane<'m>>,
     logprobs: Option<usize>,
+    stream: bool,
     stats: Stats,
     /// When its prompt was read.
     read: Instant,
@@ -205,30 +212,41 @@ struct Lane<'m> {
     index: usize,
     seat: Seat,
     writing: Writing<'m>,
+    /// What became certain and is not sent.
+    text: String,
+    tokens: Vec<TokenProbability>,
     /// Whether nothing follows: it ended, or its request failed.
     ended: bool,
 }
 
 impl<'m> Scheduler<'m> {
     fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        let engine = self.model.engine();
         let mut waiting = None;
         loop {
+            if self.running.is_empty() && waiting.is_none() {
+                match jobs.blocking_recv() {
+                    Some(job) => waiting = Some(job),
+                    // The queue is closed, and nothing is left.
+                    None => return,
+                }
+            }
+            engine.uninterrupted(&mut || self.work(&mut waiting, &mut jobs));
+        }
+    }
+
+    /// Does what is waiting and what comes, until nothing is being done or others have a turn.
+    fn work(&mut self, waiting: &mut Option<Job>, jobs: &mut mpsc::Receiver<Job>) {
+        let end = Instant::now() + TURN;
+        while (waiting.is_some() || !self.running.is_empty()) && Instant::now() < end {
             let started = Instant::now();
             while started.elapsed() < READING {
-                let idle = self.running.is_empty();
-                let next = match waiting.take() {
-                    Some(job) => Some(job),
-                    None if idle => jobs.blocking_recv(),
-                    None => jobs.try_recv().ok(),
-                };
-                match next {
+                match waiting.take().or_else(|| jobs.try_recv().ok()) {
                     Some(job) if self.fits(&job) => self.begin(job),
                     Some(job) => {
-                        waiting = Some(job);
+                        *waiting = Some(job);
                         break;
                     }
-                    // The queue is closed, and nothing is left.
-                    None if idle => return,
                     None => break,
                 }
             }
@@ -274,12 +292,16 @@ impl<'m> Scheduler<'m> {
                             unread: None,
                             lanes: Vec::new(),
                             logprobs: completion.logprobs,
+                            stream: completion.stream,
                             stats: Stats { queue, ..stats },
                             read: Instant::now(),
                         };
                         let unread = Unread { completion, seat, read };
                         match logits {
-                            Some(logits) => self.launch(&mut request, unread, &logits),
+                            Some(logits) => {
+                                self.launch(&mut request, unread);
+                                request.advance(&logits, self.model, &self.scheduling.metrics);
+                            }
                             None => request.unread = Some(unread),
                         }
                         self.running.push(request);
@@ -438,14 +460,14 @@ impl<'m> Scheduler<'m> {
     }
 
     /// Begins the continuations of a request whose prompt is read.
-    fn launch(&mut self, request: &mut Request<'m>, unread: Unread, logits: &[f32]) {
+    fn launch(&mut self, request: &mut Request<'m>, unread: Unread) {
         let Unread { completion: Completion { prompt, settings, n, first, stops, .. }, seat, .. } = unread;
         request.read = Instant::now();
         for index in 0..n {
             let writing = Writing::new(self.model, prompt.ids.clone(), &settings, stops.clone(), index);
             let lane = writing.and_then(|writing| {
                 let seat = if index == 0 { seat } else { self.batch.fork(seat)? };
-                Ok(Lane { index: first + index, seat, writing, ended: false })
+                Ok(Lane { index: first + index, seat, writing, text: String::new(), tokens: Vec::new(), ended: false })
             });
             match lane {
                 Ok(lane) => request.lanes.push(lane),
@@ -456,7 +478,6 @@ impl<'m> Scheduler<'m> {
                 }
             }
         }
-        self.advance(request, logits.repeat(n));
     }
 
     /// Every text that is being written gets its next token, and prompts of which a few are left get those.
@@ -476,16 +497,21 @@ impl<'m> Scheduler<'m> {
                 self.scheduling.metrics.stepped(count, took);
                 let vocab = logits.len() / count;
                 let mut rest = &logits[..];
+                let mut told = Vec::with_capacity(running.len());
                 for request in &mut running {
                     let (own, others) = rest.split_at(request.next().count() * vocab);
-                    match request.unread.take() {
-                        Some(unread) => {
-                            request.stats.prefill += took;
-                            self.launch(request, unread, own);
-                        }
-                        None => self.advance(request, own.to_vec()),
-                    }
                     rest = others;
+                    if let Some(unread) = request.unread.take() {
+                        request.stats.prefill += took;
+                        self.launch(request, unread);
+                    }
+                    told.push((request, own));
+                }
+                let (model, metrics) = (self.model, &self.scheduling.metrics);
+                let advance = |(request, logits): (&mut Request, &[f32])| request.advance(logits, model, metrics);
+                match told.len() {
+                    1 => told.into_iter().for_each(advance),
+                    _ => told.into_par_iter().for_each(advance),
                 }
                 self.running = running;
             }
@@ -499,21 +525,6 @@ impl<'m> Scheduler<'m> {
             }
         }
         self.sweep();
-    }
-
-    /// Chooses the next token of each continuation that goes on, by its logits in turn.
-    fn advance(&mut self, request: &mut Request<'m>, mut logits: Vec<f32>) {
-        let going: Vec<usize> = (0..request.lanes.len()).filter(|&i| !request.lanes[i].ended).collect();
-        let vocab = logits.len() / going.len().max(1);
-        for (i, logits) in going.into_iter().zip(logits.chunks_mut(vocab)) {
-            let lane = &mut request.lanes[i];
-            if let Err(refusal) = lane.advance(logits, request.logprobs, &request.events, self.model) {
-                request.fail(refusal);
-                return;
-            }
-            request.stats.new_tokens += 1;
-            self.scheduling.metrics.token();
-        }
     }
 
     /// Lets go of continuations that have ended, and of requests that are done, late, or that nobody waits for.
@@ -562,6 +573,23 @@ impl Request<'_> {
         self.unread.iter().map(Unread::next).chain(written)
     }
 
+    /// Chooses the next token of each continuation that goes on, by its logits in turn, or by the same where all are beginning.
+    fn advance(&mut self, logits: &[f32], model: &Model, metrics: &Metrics) {
+        let (vocab, going) = (model.config().tokens.vocab_size, self.lanes.iter().filter(|lane| !lane.ended).count());
+        debug_assert!(logits.len() == vocab || logits.len() == going * vocab, "logits of each, or of all");
+        let going = self.lanes.iter_mut().filter(|lane| !lane.ended);
+        for (lane, logits) in going.zip(logits.chunks_exact(vocab).cycle()) {
+            let chosen =
+                lane.advance(&mut logits.to_vec(), self.logprobs, model).map(|()| lane.send(self.stream, &self.events));
+            if let Err(refusal) = chosen {
+                self.fail(refusal);
+                return;
+            }
+            self.stats.new_tokens += 1;
+            metrics.token();
+        }
+    }
+
     /// Says why there will be no more of it.
     fn fail(&mut self, refusal: Refusal) {
         let _ = self.events.send(Event::Failed(refusal));
@@ -570,30 +598,28 @@ impl Request<'_> {
 }
 
 impl Lane<'_> {
-    /// Chooses a token and sends what text became certain with it.
-    fn advance(
-        &mut self,
-        logits: &mut [f32],
-        logprobs: Option<usize>,
-        events: &mpsc::UnboundedSender<Event>,
-        model: &Model,
-    ) -> Result<(), Refusal> {
+    /// Chooses a token, and takes what text became certain with it.
+    fn advance(&mut self, logits: &mut [f32], logprobs: Option<usize>, model: &Model) -> Result<(), Refusal> {
         let likely = logprobs.map(|top| Likely::new(logits, top));
         let (id, text) = self.writing.choose(logits).map_err(refused)?;
-        let tokens = match likely {
-            // The end of the text is no part of it.
-            Some(likely) if id != model.config().tokens.endofchunk => vec![likely.of(id)],
-            _ => Vec::new(),
-        };
-        let index = self.index;
-        if !text.is_empty() || !tokens.is_empty() {
+        self.text += &text;
+        // The end of the text is no part of it.
+        self.tokens.extend(likely.filter(|_| id != model.config().tokens.endofchunk).map(|likely| likely.of(id)));
+        Ok(())
+    }
+
+    /// Sends what is to be sent by now: what is certain, where that is asked for, and the end.
+    fn send(&mut self, stream: bool, events: &mpsc::UnboundedSender<Event>) {
+        let (index, finish) = (self.index, self.writing.finish());
+        let something = !self.text.is_empty() || !self.tokens.is_empty();
+        if something && (stream || finish.is_some()) {
+            let (text, tokens) = (std::mem::take(&mut self.text), std::mem::take(&mut self.tokens));
             let _ = events.send(Event::Piece { index, text, tokens });
         }
-        if let Some(finish) = self.writing.finish() {
+        if let Some(finish) = finish {
             self.ended = true;
             let _ = events.send(Event::End { index, finish });
         }
-        Ok(())
     }
 }
 
