@@ -13,7 +13,7 @@ const ROOM: usize = 128;
 /// Keys and values of all tokens so far, for each layer.
 ///
 /// Buffers are `[rows, heads, capacity, head_dim]`; they are written in place while nobody else holds
-/// them, and grow to twice their size, but by [`ROOM`] at least.
+/// them, and grow to twice their size, but by 128 tokens at least.
 #[derive(Clone, Debug)]
 pub struct Cache<B: Backend> {
     layers: Vec<Option<KeysValues<B>>>,
