@@ -7,13 +7,10 @@ use flamingo_kernels::{Kernels, put};
 
 use crate::media::KeysValues;
 
-/// Tokens that buffers grow by at least: as many as most answers have.
-const ROOM: usize = 128;
-
 /// Keys and values of all tokens so far, for each layer.
 ///
 /// Buffers are `[rows, heads, capacity, head_dim]`; they are written in place while nobody else holds
-/// them, and grow to twice their size, but by 128 tokens at least.
+/// them, and grow by doubling.
 #[derive(Clone, Debug)]
 pub struct Cache<B: Backend> {
     layers: Vec<Option<KeysValues<B>>>,
@@ -81,7 +78,7 @@ impl<B: Kernels> Cache<B> {
         let start = end - tokens.len();
         let buffers = match self.layers[layer].take() {
             Some(buffers) if buffers[0].dims()[2] >= end => buffers,
-            Some(buffers) => buffers.map(|buffer| grown(buffer, start, (2 * start).max(end).max(start + ROOM))),
+            Some(buffers) => buffers.map(|buffer| grown(buffer, start, (2 * start).max(end))),
             None => {
                 let capacity = end.max(self.reserve);
                 [k, v].map(|x| {
