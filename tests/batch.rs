@@ -211,6 +211,34 @@ fn a_prompt_can_be_read_in_pieces() {
     }
 }
 
+/// Pictures that were shown and not yet looked at go along with a fork, and what is wrong with them is said at once.
+#[test]
+fn shown_pictures_wait_for_their_text() {
+    let (_folder, model) = looking("flamingo-tiny-neox", true);
+    let looked = look(&model, &prompts()[2]);
+    let (text, latents) = model.inputs(&looked).expect("a readable prompt");
+    let latents = latents.expect("pictures");
+    let mut batch = model.engine().batch();
+    let seat = batch.open(Some(&latents), SessionOptions::default()).expect("a seat");
+    let fork = batch.fork(seat).expect("a seat");
+    let wanted = batch.step(&[(seat, Next::Prompt(&text.ids))]).expect("logits");
+    // More were shown than the text has marks for so far.
+    let more = batch.session(fork).expect("a session").show(&latents);
+    assert!(more.is_err_and(|e| e.to_string().contains("other pictures than marks")), "pictures before their marks");
+    assert_eq!(batch.step(&[(fork, Next::Prompt(&text.ids))]).expect("logits"), wanted);
+
+    let narrow = flamingo_engine::Array { shape: vec![1, 1, 2, 3], data: vec![0.0; 6] };
+    assert!(batch.open(Some(&narrow), SessionOptions::default()).is_err(), "latents of another shape");
+    let mut given = vec![0; 2];
+    let told = std::sync::Mutex::new(&mut given);
+    let next = Next::Written(text.ids[0]);
+    let advanced = batch.advance(&[(fork, next), (seat, next)], &|text, logits| {
+        told.lock().expect("no panic")[text] += logits.len();
+    });
+    advanced.expect("logits");
+    assert_eq!(given, [model.config().tokens.vocab_size; 2], "each text's logits, once");
+}
+
 /// The kernels for GPUs add up each row alike, too.
 #[test]
 fn nor_on_a_gpu() {

@@ -1,6 +1,7 @@
 //! Texts that are continued together though each stands at a place of its own: what a server decodes.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{Int, Tensor};
 use flamingo_config::Architecture;
@@ -16,6 +17,9 @@ use crate::session::{BurnSession, Next, Session, SessionOptions};
 /// A text's place in a [`Batch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Seat(u64);
+
+/// What is done with the logits that follow a text: its place among those that go on, and `vocab_size` numbers.
+pub type Then<'a> = &'a (dyn Fn(usize, &mut [f32]) + Sync);
 
 /// Texts that take their turns together. They come and go at any time and share nothing but the weights, which are read
 /// once for all: a text gets the numbers that it would get alone.
@@ -38,13 +42,26 @@ pub trait Batch: Send {
     /// As [`Batch::fork`].
     fn session(&mut self, seat: Seat) -> Result<&mut dyn Session, EngineError>;
 
-    /// Feeds what comes next at each of some seats, none of them twice, and returns the logits that follow, `vocab_size` for
-    /// each.
+    /// Feeds what comes next at each of some seats, none of them twice, and hands over the logits that follow, `vocab_size` for
+    /// each, with the text's place in `next`: as soon as they are there, on the thread that found them.
     ///
     /// # Errors
     /// As [`Batch::fork`]; [`EngineError::Input`] for no token, ids outside the vocabulary or a text that is too long, before
-    /// any text has moved; [`EngineError::Device`] if the device fails.
-    fn step(&mut self, next: &[(Seat, Next)]) -> Result<Vec<f32>, EngineError>;
+    /// any text has moved; [`EngineError::Device`] if the device fails, or `then` panics, for some of the texts or all.
+    fn advance(&mut self, next: &[(Seat, Next)], then: Then) -> Result<(), EngineError>;
+
+    /// [`Batch::advance`]; returns the logits of all texts, one after the other.
+    ///
+    /// # Errors
+    /// As [`Batch::advance`].
+    fn step(&mut self, next: &[(Seat, Next)]) -> Result<Vec<f32>, EngineError> {
+        let all = Mutex::new(vec![Vec::new(); next.len()]);
+        self.advance(next, &|text, logits| {
+            let mut all = all.lock().unwrap_or_else(PoisonError::into_inner);
+            all[text] = logits.to_vec();
+        })?;
+        Ok(all.into_inner().unwrap_or_else(PoisonError::into_inner).concat())
+    }
 
     /// Tokens up to which the next of a text is read beside others in [`Batch::step`]; what is longer goes by itself.
     fn few(&self) -> usize;
@@ -96,23 +113,20 @@ fn empty(seat: Seat) -> EngineError {
     EngineError::Input(format!("seat {} is empty", seat.0))
 }
 
-/// What follows some texts: their places in the answer, and the logits of each, one after the other.
-struct Read {
-    places: Vec<usize>,
-    logits: Vec<f32>,
-}
-
-/// Reads what comes next in some texts. Those of a few tokens go together.
-fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>) -> Result<Read, EngineError> {
+/// Reads what comes next in some texts, and hands over what follows. Those of a few tokens go together.
+fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>, then: Then) -> Result<(), EngineError> {
     if let [(place, session, next)] = &mut texts[..]
         && next.ids().len() > B::ROWS_ALIKE
     {
         let text = session.check_next(next)?;
-        let hidden = session.hidden(&text);
-        return Ok(Read { places: vec![*place], logits: engine.last_logits(hidden)? });
+        let hidden = session.hidden(&text)?;
+        then(*place, &mut engine.last_logits(hidden)?);
+        return Ok(());
     }
-    let places = texts.iter().map(|(place, ..)| *place).collect();
-    let mut turns: Vec<Turn<B>> = texts.iter_mut().map(|(_, session, next)| session.turn(next)).collect();
+    let places: Vec<usize> = texts.iter().map(|(place, ..)| *place).collect();
+    let turns: Result<Vec<Turn<B>>, EngineError> =
+        texts.iter_mut().map(|(_, session, next)| session.turn(next)).collect();
+    let mut turns = turns?;
     let hidden = engine.model.forward_each(&mut turns);
     let mut end = 0;
     let last: Vec<i32> = turns
@@ -126,7 +140,10 @@ fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>) -> Result<
         true => hidden,
         false => hidden.clone().select(1, Tensor::<B, 1, Int>::from_ints(last.as_slice(), &hidden.device())),
     };
-    Ok(Read { places, logits: Array::from_tensor(&engine.model.decoder.logits(hidden))?.data })
+    let mut logits = Array::from_tensor(&engine.model.decoder.logits(hidden))?.data;
+    let vocab = engine.config.tokens.vocab_size;
+    places.into_iter().zip(logits.chunks_exact_mut(vocab)).for_each(|(place, logits)| then(place, logits));
+    Ok(())
 }
 
 /// Numbers of a layer's weight up to which kernels leave it to one thread of a CPU (measured on two).
@@ -161,8 +178,11 @@ fn groups(tokens: &[usize], few: usize, sides: usize) -> Vec<Vec<usize>> {
 
 impl<B: Kernels> Batch for BurnBatch<'_, B> {
     fn open(&mut self, latents: Option<&Array>, options: SessionOptions) -> Result<Seat, EngineError> {
-        let media = compute::<B, _>(|| self.engine.media_of_latents(latents, 1))?;
-        Ok(self.seat(BurnSession::new(self.engine, 1, media, options)))
+        let mut session = BurnSession::new(self.engine, 1, None, options);
+        if let Some(latents) = latents {
+            session.show(latents)?;
+        }
+        Ok(self.seat(session))
     }
 
     fn fork(&mut self, seat: Seat) -> Result<Seat, EngineError> {
@@ -174,7 +194,7 @@ impl<B: Kernels> Batch for BurnBatch<'_, B> {
         self.seats.get_mut(&seat).map(|session| session as &mut dyn Session).ok_or_else(|| empty(seat))
     }
 
-    fn step(&mut self, next: &[(Seat, Next)]) -> Result<Vec<f32>, EngineError> {
+    fn advance(&mut self, next: &[(Seat, Next)], then: Then) -> Result<(), EngineError> {
         let engine = self.engine;
         let going = self.going(next)?;
         for (_, session, next) in &going {
@@ -188,20 +208,12 @@ impl<B: Kernels> Batch for BurnBatch<'_, B> {
             .map(|texts| texts.into_iter().filter_map(|text| going[text].take()).collect::<Vec<_>>());
         let together: Vec<Vec<Going<B>>> = together.collect();
         compute::<B, _>(|| {
-            let read = |texts| read(engine, texts);
+            let read = |texts| read(engine, texts, then);
             // On a CPU groups go side by side: what is done for each text by itself is too little to share among threads.
-            let groups: Result<Vec<Read>, EngineError> = match on_cpu::<B>() {
-                true => together.into_par_iter().map(read).collect(),
-                false => together.into_iter().map(read).collect(),
-            };
-            let vocab = engine.config.tokens.vocab_size;
-            let mut all = vec![0.0; next.len() * vocab];
-            for Read { places, logits } in groups? {
-                for (place, logits) in places.into_iter().zip(logits.chunks_exact(vocab)) {
-                    all[place * vocab..][..vocab].copy_from_slice(logits);
-                }
+            match on_cpu::<B>() {
+                true => together.into_par_iter().try_for_each(read),
+                false => together.into_iter().try_for_each(read),
             }
-            Ok(all)
         })
     }
 

@@ -265,14 +265,20 @@ impl<B: Kernels> BurnEngine<B> {
         rows: usize,
     ) -> Result<Option<Media<B>>, EngineError> {
         let Some(latents) = latents else { return Ok(None) };
+        let shape = self.check_latents(latents, rows)?;
+        let data = TensorData::new(latents.data.clone(), shape);
+        let latents = Tensor::<B, 4>::from_data(data, (&self.device, burn_dtype(self.compute)));
+        Ok(Some(self.model.media(latents)))
+    }
+
+    /// The shape of pictures' latents, `[rows, images, num_latents, width]`; an error if it is another.
+    pub(crate) fn check_latents(&self, latents: &Array, rows: usize) -> Result<[usize; 4], EngineError> {
         let expected = [self.config.resampler.num_latents, self.config.vision.width];
         match latents.shape[..] {
             [r, images, n, width]
                 if r == rows && [n, width] == expected && r * images * n * width == latents.data.len() =>
             {
-                let data = TensorData::new(latents.data.clone(), [r, images, n, width]);
-                let latents = Tensor::<B, 4>::from_data(data, (&self.device, burn_dtype(self.compute)));
-                Ok(Some(self.model.media(latents)))
+                Ok([r, images, n, width])
             }
             _ => Err(EngineError::Input(format!(
                 "latents of {:?} where [{rows}, images, {}, {}] belong",

@@ -22,7 +22,7 @@ mod session;
 mod training;
 
 pub use array::{Array, Pixels};
-pub use batch::{Batch, Seat};
+pub use batch::{Batch, Seat, Then};
 pub use contrastive::ContrastiveOptions;
 pub use device::{
     Device, Found, Weights, compiled, open, open_contrastive, open_training, open_training_weights, open_weights,

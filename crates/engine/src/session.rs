@@ -32,7 +32,8 @@ pub trait Session: Decoder<Error = EngineError> + Send {
     /// [`EngineError::Input`] for ids outside the vocabulary, [`EngineError::Device`] if the device fails.
     fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError>;
 
-    /// Shows further pictures, `[rows, images, num_latents, width]`: what marks in the text to come stand for.
+    /// Shows further pictures, `[rows, images, num_latents, width]`: what marks in the text to come stand for. Their keys and
+    /// values are found when that text is read.
     ///
     /// # Errors
     /// [`EngineError::Input`] for latents of another shape, or where a row has other pictures than marks so far.
@@ -69,6 +70,8 @@ pub(crate) struct BurnSession<'a, B: Kernels> {
     engine: &'a BurnEngine<B>,
     cache: Cache<B>,
     media: Option<Media<B>>,
+    /// Latents of pictures that were shown since.
+    shown: Vec<Array>,
     /// Image marks that each row has seen.
     marks: Vec<usize>,
     /// Which row of the prompt each row continues.
@@ -88,6 +91,7 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
             engine,
             cache: Cache::new(layers, rows, options.reserve.min(RESERVE)),
             media,
+            shown: Vec::new(),
             marks: vec![0; rows],
             origin: (0..rows).collect(),
             upstream_compat: options.upstream_compat,
@@ -96,7 +100,7 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
 
     /// Reads the prompt; returns the logits after its last tokens.
     pub(crate) fn read(&mut self, prompt: &Text) -> Result<Vec<f32>, EngineError> {
-        let hidden = self.hidden(prompt);
+        let hidden = self.hidden(prompt)?;
         self.engine.last_logits(hidden)
     }
 
@@ -108,28 +112,44 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
         }
         let text = Text::after(&self.cache.kept(), ids, keep);
         self.engine.check_text(&text, self.cache.len())?;
-        Ok(self.hidden(&text))
+        self.hidden(&text)
     }
 
     /// Hidden states of text that was checked; its marks are counted.
-    pub(crate) fn hidden(&mut self, text: &Text) -> Tensor<B, 3> {
+    pub(crate) fn hidden(&mut self, text: &Text) -> Result<Tensor<B, 3>, EngineError> {
         // A few tokens go the way that they go in a batch, and get the numbers that they get there.
         if text.rows == 1 && text.width <= B::ROWS_ALIKE && !text.keep.contains(&false) && !text.upstream_padding {
-            return self.engine.model.forward_each(&mut [self.turn(&Next::Prompt(&text.ids))]);
+            return Ok(self.engine.model.forward_each(&mut [self.turn(&Next::Prompt(&text.ids))?]));
         }
         let before = self.marks.clone();
-        let hidden = self.rows(text, &before);
+        let hidden = self.rows(text, &before)?;
         let image = self.engine.config.tokens.image;
         for (marks, row) in self.marks.iter_mut().zip(text.ids.chunks(text.width)) {
             *marks += row.iter().filter(|&&id| id == image).count();
         }
-        hidden
+        Ok(hidden)
     }
 
     /// Hidden states of further text in all rows, which have seen so many marks.
-    fn rows(&mut self, text: &Text, marks: &[usize]) -> Tensor<B, 3> {
+    fn rows(&mut self, text: &Text, marks: &[usize]) -> Result<Tensor<B, 3>, EngineError> {
+        self.take_in()?;
         self.media = self.media.take().map(Media::together);
-        self.engine.model.forward(text, marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore)
+        Ok(self.engine.model.forward(text, marks, self.media.as_ref(), Some(&mut self.cache), &mut ignore))
+    }
+
+    /// Finds keys and values of pictures that were shown.
+    fn take_in(&mut self) -> Result<(), EngineError> {
+        for latents in std::mem::take(&mut self.shown) {
+            let more = self.engine.media_of_latents(Some(&latents), self.cache.rows())?;
+            self.media = match (self.media.take(), more) {
+                (Some(media), Some(more)) => Some(media.followed_by(more)),
+                (media, more) => media.or(more),
+            };
+            if !self.engine.config.cross_attention.only_attend_immediate_media {
+                self.media = self.media.take().map(Media::together);
+            }
+        }
+        Ok(())
     }
 
     /// What comes next in a session of one row, as text; an error where it may not.
@@ -142,7 +162,8 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
     }
 
     /// The turn of a session of one row in [`flamingo_model::Flamingo::forward_each`]; marks of its prompt are counted.
-    pub(crate) fn turn<'s>(&'s mut self, next: &'s Next) -> Turn<'s, B> {
+    pub(crate) fn turn<'s>(&'s mut self, next: &'s Next) -> Result<Turn<'s, B>, EngineError> {
+        self.take_in()?;
         let ids = next.ids();
         let times = match next {
             Next::Written(_) => self.marks.clone(),
@@ -151,7 +172,7 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
         if let Some(&time) = times.last() {
             self.marks = vec![time];
         }
-        Turn { ids, times, media: self.media.as_ref(), cache: &mut self.cache }
+        Ok(Turn { ids, times, media: self.media.as_ref(), cache: &mut self.cache })
     }
 
     /// Bytes of its keys and values.
@@ -170,7 +191,7 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
         }
         // `forward` counts the mark itself; what it should count to is `marks`.
         let before: Vec<usize> = self.marks.iter().zip(&written).map(|(&m, &w)| m.saturating_sub(w)).collect();
-        let hidden = self.rows(&text, &before);
+        let hidden = self.rows(&text, &before)?;
         self.engine.last_logits(hidden)
     }
 }
@@ -192,6 +213,7 @@ impl<B: Kernels> Decoder for BurnSession<'_, B> {
             if let Some(row) = rows.iter().find(|&&row| row >= self.cache.rows()) {
                 return Err(EngineError::Input(format!("row {row} of {}", self.cache.rows())));
             }
+            self.take_in()?;
             self.cache.select(rows);
             let origin: Vec<usize> = rows.iter().map(|&row| self.origin[row]).collect();
             // Beams of one prompt share its images: nothing moves while they change places.
@@ -219,21 +241,14 @@ impl<B: Kernels> Session for BurnSession<'_, B> {
     }
 
     fn show(&mut self, latents: &Array) -> Result<(), EngineError> {
-        compute::<B, _>(|| {
-            let shown = self.media.as_ref().map_or(0, Media::images);
-            if self.marks.iter().any(|&marks| marks != shown) {
-                return Err(EngineError::Input("a row has other pictures than marks: no more can be shown".into()));
-            }
-            let more = self.engine.media_of_latents(Some(latents), self.cache.rows())?;
-            self.media = match (self.media.take(), more) {
-                (Some(media), Some(more)) => Some(media.followed_by(more)),
-                (media, more) => media.or(more),
-            };
-            if !self.engine.config.cross_attention.only_attend_immediate_media {
-                self.media = self.media.take().map(Media::together);
-            }
-            Ok(())
-        })
+        let images = |latents: &Array| latents.shape.get(1).copied().unwrap_or(0);
+        let shown = self.media.as_ref().map_or(0, Media::images) + self.shown.iter().map(images).sum::<usize>();
+        if self.marks.iter().any(|&marks| marks != shown) {
+            return Err(EngineError::Input("a row has other pictures than marks: no more can be shown".into()));
+        }
+        self.engine.check_latents(latents, self.cache.rows())?;
+        self.shown.push(latents.clone());
+        Ok(())
     }
 
     fn fork(&self) -> Box<dyn Session + '_> {

@@ -138,8 +138,8 @@ impl Metrics {
         self.step_time.observe(time.as_secs_f64());
     }
 
-    pub(crate) fn token(&self) {
-        self.new_tokens.inc();
+    pub(crate) fn wrote(&self, tokens: usize) {
+        self.new_tokens.inc_by(tokens as u64);
     }
 
     pub(crate) fn cancelled(&self) {

@@ -13,7 +13,6 @@ use flamingo_data::Interleaved;
 use flamingo_engine::{Array, Batch, Next, Seat, SessionOptions};
 use flamingo_generate::{GenerationConfig, SequenceScore, log_softmax};
 use flamingo_zoo::{Finish, Latents, Model, View, Writing, ZooError};
-use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, oneshot};
 
@@ -217,6 +216,30 @@ struct Lane<'m> {
     tokens: Vec<TokenProbability>,
     /// Whether nothing follows: it ended, or its request failed.
     ended: bool,
+    /// Why it cannot go on, until its request tells.
+    failed: Option<Refusal>,
+}
+
+/// A text in a step.
+enum Going<'a, 'm> {
+    /// A prompt that is read, and what follows.
+    Read(Vec<f32>),
+    Written {
+        lane: &'a mut Lane<'m>,
+        events: &'a mpsc::UnboundedSender<Event>,
+        logprobs: Option<usize>,
+        stream: bool,
+    },
+}
+
+impl Going<'_, '_> {
+    /// What follows a prompt.
+    fn logits(self) -> Option<Vec<f32>> {
+        match self {
+            Self::Read(logits) => Some(logits),
+            Self::Written { .. } => None,
+        }
+    }
 }
 
 impl<'m> Scheduler<'m> {
@@ -298,10 +321,7 @@ impl<'m> Scheduler<'m> {
                         };
                         let unread = Unread { completion, seat, read };
                         match logits {
-                            Some(logits) => {
-                                self.launch(&mut request, unread);
-                                request.advance(&logits, self.model, &self.scheduling.metrics);
-                            }
+                            Some(logits) => self.launch(&mut request, unread, &logits),
                             None => request.unread = Some(unread),
                         }
                         self.running.push(request);
@@ -459,15 +479,16 @@ impl<'m> Scheduler<'m> {
         Ok((scores?.swap_remove(0), stats))
     }
 
-    /// Begins the continuations of a request whose prompt is read.
-    fn launch(&mut self, request: &mut Request<'m>, unread: Unread) {
+    /// Begins the continuations of a request whose prompt is read, by the logits that follow it.
+    fn launch(&mut self, request: &mut Request<'m>, unread: Unread, logits: &[f32]) {
         let Unread { completion: Completion { prompt, settings, n, first, stops, .. }, seat, .. } = unread;
         request.read = Instant::now();
         for index in 0..n {
             let writing = Writing::new(self.model, prompt.ids.clone(), &settings, stops.clone(), index);
             let lane = writing.and_then(|writing| {
                 let seat = if index == 0 { seat } else { self.batch.fork(seat)? };
-                Ok(Lane { index: first + index, seat, writing, text: String::new(), tokens: Vec::new(), ended: false })
+                let index = first + index;
+                Ok(Lane { index, seat, writing, text: String::new(), tokens: Vec::new(), ended: false, failed: None })
             });
             match lane {
                 Ok(lane) => request.lanes.push(lane),
@@ -478,40 +499,57 @@ impl<'m> Scheduler<'m> {
                 }
             }
         }
+        let Request { lanes, events, logprobs, stream, .. } = request;
+        lanes.iter_mut().for_each(|lane| lane.go_on(&mut logits.to_vec(), *logprobs, *stream, events, self.model));
+        request.went_on(&self.scheduling.metrics);
     }
 
-    /// Every text that is being written gets its next token, and prompts of which a few are left get those.
+    /// Every text that is being written gets its next token, chosen where its logits were found, and prompts of which a few are
+    /// left get those.
     fn step(&mut self) {
         self.sweep();
-        let next: Vec<(Seat, Next)> = self.running.iter().flat_map(Request::next).collect();
+        let (mut next, mut goings) = (Vec::new(), Vec::new());
+        for request in &mut self.running {
+            let Request { unread, lanes, events, logprobs, stream, .. } = request;
+            if let Some(unread) = unread {
+                next.push(unread.next());
+                goings.push(Mutex::new(Going::Read(Vec::new())));
+            }
+            for lane in lanes.iter_mut().filter(|lane| !lane.ended) {
+                let Some(&last) = lane.writing.ids().last() else { continue };
+                next.push((lane.seat, Next::Written(last)));
+                goings.push(Mutex::new(Going::Written { lane, events, logprobs: *logprobs, stream: *stream }));
+            }
+        }
         if next.is_empty() {
             return;
         }
-        let (count, started) = (next.len(), Instant::now());
-        let stepped = self.batch.step(&next);
+        let (model, started) = (self.model, Instant::now());
+        let stepped = self.batch.advance(&next, &|text, logits| {
+            let mut going = goings[text].lock().unwrap_or_else(PoisonError::into_inner);
+            match &mut *going {
+                Going::Read(all) => *all = logits.to_vec(),
+                Going::Written { lane, events, logprobs, stream } => {
+                    lane.go_on(logits, *logprobs, *stream, events, model)
+                }
+            }
+        });
+        let took = started.elapsed();
+        self.scheduling.metrics.stepped(next.len(), took);
         drop(next);
+        let goings = goings.into_iter().map(|going| going.into_inner().unwrap_or_else(PoisonError::into_inner));
+        let read: Vec<Vec<f32>> = goings.filter_map(Going::logits).collect();
         let mut running = std::mem::take(&mut self.running);
         match stepped {
-            Ok(logits) => {
-                let took = started.elapsed();
-                self.scheduling.metrics.stepped(count, took);
-                let vocab = logits.len() / count;
-                let mut rest = &logits[..];
-                let mut told = Vec::with_capacity(running.len());
+            Ok(()) => {
+                let mut read = read.into_iter();
                 for request in &mut running {
-                    let (own, others) = rest.split_at(request.next().count() * vocab);
-                    rest = others;
-                    if let Some(unread) = request.unread.take() {
-                        request.stats.prefill += took;
-                        self.launch(request, unread);
-                    }
-                    told.push((request, own));
-                }
-                let (model, metrics) = (self.model, &self.scheduling.metrics);
-                let advance = |(request, logits): (&mut Request, &[f32])| request.advance(logits, model, metrics);
-                match told.len() {
-                    1 => told.into_iter().for_each(advance),
-                    _ => told.into_par_iter().for_each(advance),
+                    let Some(unread) = request.unread.take() else {
+                        request.went_on(&self.scheduling.metrics);
+                        continue;
+                    };
+                    request.stats.prefill += took;
+                    self.launch(request, unread, &read.next().unwrap_or_default());
                 }
                 self.running = running;
             }
@@ -566,27 +604,14 @@ impl<'m> Scheduler<'m> {
 }
 
 impl Request<'_> {
-    /// The seats that go on, and what they go on with.
-    fn next(&self) -> impl Iterator<Item = (Seat, Next<'_>)> {
-        let going = self.lanes.iter().filter(|lane| !lane.ended);
-        let written = going.filter_map(|lane| Some((lane.seat, Next::Written(*lane.writing.ids().last()?))));
-        self.unread.iter().map(Unread::next).chain(written)
-    }
-
-    /// Chooses the next token of each continuation that goes on, by its logits in turn, or by the same where all are beginning.
-    fn advance(&mut self, logits: &[f32], model: &Model, metrics: &Metrics) {
-        let (vocab, going) = (model.config().tokens.vocab_size, self.lanes.iter().filter(|lane| !lane.ended).count());
-        debug_assert!(logits.len() == vocab || logits.len() == going * vocab, "logits of each, or of all");
-        let going = self.lanes.iter_mut().filter(|lane| !lane.ended);
-        for (lane, logits) in going.zip(logits.chunks_exact(vocab).cycle()) {
-            let chosen =
-                lane.advance(&mut logits.to_vec(), self.logprobs, model).map(|()| lane.send(self.stream, &self.events));
-            if let Err(refusal) = chosen {
-                self.fail(refusal);
-                return;
+    /// Counts the tokens that its continuations just got, or fails as one of them did.
+    fn went_on(&mut self, metrics: &Metrics) {
+        match self.lanes.iter_mut().find_map(|lane| lane.failed.take()) {
+            Some(refusal) => self.fail(refusal),
+            None => {
+                self.stats.new_tokens += self.lanes.len();
+                metrics.wrote(self.lanes.len());
             }
-            self.stats.new_tokens += 1;
-            metrics.token();
         }
     }
 
@@ -598,8 +623,23 @@ impl Request<'_> {
 }
 
 impl Lane<'_> {
+    /// Chooses the next token by its logits, and sends what is to be sent. A failure is left for the request to tell.
+    fn go_on(
+        &mut self,
+        logits: &mut [f32],
+        logprobs: Option<usize>,
+        stream: bool,
+        events: &mpsc::UnboundedSender<Event>,
+        model: &Model,
+    ) {
+        match self.choose(logits, logprobs, model) {
+            Ok(()) => self.send(stream, events),
+            Err(refusal) => self.failed = Some(refusal),
+        }
+    }
+
     /// Chooses a token, and takes what text became certain with it.
-    fn advance(&mut self, logits: &mut [f32], logprobs: Option<usize>, model: &Model) -> Result<(), Refusal> {
+    fn choose(&mut self, logits: &mut [f32], logprobs: Option<usize>, model: &Model) -> Result<(), Refusal> {
         let likely = logprobs.map(|top| Likely::new(logits, top));
         let (id, text) = self.writing.choose(logits).map_err(refused)?;
         self.text += &text;
