@@ -57,6 +57,7 @@ CASES = {
     "amp_bf16": case(512, 8, 2, 8, 128, precision="amp_bf16"),
     "amp_bf16, checkpointed": case(512, 8, 2, 8, 128, precision="amp_bf16", checkpointing=True),
     "amp_bf16, trained weights": case(768, 6, 1, 2, 32, precision="amp_bf16"),
+    "amp_bf16, trained weights of powers of two": case(1024, 6, 1, 2, 32, precision="amp_bf16"),
 }
 
 

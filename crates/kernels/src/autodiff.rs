@@ -1,8 +1,8 @@
 //! The operations as nodes of Burn's autodiff graph. What a gradient needs beside inputs is computed again.
 
-use burn::tensor::TensorMetadata;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, TensorMetadata};
 use burn_autodiff::Autodiff;
 use burn_autodiff::NodeId;
 use burn_autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
@@ -36,6 +36,20 @@ impl<B: Gradients> Backward<B, 2> for Product {
         if let (Some(right), Some(lhs)) = (right, lhs) {
             grads.register::<B>(right, B::product(B::float_transpose(lhs), grad));
         }
+    }
+}
+
+/// From this format.
+#[derive(Debug)]
+struct Cast(DType);
+
+impl<B: Gradients> Backward<B, 1> for Cast {
+    type State = ();
+
+    fn backward(self, ops: Ops<(), 1>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<B>(&ops.node);
+        let [parent] = ops.parents.map(|node| node.map(|node| node.id));
+        register::<B>(grads, parent, B::cast(grad, self.0));
     }
 }
 
@@ -181,6 +195,12 @@ impl<B: Gradients, C: CheckpointStrategy> Kernels for Autodiff<B, C> {
             OpsKind::Tracked(prep) => prep.finish(state, output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
+    }
+
+    fn cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self> {
+        let step = Cast(x.primitive.dtype());
+        let output = B::cast(x.primitive, dtype);
+        step.prepare::<C>([x.node]).compute_bound().stateless(output)
     }
 
     fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {

@@ -214,8 +214,8 @@ pub(crate) fn linear_of_stored<B: Kernels>(
     weight: FloatTensor<B>,
     bias: Option<FloatTensor<B>>,
 ) -> FloatTensor<B> {
-    let dtype = x.dtype().into();
-    B::linear_layer(x, B::float_cast(weight, dtype), bias)
+    let dtype = x.dtype();
+    B::linear_layer(x, B::cast(weight, dtype), bias)
 }
 
 pub(crate) fn layer<B: Kernels>(

@@ -123,6 +123,11 @@ pub trait Kernels: Backend {
         Self::float_matmul(lhs, rhs)
     }
 
+    /// The nearest numbers in another format.
+    fn cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self> {
+        generic::cast::<Self>(x, dtype)
+    }
+
     /// An activation, element by element.
     fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {
         generic::activate::<Self>(kind, x)
@@ -325,6 +330,11 @@ impl Gradients for burn_ndarray::NdArray {}
 /// [`Kernels::product`].
 pub fn product<B: Kernels, const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>) -> Tensor<B, D> {
     tensor(B::product(primitive(lhs), primitive(rhs)))
+}
+
+/// [`Kernels::cast`].
+pub fn cast<B: Kernels, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
+    tensor(B::cast(primitive(x), dtype))
 }
 
 /// [`Kernels::activate`].

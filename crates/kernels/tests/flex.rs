@@ -4,7 +4,9 @@
 use std::cell::Cell;
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Bool, DType, Int, Tensor, TensorData, TensorPrimitive, activation, bf16, f16, module};
+use burn::tensor::{
+    Bool, DType, Int, Tensor, TensorData, TensorMetadata, TensorPrimitive, activation, bf16, f16, module,
+};
 use burn_autodiff::Autodiff;
 use burn_flex::{Flex, FlexDevice};
 use flamingo_config::{Activation, Pairing};
@@ -47,7 +49,6 @@ fn exact<const D: usize>(x: &T<D>) -> FloatTensor<Flex> {
 }
 
 fn numbers(x: FloatTensor<Flex>) -> Vec<f64> {
-    use burn::tensor::TensorMetadata;
     let count = x.shape().num_elements();
     if count == 0 {
         return Vec::new();
@@ -57,7 +58,6 @@ fn numbers(x: FloatTensor<Flex>) -> Vec<f64> {
 }
 
 fn as_4d(x: FloatTensor<Flex>) -> FloatTensor<Flex> {
-    use burn::tensor::TensorMetadata;
     if x.shape().num_dims() == 4 {
         return x;
     }
@@ -583,6 +583,112 @@ fn losses_of_logits_in_sixteen_bits() {
     let wanted = Flex::cross_entropy_backward(raw(&wide), &targets, raw(&grad));
     let wanted: T<2> = Tensor::from_primitive(TensorPrimitive::Float(wanted));
     assert_eq!(numbers(raw(&found.cast(DType::F32))), numbers(raw(&wanted.cast(DType::BF16).cast(DType::F32))));
+}
+
+/// Sixteen bits are computed with in f32, and rounded once.
+#[test]
+fn sixteen_bits_are_computed_in_f32() {
+    for dtype in [DType::BF16, DType::F16] {
+        // What a kernel finds is the rounding of what it finds of the same numbers in f32.
+        let same = |found: Vec<FloatTensor<Flex>>, wide: Vec<FloatTensor<Flex>>| {
+            for (found, wide) in found.into_iter().zip(wide) {
+                assert_eq!(found.dtype(), dtype);
+                assert_eq!(
+                    numbers(Flex::cast(found, DType::F32)),
+                    numbers(Flex::cast(Flex::cast(wide, dtype), DType::F32))
+                );
+            }
+        };
+        let both = |x: FloatTensor<Flex>| {
+            let half = Flex::cast(x, dtype);
+            (half.clone(), Flex::cast(half, DType::F32))
+        };
+        // Columns first, and part of a larger tensor.
+        let (x, x_wide) = both(raw(&random([300, 301], 2.0).swap_dims(0, 1).narrow(0, 1, 299)));
+        let (grad, grad_wide) = both(raw(&random([299, 300], 2.0)));
+        same(vec![Flex::activate(Activation::Gelu, x.clone())], vec![Flex::activate(Activation::Gelu, x_wide.clone())]);
+        same(
+            vec![Flex::activate_backward(Activation::Silu, x.clone(), grad.clone())],
+            vec![Flex::activate_backward(Activation::Silu, x_wide.clone(), grad_wide.clone())],
+        );
+
+        // More rows than are in f32 at a time.
+        let (weight, weight_wide) = both(raw(&random([7, 300], 1.0)));
+        let (bias, bias_wide) = both(raw(&random([7], 1.0)));
+        let found = Flex::linear_layer(x.clone(), weight.clone(), Some(bias.clone()));
+        let wide = Flex::linear_layer(x_wide.clone(), weight_wide.clone(), Some(bias_wide));
+        assert_eq!(found.dtype(), dtype);
+        close(Flex::cast(found, DType::F32), wide, if dtype == DType::BF16 { 4e-3 } else { 5e-4 });
+        let (out, out_wide) = both(raw(&random([299, 7], 1.0)));
+        let found = Flex::linear_input_gradient(weight, out.clone());
+        assert_eq!(found.dtype(), dtype);
+        let wide = Flex::linear_input_gradient(weight_wide.clone(), out_wide.clone());
+        close(Flex::cast(found, DType::F32), wide, if dtype == DType::BF16 { 4e-3 } else { 5e-4 });
+        same(
+            vec![Flex::linear_weight_gradient(x, out.clone()), Flex::linear_bias_gradient(out)],
+            vec![Flex::linear_weight_gradient(x_wide, out_wide.clone()), Flex::linear_bias_gradient(out_wide)],
+        );
+        let (none, empty) = (random([3, 0], 1.0), random([7, 0], 1.0));
+        let found =
+            Flex::linear_layer(Flex::cast(raw(&none), dtype), Flex::cast(raw(&empty), dtype), Some(bias.clone()));
+        same(
+            vec![found],
+            vec![raw(&Tensor::<Flex, 1>::from_primitive(TensorPrimitive::Float(Flex::cast(bias, DType::F32)))
+                .repeat_dim(0, 3))],
+        );
+
+        let heads = || both(raw(&random([2, 9, 3, 8], 1.0).swap_dims(1, 2)));
+        let ([q, k, v, grad], [q_wide, k_wide, v_wide, grad_wide]) = {
+            let all = [heads(), heads(), heads(), heads()];
+            (all.clone().map(|(half, _)| half), all.map(|(_, wide)| wide))
+        };
+        let attention = |q, k, v| Attention { q, k, v, scale: 0.3, hidden: None, bias: None };
+        same(
+            vec![Flex::attend(attention(q.clone(), k.clone(), v.clone()))],
+            vec![Flex::attend(attention(q_wide.clone(), k_wide.clone(), v_wide.clone()))],
+        );
+        same(
+            Flex::attend_backward(attention(q.clone(), k, v), grad).into(),
+            Flex::attend_backward(attention(q_wide.clone(), k_wide, v_wide), grad_wide).into(),
+        );
+        let (cos, cos_wide) = both(raw(&random([1, 1, 9, 4], 1.0)));
+        same(
+            vec![Flex::rotate(q, cos.clone(), cos, Pairing::Halves)],
+            vec![Flex::rotate(q_wide, cos_wide.clone(), cos_wide, Pairing::Halves)],
+        );
+
+        let (logits, logits_wide) = both(raw(&random([5, 300], 4.0)));
+        let one = raw(&T::<1>::from_floats([0.7], &FlexDevice));
+        same(
+            vec![Flex::cross_entropy_backward(logits.clone(), &[7, 0, 299, 4, 4], one.clone())],
+            vec![Flex::cross_entropy_backward(logits_wide.clone(), &[7, 0, 299, 4, 4], one)],
+        );
+        let loss = |logits| numbers(Flex::cross_entropy(logits, &[7, 0, 299, 4, 4]));
+        assert_eq!(loss(logits), loss(logits_wide));
+    }
+}
+
+/// Of several tensors, more than one block of numbers, some of which do not lie together.
+#[test]
+fn squares_are_added_up() {
+    for dtype in [DType::F32, DType::BF16] {
+        let all = [random([150, 131], 3.0).swap_dims(0, 1), random([1, 7], 1e-3), random([0, 3], 1.0)];
+        let all = all.map(|x| flamingo_kernels::cast(x, dtype));
+        let wanted: f64 = all.iter().flat_map(|x| numbers(exact(x))).map(|x| x * x).sum();
+        let found = numbers(Flex::sum_squares(all.iter().map(raw).collect()))[0];
+        assert!((found / wanted - 1.0).abs() < 1e-6, "{found}, not {wanted}");
+    }
+}
+
+/// The gradient of what was cast comes in the format that it was cast from.
+#[test]
+fn casts_have_gradients() {
+    let x: Tensor<Autodiff<Flex>, 2> = Tensor::from_inner(random([3, 4], 1.0)).require_grad();
+    let y = flamingo_kernels::cast(x.clone(), DType::BF16);
+    assert_eq!(y.dtype(), DType::BF16);
+    let slope = x.grad(&(y * 2.0).sum().backward()).expect("a gradient");
+    assert_eq!(slope.dtype(), DType::F32);
+    close(raw(&slope), raw(&T::<2>::full([3, 4], 2.0, &FlexDevice)), 0.0);
 }
 
 /// Contrastive training multiplies similarities by a hundred.

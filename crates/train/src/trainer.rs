@@ -1,12 +1,12 @@
 //! A model in training: gradients in, weights out.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::{Shape, Tensor, TensorData, backend::Backend};
 use flamingo_config::ModelConfig;
-use flamingo_kernels::{Differentiable, sum_squares};
+use flamingo_kernels::{Differentiable, Gradients, sum_squares};
 use flamingo_model::{Flamingo, Path};
 
 use crate::adamw::{AdamW, Moments};
@@ -145,15 +145,20 @@ impl<B: Differentiable> Trainer<B> {
 
     /// Updates the weights and forgets the gradients. Parameters that got none stay as they are.
     pub fn update(&mut self, model: &mut impl Module<B>, learning_rate: f64) {
-        let directions = self.take_directions();
-        *model = model.clone().map(&mut Update {
-            slots: &mut self.slots,
-            directions,
-            optimizer: self.optimizer,
-            decays: self.decays,
-            learning_rate,
-            path: Path::default(),
-        });
+        let mut directions = self.take_directions();
+        // Out of the model: a weight that nobody else holds is updated where it lies.
+        let moves = |path: &String, slot: &Slot<_>| slot.gradient.is_some() || directions.contains_key(path);
+        let moving = self.slots.iter().filter(|(path, slot)| moves(path, slot)).map(|(path, _)| path.clone()).collect();
+        let mut taken = TakeWeights { moving, weights: BTreeMap::new(), path: Path::default() };
+        *model = model.clone().map(&mut taken);
+        let mut weights = BTreeMap::new();
+        for (path, whole) in taken.weights {
+            let Some(slot) = self.slots.get_mut(&path) else { continue };
+            let (direction, decays) = (directions.remove(&path), (self.decays)(&path));
+            let weight = slot.updated(whole, direction, self.optimizer, learning_rate, decays);
+            weights.insert(path, weight);
+        }
+        *model = model.clone().map(&mut PutWeights { slots: &self.slots, weights, path: Path::default() });
     }
 
     /// Where Muon moves the parameters that it updates, by path. Their gradients are used up.
@@ -381,17 +386,42 @@ impl<B: Differentiable> ModuleVisitor<B> for Collect<'_, B> {
     }
 }
 
-/// Moves weights along their gradients.
-struct Update<'a, B: Differentiable> {
-    slots: &'a mut BTreeMap<String, Slot<B::InnerBackend>>,
-    directions: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
-    optimizer: Optimizer,
-    decays: fn(&str) -> bool,
-    learning_rate: f64,
+impl<B: Gradients> Slot<B> {
+    /// A weight, flat, moved along its gradient, or where Muon says. The gradient is used up.
+    fn updated(
+        &mut self,
+        whole: Tensor<B, 1>,
+        direction: Option<Tensor<B, 1>>,
+        optimizer: Optimizer,
+        learning_rate: f64,
+        decays: bool,
+    ) -> Tensor<B, 1> {
+        let gradient = self.gradient.take();
+        let moved = |weight| match (optimizer.muon, direction, gradient) {
+            (Some(muon), Some(direction), _) => muon.step(weight, direction, learning_rate, decays),
+            (_, _, Some(gradient)) => {
+                optimizer.adamw.update(weight, gradient, &mut self.moments, learning_rate, decays)
+            }
+            _ => weight,
+        };
+        match self.range.len() == whole.dims()[0] {
+            true => moved(whole),
+            false => {
+                let weight = moved(part(whole.clone(), &self.range));
+                whole.slice_assign([self.range.clone()], weight)
+            }
+        }
+    }
+}
+
+/// Takes some weights out of a model, flat, which is left with nothing in their places.
+struct TakeWeights<B: Differentiable> {
+    moving: BTreeSet<String>,
+    weights: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
     path: Path,
 }
 
-impl<B: Differentiable> ModuleMapper<B> for Update<'_, B> {
+impl<B: Differentiable> ModuleMapper<B> for TakeWeights<B> {
     fn enter_module(&mut self, name: &str, container: &str) {
         self.path.enter(name, container);
     }
@@ -402,27 +432,39 @@ impl<B: Differentiable> ModuleMapper<B> for Update<'_, B> {
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let path = self.path.name();
-        let Some(slot) = self.slots.get_mut(&path) else { return param };
-        let (gradient, direction) = (slot.gradient.take(), self.directions.remove(&path));
-        let (optimizer, rate, decays) = (self.optimizer, self.learning_rate, (self.decays)(&path));
-        if gradient.is_none() && direction.is_none() {
+        if !self.moving.contains(&path) {
             return param;
         }
         param.map(|tensor| {
-            let shape = tensor.shape();
-            let whole = flat(tensor.inner());
-            let weight = part(whole.clone(), &slot.range);
-            let weight = match (optimizer.muon, direction, gradient) {
-                (Some(muon), Some(direction), _) => muon.step(weight, direction, rate, decays),
-                (_, _, Some(gradient)) => optimizer.adamw.update(weight, gradient, &mut slot.moments, rate, decays),
-                _ => weight,
-            };
-            let whole = match slot.range.len() == whole.dims()[0] {
-                true => weight,
-                false => whole.slice_assign([slot.range.clone()], weight),
-            };
-            Tensor::from_inner(whole.reshape(shape)).require_grad()
+            let nothing = Tensor::empty([0; D], &tensor.device());
+            self.weights.insert(path, flat(tensor.inner()));
+            nothing
         })
+    }
+}
+
+/// Puts back what [`TakeWeights`] took.
+struct PutWeights<'a, B: Differentiable> {
+    slots: &'a BTreeMap<String, Slot<B::InnerBackend>>,
+    weights: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
+    path: Path,
+}
+
+impl<B: Differentiable> ModuleMapper<B> for PutWeights<'_, B> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        self.path.enter(name, container);
+    }
+
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.path.exit(container);
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let path = self.path.name();
+        let (Some(weight), Some(slot)) = (self.weights.remove(&path), self.slots.get(&path)) else {
+            return param;
+        };
+        param.map(|_| Tensor::from_inner(weight.reshape(Shape::from(slot.shape.clone()))).require_grad())
     }
 }
 

@@ -7,11 +7,12 @@ use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::fixed;
+use super::formats::{Half, by_rows, halves, of_halves, widened};
 use super::lanes::{Lanes, Work, run};
 use super::product::{Matrix, product, worth_threads};
 use super::quantised::Quantised;
 use super::stored::{Plain, Weight, few_rows, many_rows};
-use super::{contiguous, elements, filled, fresh, rows_at_once, values};
+use super::{contiguous, filled, fresh, rows_at_once, values};
 
 /// `a b`, `[m, n]`.
 ///
@@ -35,20 +36,40 @@ pub const FEW: usize = 8;
 
 /// `[rows, d_in]` times the transposed `[d_out, d_in]`, and the bias. The weight may be f32, f16 or bf16, the rest is f32.
 pub(super) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+    let [rows, d_out, _] = sizes(&x, &weight, bias.as_ref());
+    let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(contiguous));
+    let out = of_tensor(values(&x), &weight, bias.as_ref().map(values), rows);
+    fresh(out, Shape::new([rows, d_out]))
+}
+
+/// [`forward`] of halves, in their format.
+pub(super) fn forward_of_halves<H: Half>(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+    let [rows, d_out, d_in] = sizes(&x, &weight, bias.as_ref());
+    let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(|bias| contiguous(widened(bias))));
+    let bias = bias.as_ref().map(values);
+    let out = by_rows(halves::<H>(&x), [rows, d_in], |x, rows| of_tensor(x, &weight, bias, rows));
+    of_halves(out, Shape::new([rows, d_out]))
+}
+
+/// Rows, outputs and inputs of a layer.
+fn sizes(x: &FlexTensor, weight: &FlexTensor, bias: Option<&FlexTensor>) -> [usize; 3] {
     let ([rows, d_in], [d_out, d_weight]) = (x.shape().dims(), weight.shape().dims());
     assert_eq!(d_in, d_weight, "the weight is for inputs of another width");
-    let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(contiguous));
-    let bias = bias.as_ref().map(values);
-    assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is for outputs of another width");
-    let (x, size) = (values(&x), [rows, d_out, d_in]);
-    let out = match weight.dtype() {
+    let fits = |bias: &FlexTensor| bias.shape().dims::<1>() == [d_out];
+    assert!(bias.is_none_or(fits), "the bias is for outputs of another width");
+    [rows, d_out, d_in]
+}
+
+/// Rows of inputs times a contiguous weight, f32, f16 or bf16.
+fn of_tensor(x: &[f32], weight: &FlexTensor, bias: Option<&[f32]>, rows: usize) -> Vec<f32> {
+    let [d_out, d_in] = weight.shape().dims();
+    match weight.dtype() {
         // Nothing to add up.
-        _ if size.contains(&0) => biases(bias, size),
-        DType::F16 => of_rows(x, &Plain::new(&weight.storage::<f16>()[elements(&weight)], d_in), bias, rows),
-        DType::BF16 => of_rows(x, &Plain::new(&weight.storage::<bf16>()[elements(&weight)], d_in), bias, rows),
-        _ => of_rows(x, &Plain::new(values(&weight), d_in), bias, rows),
-    };
-    fresh(out, Shape::new([rows, d_out]))
+        _ if rows * d_out * d_in == 0 => biases(bias, [rows, d_out, d_in]),
+        DType::F16 => of_rows(x, &Plain::new(halves::<f16>(weight), d_in), bias, rows),
+        DType::BF16 => of_rows(x, &Plain::new(halves::<bf16>(weight), d_in), bias, rows),
+        _ => of_rows(x, &Plain::new(values(weight), d_in), bias, rows),
+    }
 }
 
 /// [`forward`] with a quantised weight, in the layout of [`Scheme`]; scales are f16.
@@ -65,10 +86,10 @@ pub(super) fn forward_of_quantised(
     let bias = bias.map(contiguous);
     let bias = bias.as_ref().map(values);
     assert!(bias.is_none_or(|bias| bias.len() == d_out), "the bias is for outputs of another width");
-    let words = &codes.storage::<i32>()[elements(&codes)];
+    let words = &codes.storage::<i32>()[super::elements(&codes)];
     // Little-endian words, whose bytes lie as the layout says.
     let bytes = bytemuck::cast_slice(words);
-    let (x, scales) = (values(&x), &scales.storage::<f16>()[elements(&scales)]);
+    let (x, scales) = (values(&x), halves::<f16>(&scales));
     let out = if rows * d_out * d_in == 0 {
         biases(bias, [rows, d_out, d_in])
     } else {
@@ -118,6 +139,19 @@ pub(super) fn input_gradient(weight: FlexTensor, grad: FlexTensor) -> FlexTensor
     // SAFETY: both have these sizes.
     let gradient = unsafe { product_of(a, b, [rows, d_in, d_out]) };
     fresh(gradient, Shape::new([rows, d_in]))
+}
+
+/// [`input_gradient`] of halves, in their format.
+pub(super) fn input_gradient_of_halves<H: Half>(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    let ([rows, d_out], [d_weight, d_in]) = (grad.shape().dims(), weight.shape().dims());
+    assert_eq!(d_out, d_weight, "the weight is for outputs of another width");
+    let (weight, grad) = (contiguous(widened(weight)), contiguous(grad));
+    let b = Matrix::read(values(&weight), [d_out, d_in]);
+    let gradient = by_rows(halves::<H>(&grad), [rows, d_out], |grad, rows| {
+        // SAFETY: both have these sizes.
+        unsafe { product_of(Matrix::read(grad, [rows, d_out]), b, [rows, d_in, d_out]) }
+    });
+    of_halves(gradient, Shape::new([rows, d_in]))
 }
 
 /// The gradient of the weight, `[d_out, d_in]`.

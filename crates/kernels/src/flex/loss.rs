@@ -1,20 +1,23 @@
 //! Mean cross-entropy and its gradient.
 
-use burn::tensor::TensorMetadata;
+use burn::tensor::{Element, TensorMetadata};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::formats::{Half, halves, narrow_into, of_halves, widen_into, widened};
 use super::lanes::{Lanes, Work, run};
-use super::{contiguous, filled, fresh, math, values};
+use super::{contiguous, elements, filled, fresh, math, values};
 
-pub(super) fn forward(logits: FlexTensor, targets: &[i32]) -> FlexTensor {
+/// `[rows, vocab]` in f32 or halves.
+pub(super) fn forward<S: Wide>(logits: FlexTensor, targets: &[i32]) -> FlexTensor {
     let logits = contiguous(logits);
     let [rows, vocab] = logits.shape().dims();
     assert_eq!(rows, targets.len(), "one target a row");
-    let losses: Vec<f32> = values(&logits)
+    let losses: Vec<f32> = logits.storage::<S>()[elements(&logits)]
         .par_chunks_exact(vocab.max(1))
         .zip(targets)
-        .map(|(row, &target)| {
+        .map_init(Vec::new, |room, (row, &target)| {
+            let row = S::wide(row, room);
             let (mut top, mut powers) = (0.0, 0.0);
             run(Powers { row, top: &mut top, sum: &mut powers });
             // The difference first: the loss is small where the logits are large.
@@ -26,17 +29,59 @@ pub(super) fn forward(logits: FlexTensor, targets: &[i32]) -> FlexTensor {
     fresh(vec![(total / targets.len() as f64) as f32], [1].into())
 }
 
+/// Numbers that are read as f32.
+pub(super) trait Wide: Element + bytemuck::Pod {
+    /// A row of them, where they lie or in some room.
+    fn wide<'a>(row: &'a [Self], room: &'a mut Vec<f32>) -> &'a [f32];
+}
+
+impl Wide for f32 {
+    fn wide<'a>(row: &'a [Self], _: &'a mut Vec<f32>) -> &'a [f32] {
+        row
+    }
+}
+
+impl<H: Half> Wide for H {
+    fn wide<'a>(row: &'a [Self], room: &'a mut Vec<f32>) -> &'a [f32] {
+        room.resize(row.len(), 0.0);
+        widen_into(row, room);
+        room
+    }
+}
+
 pub(super) fn backward(logits: FlexTensor, targets: &[i32], grad: FlexTensor) -> FlexTensor {
     let shape = logits.shape();
-    assert_eq!(shape[0], targets.len(), "one target a row");
+    let factor = factor(&logits, targets, grad);
     let logits = contiguous(logits);
-    let factor = values(&contiguous(grad))[0] / targets.len() as f32;
-    let input = values(&logits);
-    let vocab = shape[1];
+    let (input, vocab) = (values(&logits), shape[1]);
     let output = filled(input.len(), vocab, |row, output| {
         run(Gradient { row: &input[row * vocab..][..vocab], target: targets[row] as usize, factor, output });
     });
     fresh(output, shape)
+}
+
+/// [`backward`] of halves, in their format.
+pub(super) fn backward_of_halves<H: Half>(logits: FlexTensor, targets: &[i32], grad: FlexTensor) -> FlexTensor {
+    let shape = logits.shape();
+    let factor = factor(&logits, targets, grad);
+    let logits = contiguous(logits);
+    let (input, vocab) = (halves::<H>(&logits), shape[1].max(1));
+    let mut output = vec![H::nearest(0.0); input.len()];
+    let rows = input.par_chunks_exact(vocab).zip(output.par_chunks_exact_mut(vocab)).zip(targets);
+    rows.for_each_init(
+        || (Vec::new(), vec![0.0; vocab]),
+        |(room, gradient), ((row, output), &target)| {
+            run(Gradient { row: H::wide(row, room), target: target as usize, factor, output: gradient });
+            narrow_into(gradient, output);
+        },
+    );
+    of_halves(output, shape)
+}
+
+/// What a row's gradient is multiplied by.
+fn factor(logits: &FlexTensor, targets: &[i32], grad: FlexTensor) -> f32 {
+    assert_eq!(logits.shape()[0], targets.len(), "one target a row");
+    values(&contiguous(widened(grad)))[0] / targets.len() as f32
 }
 
 /// The largest number of a row, and the sum of `e^(x - top)`.

@@ -6,6 +6,7 @@ mod adamw;
 mod attention;
 mod elementwise;
 mod fixed;
+mod formats;
 mod halves;
 mod lanes;
 mod layout;
@@ -22,10 +23,12 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Bytes, DType, Shape};
+use burn::tensor::{Bytes, DType, Shape, bf16, f16};
 use burn_flex::{Flex, FlexTensor, Layout};
 use flamingo_config::{Activation, Pairing};
 use rayon::prelude::*;
+
+use formats::{is_half, narrowed, widened};
 
 use crate::{AdamWStep, Attention, Gradients, Kernels, Past, Quantised, generic};
 
@@ -112,18 +115,39 @@ fn elements(x: &FlexTensor) -> Range<usize> {
     start..start + x.layout().num_elements()
 }
 
+/// Whether all is f32 or halves, which kernels read as f32.
+fn fits_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
+    tensors.iter().all(|x| x.dtype() == DType::F32 || is_half(x.dtype()))
+}
+
 fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
     tensors.iter().all(|x| x.dtype() == DType::F32)
+}
+
+/// An attention of f32.
+fn widened_attention(a: Attention<Flex>) -> Attention<Flex> {
+    let [q, k, v] = [a.q, a.k, a.v].map(widened);
+    Attention { q, k, v, bias: a.bias.map(widened), ..a }
 }
 
 impl Kernels for Flex {
     const ROWS_ALIKE: usize = FEW;
 
+    fn cast(x: FloatTensor<Self>, dtype: DType) -> FloatTensor<Self> {
+        match (x.dtype(), dtype) {
+            (from, to) if from == to => x,
+            (from, DType::F32) if is_half(from) => widened(x),
+            (DType::F32, to) if is_half(to) => narrowed(x, to),
+            _ => generic::cast::<Self>(x, dtype),
+        }
+    }
+
     fn activate(kind: Activation, x: FloatTensor<Self>) -> FloatTensor<Self> {
-        if x.dtype() != DType::F32 {
+        let dtype = x.dtype();
+        if !fits_f32([&x]) {
             return generic::activate::<Self>(kind, x);
         }
-        elementwise::activate(kind, x)
+        narrowed(elementwise::activate(kind, widened(x)), dtype)
     }
 
     fn norm(
@@ -136,16 +160,17 @@ impl Kernels for Flex {
         if dtype == DType::F64 {
             return generic::norm::<Self>(x, weight, bias, eps);
         }
-        let to_f32 = |x| generic::cast::<Self>(x, DType::F32);
+        let to_f32 = |x| Self::cast(x, DType::F32);
         let y = norm::forward(to_f32(x), to_f32(weight), bias.map(to_f32), eps);
-        generic::cast::<Self>(y, dtype)
+        narrowed(y, dtype)
     }
 
     fn attend(a: Attention<Self>) -> FloatTensor<Self> {
-        if !all_f32([&a.q, &a.k, &a.v]) {
+        let dtype = a.q.dtype();
+        if !fits_f32([&a.q, &a.k, &a.v]) {
             return generic::attend::<Self>(a);
         }
-        attention::forward(a)
+        narrowed(attention::forward(widened_attention(a)), dtype)
     }
 
     fn attend_each(q: FloatTensor<Self>, pasts: Vec<Past<Self>>, scale: f64) -> FloatTensor<Self> {
@@ -175,10 +200,12 @@ impl Kernels for Flex {
         weight: FloatTensor<Self>,
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
-        if !all_f32([&x, &weight]) {
-            return generic::linear::<Self>(x, weight, bias);
+        match x.dtype() {
+            DType::F32 => linear::forward(x, weight, bias),
+            DType::BF16 => linear::forward_of_halves::<bf16>(x, weight, bias),
+            DType::F16 => linear::forward_of_halves::<f16>(x, weight, bias),
+            _ => generic::linear::<Self>(x, weight, bias),
         }
-        linear::forward(x, weight, bias)
     }
 
     fn linear_layer_of_stored(
@@ -208,7 +235,7 @@ impl Kernels for Flex {
         if !all_f32([&x, &more]) {
             return generic::gated_sum::<Self>(x, more, gate);
         }
-        let gate = contiguous(generic::cast::<Self>(gate, DType::F32));
+        let gate = contiguous(Self::cast(gate, DType::F32));
         elementwise::gated_sum(x, more, values(&gate)[0])
     }
 
@@ -218,26 +245,30 @@ impl Kernels for Flex {
         sin: FloatTensor<Self>,
         pairing: Pairing,
     ) -> FloatTensor<Self> {
-        if !all_f32([&x, &cos, &sin]) {
+        let dtype = x.dtype();
+        if !fits_f32([&x, &cos, &sin]) {
             return generic::rotate::<Self>(x, cos, sin, pairing);
         }
-        layout::rotate(x, cos, sin, pairing)
+        narrowed(layout::rotate(widened(x), widened(cos), widened(sin), pairing), dtype)
     }
 
     fn cross_entropy(logits: FloatTensor<Self>, targets: &[i32]) -> FloatTensor<Self> {
-        if logits.dtype() == DType::F64 {
-            return generic::cross_entropy::<Self>(logits, targets);
+        match logits.dtype() {
+            DType::F32 => loss::forward::<f32>(logits, targets),
+            DType::BF16 => loss::forward::<bf16>(logits, targets),
+            DType::F16 => loss::forward::<f16>(logits, targets),
+            _ => generic::cross_entropy::<Self>(logits, targets),
         }
-        loss::forward(generic::cast::<Self>(logits, DType::F32), targets)
     }
 }
 
 impl Gradients for Flex {
     fn activate_backward(kind: Activation, x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        if !all_f32([&x, &grad]) {
+        let dtype = x.dtype();
+        if !fits_f32([&x, &grad]) {
             return generic::activate_backward::<Self>(kind, x, grad);
         }
-        elementwise::activate_backward(kind, x, grad)
+        narrowed(elementwise::activate_backward(kind, widened(x), widened(grad)), dtype)
     }
 
     fn norm_backward(
@@ -250,38 +281,42 @@ impl Gradients for Flex {
         if of_x == DType::F64 {
             return generic::norm_backward::<Self>(x, weight, grad, eps);
         }
-        let [x, weight, grad] = [x, weight, grad].map(|x| generic::cast::<Self>(x, DType::F32));
+        let [x, weight, grad] = [x, weight, grad].map(|x| Self::cast(x, DType::F32));
         let [d_x, d_weight, d_bias] = norm::backward(x, weight, grad, eps);
-        let [d_weight, d_bias] = [d_weight, d_bias].map(|gradient| generic::cast::<Self>(gradient, of_weight));
-        [generic::cast::<Self>(d_x, of_x), d_weight, d_bias]
+        [narrowed(d_x, of_x), Self::cast(d_weight, of_weight), Self::cast(d_bias, of_weight)]
     }
 
     fn attend_backward(a: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {
-        if !all_f32([&a.q, &a.k, &a.v, &grad]) {
+        let dtype = a.q.dtype();
+        if !fits_f32([&a.q, &a.k, &a.v, &grad]) {
             return generic::attend_backward::<Self>(a, grad);
         }
-        attention::backward(a, grad)
+        attention::backward(widened_attention(a), widened(grad)).map(|gradient| narrowed(gradient, dtype))
     }
 
     fn linear_input_gradient(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        if !all_f32([&weight, &grad]) {
-            return generic::linear_input_gradient::<Self>(weight, grad);
+        match grad.dtype() {
+            DType::F32 => linear::input_gradient(weight, grad),
+            DType::BF16 => linear::input_gradient_of_halves::<bf16>(weight, grad),
+            DType::F16 => linear::input_gradient_of_halves::<f16>(weight, grad),
+            _ => generic::linear_input_gradient::<Self>(weight, grad),
         }
-        linear::input_gradient(weight, grad)
     }
 
     fn linear_weight_gradient(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        if !all_f32([&x, &grad]) {
+        let dtype = grad.dtype();
+        if !fits_f32([&x, &grad]) {
             return generic::linear_weight_gradient::<Self>(x, grad);
         }
-        linear::weight_gradient(x, grad)
+        narrowed(linear::weight_gradient(widened(x), widened(grad)), dtype)
     }
 
     fn linear_bias_gradient(grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        if grad.dtype() != DType::F32 {
+        let dtype = grad.dtype();
+        if !fits_f32([&grad]) {
             return generic::linear_bias_gradient::<Self>(grad);
         }
-        linear::bias_gradient(grad)
+        narrowed(linear::bias_gradient(widened(grad)), dtype)
     }
 
     fn columns_backward(grad: FloatTensor<Self>, first: usize, width: usize) -> FloatTensor<Self> {
@@ -296,12 +331,19 @@ impl Gradients for Flex {
         targets: &[i32],
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
-        let dtype = logits.dtype();
-        if dtype == DType::F64 {
-            return generic::cross_entropy_backward::<Self>(logits, targets, grad);
+        match logits.dtype() {
+            DType::F32 => loss::backward(logits, targets, grad),
+            DType::BF16 => loss::backward_of_halves::<bf16>(logits, targets, grad),
+            DType::F16 => loss::backward_of_halves::<f16>(logits, targets, grad),
+            _ => generic::cross_entropy_backward::<Self>(logits, targets, grad),
         }
-        let [logits, grad] = [logits, grad].map(|x| generic::cast::<Self>(x, DType::F32));
-        generic::cast::<Self>(loss::backward(logits, targets, grad), dtype)
+    }
+
+    fn sum_squares(all: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
+        if !all.iter().all(|x| fits_f32([x])) {
+            return generic::sum_squares::<Self>(all);
+        }
+        norm::sum_squares(all)
     }
 
     fn adamw(

@@ -3,8 +3,11 @@
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
 
+use rayon::prelude::*;
+
+use super::formats::widened;
 use super::lanes::{Lanes, Work, run};
-use super::{contiguous, filled, filled_beside, fresh, math, rows_at_once, values};
+use super::{BLOCK, contiguous, filled, filled_beside, fresh, math, rows_at_once, values};
 
 /// Mean and inverse deviation of a row.
 #[inline(always)]
@@ -49,6 +52,36 @@ impl Work for Forward<'_> {
                 *y = (x - mean) * inverse * w + b;
             }
         }
+    }
+}
+
+/// The sum of the squares of all numbers.
+pub(super) fn sum_squares(all: Vec<FlexTensor>) -> FlexTensor {
+    let of_one = |x: FlexTensor| {
+        let x = contiguous(widened(x));
+        let blocks: Vec<f32> = values(&x)
+            .par_chunks(BLOCK)
+            .map(|block| {
+                let mut sum = 0.0;
+                run(Squares { block, sum: &mut sum });
+                sum
+            })
+            .collect();
+        blocks.into_iter().map(f64::from).sum::<f64>()
+    };
+    fresh(vec![all.into_iter().map(of_one).sum::<f64>() as f32], [1].into())
+}
+
+/// Some numbers, and the sum of their squares.
+struct Squares<'a> {
+    block: &'a [f32],
+    sum: &'a mut f32,
+}
+
+impl Work for Squares<'_> {
+    #[inline(always)]
+    unsafe fn with<L: Lanes>(self) {
+        *self.sum = math::sum(self.block, |x| x * x);
     }
 }
 
