@@ -51,6 +51,16 @@ def a_chat_is_continued():
     assert chat.usage.total_tokens == chat.usage.prompt_tokens + chat.usage.completion_tokens
 
 
+def answers_are_sent_back():
+    """A talk goes on with the client's own answers, as objects and as dictionaries."""
+    first = client.chat.completions.create(model=MODEL, messages=CATEGORIES).choices[0].message
+    for answered in [first, first.model_dump()]:
+        further = client.chat.completions.create(
+            model=MODEL, messages=[*CATEGORIES, answered, user("octopus", "Output:")]
+        )
+        assert further.choices[0].message.content == "nature", further
+
+
 def a_chat_is_streamed():
     stream = client.chat.completions.create(
         model=MODEL, messages=[user("octopus", "")], stream=True, stream_options={"include_usage": True}
@@ -141,7 +151,7 @@ def many_at_once_are_answered_alike():
 
 
 CHECKS = [
-    models_are_listed, a_chat_is_continued, a_chat_is_streamed, the_streaming_helper_works, answers_are_sampled,
+    models_are_listed, a_chat_is_continued, answers_are_sent_back, a_chat_is_streamed, the_streaming_helper_works, answers_are_sampled,
     log_probabilities_are_told, completions_are_continued_and_streamed, features_arrive_as_numbers, refusals_are_its_errors,
     many_at_once_are_answered_alike,
 ]

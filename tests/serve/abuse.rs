@@ -263,6 +263,28 @@ fn work_for_nobody_stops() {
     server.alive();
 }
 
+/// A client that asks for a stream and never reads it: its work stops, though it stays.
+#[test]
+fn clients_that_never_read_are_left() {
+    let server = Server::start(&["--model", "golden-tiny", "--max-context", "10000000", "--read-timeout", "1"]);
+    // As much text as possible: the system takes megabytes of it before a write has to wait.
+    let body = json!({
+        "prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000, "n": 8, "logprobs": 5, "stream": true,
+    });
+    let body = body.to_string();
+    let head = format!(
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    let mut client = server.connect();
+    client.write_all(head.as_bytes()).and_then(|()| client.write_all(body.as_bytes())).expect("a connection");
+    server.waits_for("the beginning", |server| server.metric("flamingo_running") == 8.0);
+    server.waits_for("the end", |server| server.metric("flamingo_running") == 0.0);
+    assert_eq!(server.metric("flamingo_cancelled_total"), 1.0);
+    server.alive();
+    drop(client);
+}
+
 #[test]
 fn requests_beyond_the_queue_are_refused() {
     let server = Server::start(&[

@@ -78,6 +78,17 @@ fn messages_become_demonstrations() {
     let completion = server.answer("/v1/completions", json!({"prompt": categories("carrot")}));
     assert_eq!(chat["flamingo"]["prompt"], completion["flamingo"]["prompt"]);
 
+    // An answer can be sent back as it came, and as OpenAI's client writes it out.
+    let mut dumped = message.clone();
+    for field in ["annotations", "audio", "function_call", "parsed", "tool_calls"] {
+        dumped[field] = Value::Null;
+    }
+    for answer in [message.clone(), dumped] {
+        let further = json!([user("carrot", "Output:"), answer, user("crab", "Output:")]);
+        let chat = server.answer("/v1/chat/completions", json!({"messages": further}));
+        assert_eq!(chat["flamingo"]["prompt"], "<image>Output:food<|endofchunk|><image>Output:");
+    }
+
     // A picture alone is named; the space before the name is the prompt's.
     let named =
         server.answer("/v1/chat/completions", json!({"messages": [{"role": "user", "content": [picture("pizza")]}]}));

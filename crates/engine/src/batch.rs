@@ -43,7 +43,7 @@ pub trait Batch: Send {
     fn session(&mut self, seat: Seat) -> Result<&mut dyn Session, EngineError>;
 
     /// Feeds what comes next at each of some seats, none of them twice, and hands over the logits that follow, `vocab_size` for
-    /// each, with the text's place in `next`: as soon as they are there, on the thread that found them.
+    /// each, with the text's place in `next`: as soon as they are there, on threads that find them.
     ///
     /// # Errors
     /// As [`Batch::fork`]; [`EngineError::Input`] for no token, ids outside the vocabulary or a text that is too long, before
@@ -142,15 +142,24 @@ fn read<B: Kernels>(engine: &BurnEngine<B>, mut texts: Vec<Going<B>>, then: Then
     };
     let mut logits = Array::from_tensor(&engine.model.decoder.logits(hidden))?.data;
     let vocab = engine.config.tokens.vocab_size;
-    places.into_iter().zip(logits.chunks_exact_mut(vocab)).for_each(|(place, logits)| then(place, logits));
+    match logits.len() < SEVERAL_THREADS {
+        true => places.into_iter().zip(logits.chunks_exact_mut(vocab)).for_each(|(place, logits)| then(place, logits)),
+        false => places
+            .into_par_iter()
+            .zip(logits.par_chunks_exact_mut(vocab))
+            .for_each(|(place, logits)| then(place, logits)),
+    }
     Ok(())
 }
 
 /// Numbers of a layer's weight up to which kernels leave it to one thread of a CPU (measured on two).
 const ONE_THREAD: usize = 1 << 16;
 
+/// Logits from which on it is worth several threads to look at them all.
+const SEVERAL_THREADS: usize = 1 << 15;
+
 /// Groups that a step should have at least: as many as there are threads where layers are too small for several.
-fn sides<B: Kernels>(architecture: &Architecture) -> usize {
+pub(crate) fn sides<B: Kernels>(architecture: &Architecture) -> usize {
     let small = architecture.d_model * architecture.d_ff <= ONE_THREAD;
     if on_cpu::<B>() && small { rayon::current_num_threads() } else { 1 }
 }

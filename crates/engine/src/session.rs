@@ -7,6 +7,7 @@ use flamingo_model::{Cache, Media, Text, Turn, ignore, text_time};
 
 use crate::EngineError;
 use crate::array::Array;
+use crate::batch::sides;
 use crate::engine::{BurnEngine, compute};
 
 /// How to continue a prompt.
@@ -32,8 +33,8 @@ pub trait Session: Decoder<Error = EngineError> + Send {
     /// [`EngineError::Input`] for ids outside the vocabulary, [`EngineError::Device`] if the device fails.
     fn feed(&mut self, ids: Vec<u32>, keep: Vec<bool>) -> Result<Array, EngineError>;
 
-    /// Shows further pictures, `[rows, images, num_latents, width]`: what marks in the text to come stand for. Their keys and
-    /// values are found when that text is read.
+    /// Shows further pictures, `[rows, images, num_latents, width]`: what marks in the text to come stand for. Where texts are
+    /// read side by side, their keys and values are found when that text is read.
     ///
     /// # Errors
     /// [`EngineError::Input`] for latents of another shape, or where a row has other pictures than marks so far.
@@ -71,7 +72,7 @@ pub(crate) struct BurnSession<'a, B: Kernels> {
     cache: Cache<B>,
     media: Option<Media<B>>,
     /// Latents of pictures that were shown since.
-    shown: Vec<Array>,
+    shown: Option<Array>,
     /// Image marks that each row has seen.
     marks: Vec<usize>,
     /// Which row of the prompt each row continues.
@@ -91,7 +92,7 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
             engine,
             cache: Cache::new(layers, rows, options.reserve.min(RESERVE)),
             media,
-            shown: Vec::new(),
+            shown: None,
             marks: vec![0; rows],
             origin: (0..rows).collect(),
             upstream_compat: options.upstream_compat,
@@ -139,15 +140,14 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
 
     /// Finds keys and values of pictures that were shown.
     fn take_in(&mut self) -> Result<(), EngineError> {
-        for latents in std::mem::take(&mut self.shown) {
-            let more = self.engine.media_of_latents(Some(&latents), self.cache.rows())?;
-            self.media = match (self.media.take(), more) {
-                (Some(media), Some(more)) => Some(media.followed_by(more)),
-                (media, more) => media.or(more),
-            };
-            if !self.engine.config.cross_attention.only_attend_immediate_media {
-                self.media = self.media.take().map(Media::together);
-            }
+        let Some(more) = self.engine.media_of_latents(self.shown.as_ref(), self.cache.rows())? else { return Ok(()) };
+        self.media = Some(match self.media.take() {
+            Some(media) => media.followed_by(more),
+            None => more,
+        });
+        self.shown = None;
+        if !self.engine.config.cross_attention.only_attend_immediate_media {
+            self.media = self.media.take().map(Media::together);
         }
         Ok(())
     }
@@ -177,7 +177,8 @@ impl<'a, B: Kernels> BurnSession<'a, B> {
 
     /// Bytes of its keys and values.
     pub(crate) fn bytes(&self) -> usize {
-        self.cache.bytes() + self.media.as_ref().map_or(0, Media::bytes)
+        let shown = self.shown.as_ref().map_or(0, |latents| size_of_val(&latents.data[..]));
+        self.cache.bytes() + self.media.as_ref().map_or(0, Media::bytes) + shown
     }
 
     /// One token more in each row.
@@ -241,14 +242,19 @@ impl<B: Kernels> Session for BurnSession<'_, B> {
     }
 
     fn show(&mut self, latents: &Array) -> Result<(), EngineError> {
-        let images = |latents: &Array| latents.shape.get(1).copied().unwrap_or(0);
-        let shown = self.media.as_ref().map_or(0, Media::images) + self.shown.iter().map(images).sum::<usize>();
-        if self.marks.iter().any(|&marks| marks != shown) {
+        let [_, images, ..] = self.engine.check_latents(latents, self.cache.rows())?;
+        let shown = self.media.as_ref().map_or(0, Media::images);
+        if self.shown.is_some() || self.marks.iter().any(|&marks| marks != shown) {
             return Err(EngineError::Input("a row has other pictures than marks: no more can be shown".into()));
         }
-        self.engine.check_latents(latents, self.cache.rows())?;
-        self.shown.push(latents.clone());
-        Ok(())
+        if images > 0 {
+            self.shown = Some(latents.clone());
+        }
+        // One after the other they would keep texts waiting that go on.
+        match sides::<B>(self.engine.model.decoder.architecture()) {
+            1 => compute::<B, _>(|| self.take_in()),
+            _ => Ok(()),
+        }
     }
 
     fn fork(&self) -> Box<dyn Session + '_> {

@@ -334,7 +334,7 @@ pub fn product<B: Kernels, const D: usize>(lhs: Tensor<B, D>, rhs: Tensor<B, D>)
 
 /// [`Kernels::cast`].
 pub fn cast<B: Kernels, const D: usize>(x: Tensor<B, D>, dtype: DType) -> Tensor<B, D> {
-    tensor(B::cast(primitive(x), dtype))
+    if x.dtype() == dtype { x } else { tensor(B::cast(primitive(x), dtype)) }
 }
 
 /// [`Kernels::activate`].
@@ -393,7 +393,7 @@ pub fn put<B: Kernels>(buffer: Tensor<B, 4>, x: Tensor<B, 4>, tokens: Range<usiz
 
 /// [`Kernels::linear_layer`], in the format of `x`, whatever the weight is stored as.
 pub fn linear<B: Kernels>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
-    let bias = bias.map(|bias| primitive(bias.cast(x.dtype())));
+    let bias = bias.map(|bias| primitive(cast(bias, x.dtype())));
     let layer = if x.dtype() == weight.dtype() { B::linear_layer } else { B::linear_layer_of_stored };
     tensor(layer(primitive(x), primitive(weight), bias))
 }
@@ -405,7 +405,7 @@ pub fn layer<B: Kernels>(
     bias: Option<Tensor<B, 1>>,
     finish: Finish<B>,
 ) -> Tensor<B, 2> {
-    let bias = bias.map(|bias| primitive(bias.cast(x.dtype())));
+    let bias = bias.map(|bias| primitive(cast(bias, x.dtype())));
     tensor(B::layer(primitive(x), weight, bias, finish))
 }
 

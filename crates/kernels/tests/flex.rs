@@ -619,6 +619,13 @@ fn sixteen_bits_are_computed_in_f32() {
         let wide = Flex::linear_layer(x_wide.clone(), weight_wide.clone(), Some(bias_wide));
         assert_eq!(found.dtype(), dtype);
         close(Flex::cast(found, DType::F32), wide, if dtype == DType::BF16 { 4e-3 } else { 5e-4 });
+        // More outputs than are in f32 at a time.
+        let (many, many_wide) = both(raw(&random([1100, 5], 1.0)));
+        let (out, out_wide) = both(raw(&random([3, 1100], 1.0)));
+        let found = Flex::linear_input_gradient(many, out);
+        assert_eq!(found.dtype(), dtype);
+        let wide = Flex::linear_input_gradient(many_wide, out_wide);
+        close(Flex::cast(found, DType::F32), wide, if dtype == DType::BF16 { 4e-3 } else { 5e-4 });
         let (out, out_wide) = both(raw(&random([299, 7], 1.0)));
         let found = Flex::linear_input_gradient(weight, out.clone());
         assert_eq!(found.dtype(), dtype);

@@ -3,7 +3,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Int, Tensor, backend::Backend};
 use flamingo_config::TokenConfig;
-use flamingo_kernels::{Finish, Kernels, linear};
+use flamingo_kernels::{Finish, Kernels, cast, linear};
 
 use crate::weight::{Init, Weight};
 
@@ -55,7 +55,7 @@ impl<B: Kernels> TokenEmbedding<B> {
             );
             let mask: Vec<bool> = ids.iter().map(|&id| is_added(id)).collect();
             let mask = Tensor::<B, 1, burn::tensor::Bool>::from_bool(mask.as_slice().into(), &device);
-            let rows = rows.cast(x.dtype());
+            let rows = cast(rows, x.dtype());
             x.mask_where(mask.unsqueeze_dim::<2>(1).expand([ids.len(), dim]), rows)
         };
         x.reshape([rows, ids.len() / rows, dim])

@@ -76,7 +76,7 @@ impl Memory {
             }
             before = trained;
         }
-        // A new weight for each gradient, while the old ones are all there; of one parameter both.
+        // Weights move where they lie; where a device updates a part of one, both are there for a moment.
         moments.push(Moment { gradients: trained + weights.largest() * F32, activations: 0, name: "update".into() });
         let most = |of: fn(&Moment) -> u64| moments.iter().map(of).max().unwrap_or(0);
         let (gradients, activations) = (most(|moment| moment.gradients), most(|moment| moment.activations));

@@ -534,14 +534,14 @@ impl<'m> Scheduler<'m> {
                 }
             }
         });
-        let took = started.elapsed();
-        self.scheduling.metrics.stepped(next.len(), took);
+        let (took, count) = (started.elapsed(), next.len());
         drop(next);
         let goings = goings.into_iter().map(|going| going.into_inner().unwrap_or_else(PoisonError::into_inner));
         let read: Vec<Vec<f32>> = goings.filter_map(Going::logits).collect();
         let mut running = std::mem::take(&mut self.running);
         match stepped {
             Ok(()) => {
+                self.scheduling.metrics.stepped(count, took);
                 let mut read = read.into_iter();
                 for request in &mut running {
                     let Some(unread) = request.unread.take() else {

@@ -143,7 +143,8 @@ impl<B: Differentiable> Trainer<B> {
         norm
     }
 
-    /// Updates the weights and forgets the gradients. Parameters that got none stay as they are.
+    /// Updates the weights and forgets the gradients. Parameters that got none stay as they are. After a panic in between the
+    /// weights are gone until [`Trainer::restore`].
     pub fn update(&mut self, model: &mut impl Module<B>, learning_rate: f64) {
         let mut directions = self.take_directions();
         // Out of the model: a weight that nobody else holds is updated where it lies.
@@ -217,7 +218,7 @@ impl<B: Differentiable> Trainer<B> {
         let one = |(path, slot): (&String, &Slot<_>)| {
             let (weight, rest) = weights.split_at(slot.shape.iter().product());
             weights = rest;
-            (path.clone(), TensorData::new(weight.to_vec(), [weight.len()]))
+            (path.clone(), TensorData::new(weight.to_vec(), slot.shape.clone()))
         };
         let weights = self.slots.iter().map(one).collect();
         *model = model.clone().map(&mut SetWeights { weights, path: Path::default() });
@@ -300,7 +301,8 @@ impl<B: Differentiable> Trainer<B> {
                 }),
                 _ => None,
             };
-            if let Some(weight) = take("weight", path) {
+            if let Some(mut weight) = take("weight", path) {
+                weight.shape = Shape::from(slot.shape.clone());
                 weights.insert(path.clone(), weight);
             }
         }
@@ -484,11 +486,8 @@ impl<B: Differentiable> ModuleMapper<B> for SetWeights {
     }
 
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let Some(mut weight) = self.weights.remove(&self.path.name()) else { return param };
-        param.map(|tensor| {
-            weight.shape = tensor.shape();
-            Tensor::from_data(weight, &tensor.device()).require_grad()
-        })
+        let Some(weight) = self.weights.remove(&self.path.name()) else { return param };
+        param.map(|tensor| Tensor::from_data(weight, &tensor.device()).require_grad())
     }
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::fixed;
-use super::formats::{Half, by_rows, halves, of_halves, widened};
+use super::formats::{Half, by_rows, halves, narrowed, of_halves, wide, widen_into, widened};
 use super::lanes::{Lanes, Work, run};
 use super::product::{Matrix, product, worth_threads};
 use super::quantised::Quantised;
@@ -47,7 +47,7 @@ pub(super) fn forward_of_halves<H: Half>(x: FlexTensor, weight: FlexTensor, bias
     let [rows, d_out, d_in] = sizes(&x, &weight, bias.as_ref());
     let (x, weight, bias) = (contiguous(x), contiguous(weight), bias.map(|bias| contiguous(widened(bias))));
     let bias = bias.as_ref().map(values);
-    let out = by_rows(halves::<H>(&x), [rows, d_in], |x, rows| of_tensor(x, &weight, bias, rows));
+    let out = by_rows(halves::<H>(&x), [rows, d_out, d_in], |x, rows| of_tensor(x, &weight, bias, rows));
     of_halves(out, Shape::new([rows, d_out]))
 }
 
@@ -141,17 +141,26 @@ pub(super) fn input_gradient(weight: FlexTensor, grad: FlexTensor) -> FlexTensor
     fresh(gradient, Shape::new([rows, d_in]))
 }
 
+/// Outputs whose weights and gradients are in f32 at a time.
+const OUTPUTS: usize = 1024;
+
 /// [`input_gradient`] of halves, in their format.
 pub(super) fn input_gradient_of_halves<H: Half>(weight: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let ([rows, d_out], [d_weight, d_in]) = (grad.shape().dims(), weight.shape().dims());
     assert_eq!(d_out, d_weight, "the weight is for outputs of another width");
-    let (weight, grad) = (contiguous(widened(weight)), contiguous(grad));
-    let b = Matrix::read(values(&weight), [d_out, d_in]);
-    let gradient = by_rows(halves::<H>(&grad), [rows, d_out], |grad, rows| {
-        // SAFETY: both have these sizes.
-        unsafe { product_of(Matrix::read(grad, [rows, d_out]), b, [rows, d_in, d_out]) }
-    });
-    of_halves(gradient, Shape::new([rows, d_in]))
+    let (weight, grad) = (contiguous(weight), contiguous(grad));
+    let mut gradient = vec![0.0; rows * d_in];
+    for first in (0..d_out).step_by(OUTPUTS) {
+        let count = OUTPUTS.min(d_out - first);
+        let b = wide(&halves::<H>(&weight)[first * d_in..][..count * d_in]);
+        let row = |row: usize| &halves::<H>(&grad)[row * d_out + first..][..count];
+        let a = filled(rows * count, count, |place, to| widen_into(row(place), to));
+        let (out, size) = (Matrix::of(&mut gradient, d_in), [rows, d_in, count]);
+        let (a, b) = (Matrix::read(&a, [rows, count]), Matrix::read(&b, [count, d_in]));
+        // SAFETY: all three have these sizes; the first product writes over zeros.
+        unsafe { product(out, first > 0, a, b, size, 1.0, worth_threads(size)) };
+    }
+    narrowed(fresh(gradient, Shape::new([rows, d_in])), H::DTYPE)
 }
 
 /// The gradient of the weight, `[d_out, d_in]`.

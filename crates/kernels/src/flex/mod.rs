@@ -201,6 +201,7 @@ impl Kernels for Flex {
         bias: Option<FloatTensor<Self>>,
     ) -> FloatTensor<Self> {
         match x.dtype() {
+            dtype if dtype != weight.dtype() => generic::linear::<Self>(x, weight, bias),
             DType::F32 => linear::forward(x, weight, bias),
             DType::BF16 => linear::forward_of_halves::<bf16>(x, weight, bias),
             DType::F16 => linear::forward_of_halves::<f16>(x, weight, bias),
@@ -232,11 +233,12 @@ impl Kernels for Flex {
     }
 
     fn gated_sum(x: FloatTensor<Self>, more: FloatTensor<Self>, gate: FloatTensor<Self>) -> FloatTensor<Self> {
-        if !all_f32([&x, &more]) {
+        let dtype = x.dtype();
+        if !fits_f32([&x, &more]) {
             return generic::gated_sum::<Self>(x, more, gate);
         }
         let gate = contiguous(Self::cast(gate, DType::F32));
-        elementwise::gated_sum(x, more, values(&gate)[0])
+        narrowed(elementwise::gated_sum(widened(x), widened(more), values(&gate)[0]), dtype)
     }
 
     fn rotate(
@@ -296,6 +298,7 @@ impl Gradients for Flex {
 
     fn linear_input_gradient(weight: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
         match grad.dtype() {
+            dtype if dtype != weight.dtype() => generic::linear_input_gradient::<Self>(weight, grad),
             DType::F32 => linear::input_gradient(weight, grad),
             DType::BF16 => linear::input_gradient_of_halves::<bf16>(weight, grad),
             DType::F16 => linear::input_gradient_of_halves::<f16>(weight, grad),

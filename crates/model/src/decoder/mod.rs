@@ -14,7 +14,7 @@ pub(crate) use position::{Context, Rotary};
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 use flamingo_config::{Architecture, Position, TokenConfig};
-use flamingo_kernels::Kernels;
+use flamingo_kernels::{Kernels, cast};
 
 use crate::embedding::TokenEmbedding;
 use crate::linear::Linear;
@@ -80,7 +80,7 @@ impl<B: Kernels> Decoder<B> {
     pub fn embed(&self, text: &Text, compute: Option<DType>) -> Tensor<B, 3> {
         let mut x = self.embedding.forward(text.rows, &text.ids);
         if let Some(dtype) = compute {
-            x = x.cast(dtype);
+            x = cast(x, dtype);
         }
         if let Some(project) = &self.project_in {
             x = project.forward(x);

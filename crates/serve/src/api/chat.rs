@@ -96,6 +96,26 @@ pub(crate) struct Message {
     #[serde(default)]
     #[expect(dead_code, reason = "for clients that send it")]
     pub(crate) name: Option<String>,
+    /// Taken, and not looked at: what OpenAI's client adds to an answer that is sent back.
+    #[serde(default)]
+    #[expect(dead_code, reason = "for clients that send it")]
+    pub(crate) refusal: Option<String>,
+    /// Null alone, as are those that follow.
+    #[serde(default)]
+    #[expect(dead_code, reason = "for clients that send it")]
+    pub(crate) annotations: (),
+    #[serde(default)]
+    #[expect(dead_code, reason = "for clients that send it")]
+    pub(crate) audio: (),
+    #[serde(default)]
+    #[expect(dead_code, reason = "for clients that send it")]
+    pub(crate) function_call: (),
+    #[serde(default)]
+    #[expect(dead_code, reason = "for clients that send it")]
+    pub(crate) parsed: (),
+    #[serde(default)]
+    #[expect(dead_code, reason = "for clients that send it")]
+    pub(crate) tool_calls: (),
 }
 
 /// Who wrote a message.
