@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 
 use flamingo_data::{Interleaved, Picture, Tokenizer};
-use flamingo_engine::Device;
+use flamingo_engine::{Device, SessionOptions};
 use flamingo_weights::ModelFolder;
 use flamingo_zoo::{Latents, Model, View, parts};
 use lru::LruCache;
@@ -124,15 +124,17 @@ impl Flamingo {
         let tokenizer = self.model.tokenizer();
         let ids: Vec<Vec<u32>> =
             candidates.iter().map(|text| tokenizer.encode_plain(text)).collect::<Result<_, _>>()?;
+        let (text, latents) = self.model.inputs(&looked.prompt)?;
+        let mut flamingo = looked.details(text.width);
         let start = Instant::now();
-        let scores = self.model.score_seen(std::slice::from_ref(&looked.prompt), &ids)?.swap_remove(0);
-        let prompt_tokens = tokenizer.encode(&looked.prompt.text)?.len();
-        let mut flamingo = looked.details(prompt_tokens);
+        let (session, logits) = self.model.engine().start_seen(&text, latents.as_ref(), SessionOptions::default())?;
         flamingo.timings.prefill_ms = milliseconds(start.elapsed());
+        let start = Instant::now();
+        let scores = self.model.scores(&*session, logits, 1, text.width, &ids)?.swap_remove(0);
+        flamingo.timings.decode_ms = milliseconds(start.elapsed());
 
         let best = scores.iter().map(|score| score.total).fold(f64::NEG_INFINITY, f64::max);
         let total: f64 = scores.iter().map(|score| (score.total - best).exp()).sum();
-        let read = scores.iter().map(|score| score.tokens).sum();
         let data = candidates.into_iter().zip(&scores).enumerate().map(|(index, (candidate, score))| Score {
             index,
             candidate,
@@ -145,7 +147,7 @@ impl Flamingo {
             object: "list",
             model: self.model.config().name.clone(),
             data: data.collect(),
-            usage: Usage::new(prompt_tokens, read),
+            usage: Usage::new(text.width, 0),
             flamingo,
         })?)
     }
