@@ -244,6 +244,8 @@ fn shown_pictures_wait_for_their_text() {
 fn nor_on_a_gpu() {
     let device = Device::Wgpu(None);
     if let Err(why) = probe(device) {
+        let required = std::env::var("FLAMINGO_REQUIRE").unwrap_or_default();
+        assert!(!required.split(',').any(|name| name == "wgpu"), "wgpu is required: {why}");
         eprintln!("skipped: {why}");
         return;
     }

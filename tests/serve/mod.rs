@@ -97,9 +97,13 @@ impl Server {
     }
 
     pub fn waits_for(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        self.waits_long_for(what, Duration::from_secs(30), holds);
+    }
+
+    pub fn waits_long_for(&self, what: &str, time: Duration, holds: impl Fn(&Self) -> bool) {
         let started = Instant::now();
         while !holds(self) {
-            assert!(started.elapsed() < Duration::from_secs(30), "{what} did not come");
+            assert!(started.elapsed() < time, "{what} did not come");
             std::thread::sleep(Duration::from_millis(20));
         }
     }

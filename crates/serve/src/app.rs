@@ -100,7 +100,7 @@ impl App {
 
     /// Pictures of a prompt: as many as the server takes, or the model has places for.
     pub(crate) fn max_images(&self) -> usize {
-        self.config.resampler.max_num_media.map_or(self.options.max_images, |most| most.min(self.options.max_images))
+        self.options.max_images_of(&self.config)
     }
 
     /// [`App::prompt`] of a text with a mark for each picture.
@@ -147,8 +147,7 @@ impl App {
 
     /// Tokens of a prompt and what follows it.
     pub(crate) fn max_context(&self) -> usize {
-        let asked = self.options.max_context.unwrap_or_else(|| self.config.max_tokens());
-        asked.min(self.config.most_tokens().unwrap_or(usize::MAX))
+        self.options.max_context_of(&self.config)
     }
 
     /// Token ids, of a long text on a thread where it disturbs nobody; `whole` texts begin as the model's texts do.

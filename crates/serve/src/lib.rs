@@ -26,6 +26,7 @@ pub use template::{DEFAULT as DEFAULT_TEMPLATE, Template};
 
 use std::time::Duration;
 
+use flamingo_config::ModelConfig;
 use flamingo_zoo::ZooError;
 
 /// Limits of a server, and what it adds to the model.
@@ -59,6 +60,19 @@ pub struct Options {
     pub read_timeout: Duration,
     /// Where pictures may be fetched from; nowhere, without it.
     pub remote: Option<Remote>,
+}
+
+impl Options {
+    /// Pictures of a prompt: as many as the server takes, or the model has places for.
+    pub(crate) fn max_images_of(&self, config: &ModelConfig) -> usize {
+        config.resampler.max_num_media.map_or(self.max_images, |most| most.min(self.max_images))
+    }
+
+    /// Tokens of a prompt and what follows it.
+    pub(crate) fn max_context_of(&self, config: &ModelConfig) -> usize {
+        let asked = self.max_context.unwrap_or_else(|| config.max_tokens());
+        asked.min(config.most_tokens().unwrap_or(usize::MAX))
+    }
 }
 
 /// Why a server does not start or ended.

@@ -86,11 +86,8 @@ impl Server {
                     image_size: config.vision.image_size,
                     grid: [side, side],
                     caption_prompt: config.caption_prompt.clone(),
-                    max_tokens: options
-                        .max_context
-                        .unwrap_or_else(|| config.max_tokens())
-                        .min(config.most_tokens().unwrap_or(usize::MAX)),
-                    max_images: options.max_images,
+                    max_tokens: options.max_context_of(&config),
+                    max_images: options.max_images_of(&config),
                 },
             },
             tokenizer: Arc::new(model.tokenizer().clone()),
