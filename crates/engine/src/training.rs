@@ -268,9 +268,9 @@ impl<L: Learner> Training for L {
     }
 
     fn set_weights(&mut self, weights: &[f32]) -> Result<(), EngineError> {
-        let (trainer, model, _) = self.parts_mut();
+        let (trainer, model, device) = self.parts_mut();
         compute::<L::Backend, _>(|| {
-            trainer.set_weights(model, weights);
+            trainer.set_weights(model, weights, device);
             Ok(())
         })
     }

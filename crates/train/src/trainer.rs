@@ -159,7 +159,7 @@ impl<B: Differentiable> Trainer<B> {
             let weight = slot.updated(whole, direction, self.optimizer, learning_rate, decays);
             weights.insert(path, weight);
         }
-        *model = model.clone().map(&mut PutWeights { slots: &self.slots, weights, path: Path::default() });
+        self.put_weights(model, weights);
     }
 
     /// Where Muon moves the parameters that it updates, by path. Their gradients are used up.
@@ -214,14 +214,14 @@ impl<B: Differentiable> Trainer<B> {
     }
 
     /// Puts all weights in that train, one after the other.
-    pub fn set_weights(&self, model: &mut impl Module<B>, mut weights: &[f32]) {
+    pub fn set_weights(&self, model: &mut impl Module<B>, mut weights: &[f32], device: &B::Device) {
         let one = |(path, slot): (&String, &Slot<_>)| {
             let (weight, rest) = weights.split_at(slot.shape.iter().product());
             weights = rest;
-            (path.clone(), TensorData::new(weight.to_vec(), slot.shape.clone()))
+            (path.clone(), Tensor::from_data(TensorData::new(weight.to_vec(), [weight.len()]), device))
         };
         let weights = self.slots.iter().map(one).collect();
-        *model = model.clone().map(&mut SetWeights { weights, path: Path::default() });
+        self.put_weights(model, weights);
     }
 
     /// Forgets the gradients.
@@ -302,12 +302,17 @@ impl<B: Differentiable> Trainer<B> {
                 _ => None,
             };
             if let Some(mut weight) = take("weight", path) {
-                weight.shape = Shape::from(slot.shape.clone());
-                weights.insert(path.clone(), weight);
+                weight.shape = Shape::new([weight.num_elements()]);
+                weights.insert(path.clone(), Tensor::from_data(weight, device));
             }
         }
-        *model = model.clone().map(&mut SetWeights { weights, path: Path::default() });
+        self.put_weights(model, weights);
         Ok(())
+    }
+
+    /// Puts some weights in, flat ones, by path.
+    fn put_weights(&self, model: &mut impl Module<B>, weights: BTreeMap<String, Tensor<B::InnerBackend, 1>>) {
+        *model = model.clone().map(&mut PutWeights { slots: &self.slots, weights, path: Path::default() });
     }
 
     /// The weights of everything that trains.
@@ -445,7 +450,7 @@ impl<B: Differentiable> ModuleMapper<B> for TakeWeights<B> {
     }
 }
 
-/// Puts back what [`TakeWeights`] took.
+/// Puts weights in, flat ones.
 struct PutWeights<'a, B: Differentiable> {
     slots: &'a BTreeMap<String, Slot<B::InnerBackend>>,
     weights: BTreeMap<String, Tensor<B::InnerBackend, 1>>,
@@ -467,27 +472,6 @@ impl<B: Differentiable> ModuleMapper<B> for PutWeights<'_, B> {
             return param;
         };
         param.map(|_| Tensor::from_inner(weight.reshape(Shape::from(slot.shape.clone()))).require_grad())
-    }
-}
-
-/// Puts weights in.
-struct SetWeights {
-    weights: BTreeMap<String, TensorData>,
-    path: Path,
-}
-
-impl<B: Differentiable> ModuleMapper<B> for SetWeights {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        self.path.enter(name, container);
-    }
-
-    fn exit_module(&mut self, _: &str, container: &str) {
-        self.path.exit(container);
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let Some(weight) = self.weights.remove(&self.path.name()) else { return param };
-        param.map(|tensor| Tensor::from_data(weight, &tensor.device()).require_grad())
     }
 }
 
