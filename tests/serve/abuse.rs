@@ -239,15 +239,9 @@ fn slow_clients_are_left() {
 #[test]
 fn work_for_nobody_stops() {
     let server = Server::start(&["--model", "golden-tiny", "--max-context", "10000000"]);
-    let body = json!({"prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000, "stream": true}).to_string();
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
     for stream in [true, false] {
-        let mut client = server.connect();
-        let body = if stream { body.clone() } else { body.replace("true", "null") };
-        client.write_all(head.as_bytes()).and_then(|()| client.write_all(body.as_bytes())).expect("a connection");
+        let body = json!({"prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000, "stream": stream});
+        let mut client = server.asking("/v1/completions", &body);
         server.waits_for("the beginning", |server| server.metric("flamingo_running") == 1.0);
         if stream {
             let mut some = [0; 256];
@@ -263,6 +257,64 @@ fn work_for_nobody_stops() {
     server.alive();
 }
 
+/// A prompt that takes minutes to read, and what may be asked about it.
+fn long() -> [(&'static str, Value); 2] {
+    let prompt = "a ".repeat(LONG);
+    [
+        ("/v1/completions", json!({"prompt": prompt, "max_tokens": 1})),
+        ("/v1/score", json!({"prompt": prompt, "candidates": ["a", "b"]})),
+    ]
+}
+
+/// Words of it.
+const LONG: usize = 50_000;
+
+/// Requests that the model has taken up.
+fn begun(server: &Server) -> f64 {
+    server.metric("flamingo_queue_time_seconds_count")
+}
+
+/// A client that goes away while its prompt is read: the rest is not. Texts that are being written go on meanwhile.
+#[test]
+fn long_prompts_hold_nobody_up() {
+    let server = Server::start(&["--model", "golden-tiny", "--max-context", "10000000"]);
+    let written = server.asking(
+        "/v1/completions",
+        &json!({"prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000, "stream": true}),
+    );
+    server.waits_for("the beginning", |server| server.metric("flamingo_running") == 1.0);
+    for (path, body) in long() {
+        let (before, cancelled) = (begun(&server), server.metric("flamingo_cancelled_total"));
+        let client = server.asking(path, &body);
+        server.waits_for("the beginning", |server| begun(server) > before);
+        let (tokens, read) =
+            (server.metric("flamingo_new_tokens_total"), server.metric("flamingo_prompt_tokens_total"));
+        server.waits_for("more text", |server| server.metric("flamingo_new_tokens_total") > tokens + 5.0);
+        drop(client);
+        server.waits_for("the end", |server| server.metric("flamingo_cancelled_total") > cancelled);
+        assert_eq!(server.metric("flamingo_prompt_tokens_total"), read, "the prompt was read to its end");
+    }
+    drop(written);
+    server.alive();
+}
+
+/// A prompt that takes longer to read than a request may take is not read on, and the next is answered.
+#[test]
+fn late_prompts_are_not_read_on() {
+    let server = Server::start(&["--model", "golden-tiny", "--max-context", "10000000", "--timeout", "6"]);
+    for (path, body) in long() {
+        let before = begun(&server);
+        let (status, message) = server.refused(path, body);
+        assert_eq!(status, 408, "{message}");
+        assert!(begun(&server) > before, "it never came to the model");
+        server.waits_for("an answer", |server| {
+            server.ask("/v1/completions", &json!({"prompt": "a", "max_tokens": 2})).0 == 200
+        });
+        assert!(server.metric("flamingo_prompt_tokens_total") < LONG as f64, "the prompt was read to its end");
+    }
+    server.alive();
+}
+
 /// A client that asks for a stream and never reads it: its work stops, though it stays.
 #[test]
 fn clients_that_never_read_are_left() {
@@ -271,13 +323,7 @@ fn clients_that_never_read_are_left() {
     let body = json!({
         "prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000, "n": 8, "logprobs": 5, "stream": true,
     });
-    let body = body.to_string();
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    let mut client = server.connect();
-    client.write_all(head.as_bytes()).and_then(|()| client.write_all(body.as_bytes())).expect("a connection");
+    let client = server.asking("/v1/completions", &body);
     server.waits_for("the beginning", |server| server.metric("flamingo_running") == 8.0);
     // The text has to be written first, beside other tests.
     server.waits_long_for("the end", Duration::from_secs(180), |server| server.metric("flamingo_running") == 0.0);
@@ -311,13 +357,7 @@ fn requests_beyond_the_queue_are_refused() {
             first.push(scope.spawn(ask));
             server.waits_for("the next", |server| server.metric("flamingo_queue") == waiting);
         }
-        let mut client = server.connect();
-        let body = long.to_string();
-        let head = format!(
-            "POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        client.write_all(head.as_bytes()).and_then(|()| client.write_all(body.as_bytes())).expect("a connection");
+        let mut client = server.asking("/v1/completions", &long);
         let mut answer = String::new();
         client.read_to_string(&mut answer).expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 429"), "{answer}");

@@ -1,7 +1,7 @@
 //! Many at once.
 
 use std::collections::HashMap;
-use std::io::{Read, Write};
+use std::io::Read;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -62,13 +62,8 @@ fn answers_do_not_depend_on_other_requests() {
 #[test]
 fn what_was_begun_is_finished() {
     let server = Server::start(&["--model", "golden-tiny", "--max-context", "100000"]);
-    let body = json!({"prompt": "a", "max_tokens": 4000, "min_tokens": 4000, "stream": true}).to_string();
-    let mut client = server.connect();
-    let head = format!(
-        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    client.write_all(head.as_bytes()).and_then(|()| client.write_all(body.as_bytes())).expect("a connection");
+    let body = json!({"prompt": "a", "max_tokens": 4000, "min_tokens": 4000, "stream": true});
+    let mut client = server.asking("/v1/completions", &body);
     let mut answer = vec![0; 64];
     client.read_exact(&mut answer).expect("a beginning");
     let killed = Command::new("kill").args(["-TERM", &server.id().to_string()]).status().expect("kill");

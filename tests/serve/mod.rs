@@ -82,6 +82,19 @@ impl Server {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
+    /// A client that has asked and does not read yet.
+    pub fn asking(&self, path: &str, body: &Value) -> TcpStream {
+        let body = body.to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: application/json\r\n\
+             content-length: {}\r\n\r\n",
+            body.len()
+        );
+        let mut client = self.connect();
+        client.write_all(head.as_bytes()).and_then(|()| client.write_all(body.as_bytes())).expect("a connection");
+        client
+    }
+
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(&self.address).expect("a connection");
         stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");

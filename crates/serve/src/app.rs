@@ -15,9 +15,9 @@ use crate::api::more::ModelInfo;
 use crate::api::prompt::Part;
 use crate::body::Bodies;
 use crate::error::Refusal;
+use crate::job::{Job, Prompt, Work};
 use crate::metrics::Metrics;
 use crate::pictures::Pictures;
-use crate::scheduler::{Job, Prompt, Work};
 
 /// Bytes of a text whose tokens are found about as quickly as another thread is woken.
 const SHORT: usize = 256;

@@ -11,6 +11,7 @@ mod body;
 mod bounded;
 mod error;
 mod fetch;
+mod job;
 mod listen;
 mod metrics;
 mod openapi;

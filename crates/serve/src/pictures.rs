@@ -14,7 +14,7 @@ use tokio::task::coop::consume_budget;
 
 use crate::error::Refusal;
 use crate::fetch::Fetcher;
-use crate::scheduler::{Content, Image, Key, Seen};
+use crate::job::{Content, Image, Key, Seen};
 
 /// With or without padding: both are sent.
 const BASE64: GeneralPurpose = GeneralPurpose::new(

@@ -35,7 +35,7 @@ use crate::api::{Chosen, Details, Usage};
 use crate::app::{App, check_text, now};
 use crate::assets;
 use crate::error::{ErrorBody, Refusal};
-use crate::scheduler::{Completion, Event, Prompt, Stats, TokenProbability, Work};
+use crate::job::{Completion, Event, Prompt, Stats, TokenProbability, Work};
 use crate::template::Message;
 
 /// Continuations of one request, all its prompts together.

@@ -1,23 +1,26 @@
 //! The thread that the model belongs to. It takes requests from the queue, reads their prompts, and continues all of them
 //! together, a token each at a time. Where few tokens of a prompt follow its demonstrations, they are read beside the texts that
-//! go on. A device that fails in a step fails all of them.
+//! go on; a long prompt is read in pieces between which they do. What nobody waits for any more, or is late, is left between two
+//! pieces, pictures or tokens. A device that fails in a step fails all of them.
 //!
 //! What a request gets does not depend on the others: texts are decoded with the numbers of each alone
 //! ([`flamingo_engine::Batch`]), each samples from a stream of its own, and a prompt is read in the same pieces whether its
 //! beginning is remembered or not.
 
+mod reading;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use flamingo_data::Interleaved;
-use flamingo_engine::{Array, Batch, Next, Seat, SessionOptions};
-use flamingo_generate::{GenerationConfig, SequenceScore, log_softmax};
-use flamingo_zoo::{Finish, Latents, Model, View, Writing, ZooError};
-use sha2::{Digest, Sha256};
-use tokio::sync::{mpsc, oneshot};
+use flamingo_engine::{Batch, Next, Seat};
+use flamingo_generate::log_softmax;
+use flamingo_zoo::{Model, Writing, ZooError};
+use tokio::sync::mpsc;
 
+use self::reading::Begun;
 use crate::bounded::Bounded;
 use crate::error::Refusal;
+use crate::job::{Answer, Completion, Event, Job, Key, Seen, Stats, TokenProbability, Work};
 use crate::metrics::Metrics;
 
 /// How long prompts are begun before texts that are being written, and prompts of which a few tokens are left, go on.
@@ -25,124 +28,6 @@ const READING: Duration = Duration::from_millis(25);
 
 /// How long the threads that compute are kept before somebody else of this process may have them.
 const TURN: Duration = Duration::from_secs(1);
-
-/// What names a picture or a beginning: the hash of its content.
-pub(crate) type Key = [u8; 32];
-
-/// Pictures that were seen, by their content and, where that matters, their place.
-pub(crate) type Seen = Arc<Mutex<Bounded<(Key, usize), Latents>>>;
-
-/// A picture of a prompt.
-#[derive(Clone, Debug)]
-pub(crate) struct Image {
-    pub(crate) key: Key,
-    pub(crate) content: Content,
-}
-
-#[derive(Clone, Debug)]
-pub(crate) enum Content {
-    /// It is remembered.
-    Seen(Latents),
-    /// It has to be looked at.
-    New(View),
-}
-
-/// A prompt that was checked.
-#[derive(Clone, Debug)]
-pub(crate) struct Prompt {
-    pub(crate) text: String,
-    pub(crate) ids: Vec<u32>,
-    pub(crate) images: Vec<Image>,
-}
-
-/// A request, on its way to the model.
-pub(crate) struct Job {
-    pub(crate) work: Work,
-    pub(crate) arrived: Instant,
-    pub(crate) deadline: Instant,
-}
-
-type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
-
-pub(crate) enum Work {
-    Complete { completion: Completion, events: mpsc::UnboundedSender<Event> },
-    Score { prompt: Prompt, candidates: Vec<Vec<u32>>, answer: Answer<(Vec<SequenceScore>, Stats)> },
-    Embed { views: Vec<View>, answer: Answer<Vec<Vec<f32>>> },
-    Attend { ids: Vec<u32>, views: Vec<View>, answer: Answer<Array> },
-}
-
-/// A prompt to be continued.
-#[derive(Clone, Debug)]
-pub(crate) struct Completion {
-    pub(crate) prompt: Prompt,
-    pub(crate) settings: GenerationConfig,
-    /// Continuations, and the number of the first.
-    pub(crate) n: usize,
-    pub(crate) first: usize,
-    pub(crate) stops: Vec<String>,
-    /// How many of the likeliest tokens are told beside each, where log-probabilities are asked for.
-    pub(crate) logprobs: Option<usize>,
-    /// Whether pieces are sent as they become certain; else all in one, at the end.
-    pub(crate) stream: bool,
-}
-
-/// What a continuation sends: as it grows where it is streamed, else at its end.
-#[derive(Debug)]
-pub(crate) enum Event {
-    Piece {
-        index: usize,
-        text: String,
-        tokens: Vec<TokenProbability>,
-    },
-    End {
-        index: usize,
-        finish: Finish,
-    },
-    /// All continuations have ended.
-    Done(Box<Stats>),
-    Failed(Refusal),
-}
-
-/// A token that was chosen, and the likeliest in its place.
-#[derive(Clone, Debug)]
-pub(crate) struct TokenProbability {
-    pub(crate) id: u32,
-    pub(crate) log_prob: f32,
-    pub(crate) top: Vec<(u32, f32)>,
-}
-
-/// What a request took.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Stats {
-    pub(crate) prompt: String,
-    pub(crate) queue: Duration,
-    pub(crate) images: Duration,
-    pub(crate) prefill: Duration,
-    pub(crate) decode: Duration,
-    pub(crate) pictures: usize,
-    pub(crate) cached_pictures: usize,
-    pub(crate) prompt_tokens: usize,
-    pub(crate) cached_tokens: usize,
-    pub(crate) new_tokens: usize,
-}
-
-impl Stats {
-    /// Adds what another prompt of the same request took.
-    pub(crate) fn add(&mut self, other: &Self) {
-        if self.prompt.is_empty() {
-            self.prompt.clone_from(&other.prompt);
-        }
-        self.queue = self.queue.max(other.queue);
-        self.images += other.images;
-        self.prefill += other.prefill;
-        self.decode = self.decode.max(other.decode);
-        self.pictures += other.pictures;
-        self.cached_pictures += other.cached_pictures;
-        self.prompt_tokens += other.prompt_tokens;
-        self.cached_tokens += other.cached_tokens;
-        self.new_tokens += other.new_tokens;
-    }
-}
 
 /// What the thread needs besides the model.
 pub(crate) struct Scheduling {
@@ -156,13 +41,15 @@ pub(crate) struct Scheduling {
 pub(crate) fn run(model: &Model, jobs: mpsc::Receiver<Job>, scheduling: Scheduling) {
     let prefixes = Bounded::new(scheduling.cache_bytes);
     let batch = model.engine().batch();
-    Scheduler { model, batch, running: Vec::new(), prefixes, scheduling }.run(jobs);
+    Scheduler { model, batch, running: Vec::new(), stepped: Instant::now(), prefixes, scheduling }.run(jobs);
 }
 
 struct Scheduler<'m> {
     model: &'m Model,
     batch: Box<dyn Batch + 'm>,
     running: Vec<Request<'m>>,
+    /// When they went on last.
+    stepped: Instant,
     /// Beginnings of prompts that were read.
     prefixes: Bounded<Key, Seat>,
     scheduling: Scheduling,
@@ -190,19 +77,29 @@ struct Unread {
     read: usize,
 }
 
-/// What came of beginning a prompt.
-struct Begun {
-    seat: Seat,
-    /// How many tokens are read.
-    read: usize,
-    /// What follows, where all are.
-    logits: Option<Vec<f32>>,
-    stats: Stats,
-}
-
 impl Unread {
     fn next(&self) -> (Seat, Next<'_>) {
         (self.seat, Next::Prompt(&self.completion.prompt.ids[self.read..]))
+    }
+}
+
+/// Who waits for an answer.
+struct Waiting<'a> {
+    deadline: Instant,
+    gone: &'a dyn Fn() -> bool,
+}
+
+/// Why there is no answer.
+enum Broken {
+    /// Nobody waits for it.
+    Gone,
+    Late,
+    Failed(ZooError),
+}
+
+impl<E: Into<ZooError>> From<E> for Broken {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
     }
 }
 
@@ -297,17 +194,10 @@ impl<'m> Scheduler<'m> {
         let Job { work, arrived, deadline } = job;
         let queue = arrived.elapsed();
         self.scheduling.metrics.waited(queue);
-        let late = Instant::now() > deadline;
-        let too_late = || Refusal::timeout("the request waited for the model for longer than it may take");
-        // An answer that nobody waits for any more is not begun.
         match work {
-            Work::Complete { events, .. } if late => drop(events.send(Event::Failed(too_late()))),
-            Work::Score { answer, .. } if late => drop(answer.send(Err(too_late()))),
-            Work::Embed { answer, .. } if late => drop(answer.send(Err(too_late()))),
-            Work::Attend { answer, .. } if late => drop(answer.send(Err(too_late()))),
-            Work::Complete { events, .. } if events.is_closed() => self.scheduling.metrics.cancelled(),
             Work::Complete { completion, events } => {
-                match self.begun(&completion.prompt, completion.settings.max_new_tokens) {
+                let waiting = Waiting { deadline, gone: &|| events.is_closed() };
+                match self.begun(&completion.prompt, completion.settings.max_new_tokens, &waiting) {
                     Ok(Begun { seat, read, logits, stats }) => {
                         let mut request = Request {
                             events,
@@ -327,156 +217,61 @@ impl<'m> Scheduler<'m> {
                         self.running.push(request);
                         self.sweep();
                     }
-                    Err(e) => drop(events.send(Event::Failed(refused(e)))),
+                    Err(broken) => {
+                        let _ = self.refusal(broken).map(|refusal| events.send(Event::Failed(refusal)));
+                    }
                 }
             }
-            Work::Score { prompt, candidates, answer } if !answer.is_closed() => {
-                let scores = self.score(&prompt, &candidates);
-                let _ = answer.send(scores.map(|(scores, stats)| (scores, Stats { queue, ..stats })).map_err(refused));
+            Work::Score { prompt, candidates, answer } => {
+                let waiting = Waiting { deadline, gone: &|| answer.is_closed() };
+                let scores = self.score(&prompt, &candidates, &waiting);
+                self.answer(answer, scores.map(|(scores, stats)| (scores, Stats { queue, ..stats })));
             }
-            Work::Embed { views, answer } if !answer.is_closed() => {
-                let _ = answer.send(self.model.features_of(&views).map_err(refused));
+            Work::Embed { views, answer } => {
+                let waiting = Waiting { deadline, gone: &|| answer.is_closed() };
+                let features = self.features(&views, &waiting);
+                self.answer(answer, features);
             }
-            Work::Attend { ids, views, answer } if !answer.is_closed() => {
-                let _ = answer.send(self.model.attention_maps(&ids, &views).map_err(refused));
+            Work::Attend { ids, views, answer } => {
+                let waiting = Waiting { deadline, gone: &|| answer.is_closed() };
+                let maps = self.pause(&waiting).and_then(|()| Ok(self.model.attention_maps(&ids, &views)?));
+                self.answer(answer, maps);
             }
-            Work::Score { .. } | Work::Embed { .. } | Work::Attend { .. } => self.scheduling.metrics.cancelled(),
         }
     }
 
-    /// Reads a prompt, but for what follows its demonstrations where that is a few tokens.
-    fn begun(&mut self, prompt: &Prompt, new_tokens: usize) -> Result<Begun, ZooError> {
-        let mut stats = Stats {
-            prompt: prompt.text.clone(),
-            pictures: prompt.images.len(),
-            prompt_tokens: prompt.ids.len(),
-            ..Stats::default()
+    fn answer<T>(&self, answer: Answer<T>, found: Result<T, Broken>) {
+        let _ = match found {
+            Ok(found) => answer.send(Ok(found)).is_ok(),
+            Err(broken) => self.refusal(broken).is_some_and(|refusal| answer.send(Err(refusal)).is_ok()),
         };
-        let started = Instant::now();
-        let latents = self.look(&prompt.images, &mut stats)?;
-        stats.images = started.elapsed();
-        let started = Instant::now();
-        let (seat, read, logits) = self.begun_seen(prompt, &latents, new_tokens, &mut stats)?;
-        stats.prefill = started.elapsed();
-        self.scheduling.metrics.read(&stats);
-        Ok(Begun { seat, read, logits, stats })
     }
 
-    /// Latents of a prompt's pictures; those that are not remembered are looked at, one by one, so that their numbers do not
-    /// depend on each other.
-    fn look(&mut self, images: &[Image], stats: &mut Stats) -> Result<Vec<Latents>, ZooError> {
-        let mut latents = Vec::with_capacity(images.len());
-        for (place, image) in images.iter().enumerate() {
-            let place = if self.model.tells_places() { place } else { 0 };
-            let known = match &image.content {
-                Content::Seen(latents) => Some(latents.clone()),
-                // Another request, or this one, may have brought it since.
-                Content::New(_) => self.seen().get(&(image.key, place)).cloned(),
-            };
-            stats.cached_pictures += usize::from(known.is_some());
-            latents.push(match (known, &image.content) {
-                (Some(latents), _) => latents,
-                (None, Content::Seen(latents)) => latents.clone(),
-                (None, Content::New(view)) => {
-                    let found = self.model.latents_of(std::slice::from_ref(view), place)?.swap_remove(0);
-                    self.seen().put((image.key, place), found.clone(), found.bytes());
-                    found
-                }
-            });
-        }
-        Ok(latents)
-    }
-
-    fn seen(&self) -> std::sync::MutexGuard<'_, Bounded<(Key, usize), Latents>> {
-        self.scheduling.seen.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// [`Scheduler::begun`] of a prompt whose pictures were looked at: a seat, how many tokens are read there, and what follows
-    /// where all are. A prompt has two pieces: its demonstrations, which other prompts may share, and the rest.
-    fn begun_seen(
-        &mut self,
-        prompt: &Prompt,
-        latents: &[Latents],
-        new_tokens: usize,
-        stats: &mut Stats,
-    ) -> Result<(Seat, usize, Option<Vec<f32>>), ZooError> {
-        let tokens = &self.model.config().tokens;
-        let ids = &prompt.ids;
-        let shared = ids[..ids.len() - 1].iter().rposition(|&id| id == tokens.endofchunk).map_or(0, |last| last + 1);
-        let shown = ids[..shared].iter().filter(|&&id| id == tokens.image).count();
-        let seat = match shared {
-            0 => {
-                let reserve = ids.len() + new_tokens;
-                self.batch.open(None, SessionOptions { reserve, upstream_compat: false })?
+    /// What is said instead of an answer, where somebody listens.
+    fn refusal(&self, broken: Broken) -> Option<Refusal> {
+        match broken {
+            Broken::Gone => {
+                self.scheduling.metrics.cancelled();
+                None
             }
-            _ => self.after(&ids[..shared], &prompt.images[..shown], &latents[..shown], stats)?,
-        };
-        match self.read_on(seat, &ids[shared..], &latents[shown..]) {
-            Ok(None) => Ok((seat, shared, None)),
-            Ok(logits) => Ok((seat, ids.len(), logits)),
-            Err(e) => {
-                self.batch.leave(seat);
-                Err(e)
-            }
+            Broken::Late => Some(late()),
+            Broken::Failed(error) => Some(refused(error)),
         }
     }
 
-    /// Shows the last pictures of a prompt, and reads its last tokens if they are more than a few.
-    fn read_on(&mut self, seat: Seat, rest: &[u32], latents: &[Latents]) -> Result<Option<Vec<f32>>, ZooError> {
-        if let Some(latents) = media(self.model, latents) {
-            self.batch.session(seat)?.show(&latents)?;
+    /// Before any piece of an answer: leaves it where it comes too late or nobody waits for it, and lets texts that are being
+    /// written go on if they have not for a while.
+    fn pause(&mut self, waiting: &Waiting) -> Result<(), Broken> {
+        if Instant::now() > waiting.deadline {
+            return Err(Broken::Late);
         }
-        match rest.len() <= self.batch.few() {
-            true => Ok(None),
-            false => Ok(Some(self.batch.step(&[(seat, Next::Prompt(rest))])?)),
+        if (waiting.gone)() {
+            return Err(Broken::Gone);
         }
-    }
-
-    /// A seat that goes on after a beginning, which is read where it is not remembered.
-    fn after(
-        &mut self,
-        ids: &[u32],
-        images: &[Image],
-        latents: &[Latents],
-        stats: &mut Stats,
-    ) -> Result<Seat, ZooError> {
-        let key = key_of(ids, images);
-        if let Some(&prefix) = self.prefixes.get(&key) {
-            stats.cached_tokens = ids.len();
-            return Ok(self.batch.fork(prefix)?);
+        if self.stepped.elapsed() > READING {
+            self.step();
         }
-        let options = SessionOptions { reserve: ids.len(), upstream_compat: false };
-        let prefix = self.batch.open(media(self.model, latents).as_ref(), options)?;
-        if let Err(e) = self.batch.step(&[(prefix, Next::Prompt(ids))]) {
-            self.batch.leave(prefix);
-            return Err(e.into());
-        }
-        let seat = self.batch.fork(prefix)?;
-        for gone in self.prefixes.put(key, prefix, self.batch.bytes(prefix)) {
-            self.batch.leave(gone);
-        }
-        self.scheduling.metrics.prefixes(self.prefixes.bytes());
-        Ok(seat)
-    }
-
-    fn score(&mut self, prompt: &Prompt, candidates: &[Vec<u32>]) -> Result<(Vec<SequenceScore>, Stats), ZooError> {
-        let longest = candidates.iter().map(Vec::len).max().unwrap_or(0);
-        let Begun { seat, read, logits, mut stats } = self.begun(prompt, longest)?;
-        let started = Instant::now();
-        let logits = match logits {
-            Some(logits) => Ok(logits),
-            None => self.batch.step(&[(seat, Next::Prompt(&prompt.ids[read..]))]),
-        };
-        stats.prefill += started.elapsed();
-        let started = Instant::now();
-        let read = logits.and_then(|logits| Ok((logits, self.batch.session(seat)?)));
-        let scores = match read {
-            Ok((logits, session)) => self.model.scores(session, logits, 1, prompt.ids.len(), candidates),
-            Err(e) => Err(e.into()),
-        };
-        self.batch.leave(seat);
-        stats.decode = started.elapsed();
-        Ok((scores?.swap_remove(0), stats))
+        Ok(())
     }
 
     /// Begins the continuations of a request whose prompt is read, by the logits that follow it.
@@ -563,6 +358,7 @@ impl<'m> Scheduler<'m> {
             }
         }
         self.sweep();
+        self.stepped = Instant::now();
     }
 
     /// Lets go of continuations that have ended, and of requests that are done, late, or that nobody waits for.
@@ -576,7 +372,7 @@ impl<'m> Scheduler<'m> {
                 return false;
             }
             if now > request.deadline {
-                request.fail(Refusal::timeout("the answer took longer than a request may take"));
+                request.fail(late());
                 self.leave(request);
                 return false;
             }
@@ -690,18 +486,8 @@ impl Likely {
     }
 }
 
-/// Pictures of one text as the engine takes them.
-fn media(model: &Model, latents: &[Latents]) -> Option<Array> {
-    model.media(&[Interleaved { text: String::new(), images: latents.to_vec() }])
-}
-
-/// A beginning by its content.
-fn key_of(ids: &[u32], images: &[Image]) -> Key {
-    let mut hash = Sha256::new();
-    hash.update((ids.len() as u64).to_le_bytes());
-    ids.iter().for_each(|id| hash.update(id.to_le_bytes()));
-    images.iter().for_each(|image| hash.update(image.key));
-    hash.finalize().into()
+fn late() -> Refusal {
+    Refusal::timeout("the answer took longer than a request may take")
 }
 
 fn refused(error: ZooError) -> Refusal {

@@ -5,11 +5,13 @@
 
 mod folders;
 mod memory;
+mod scoring;
 mod seen;
 mod writing;
 
 pub use folders::{Entry, find, list};
 pub use memory::{Part, parts};
+pub use scoring::Scoring;
 pub use seen::{Latents, Prefix, View};
 pub use writing::{Finish, Writing};
 

@@ -5,17 +5,11 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use flamingo_config::DecoderConfig;
-use flamingo_data::{ImageTransform, Interleaved, PaddingSide, Picture, pad_batch};
+use flamingo_data::{ImageTransform, Interleaved, Picture};
 use flamingo_engine::{Array, Pixels, Session, SessionOptions, Text};
-use flamingo_generate::{GenerationConfig, SequenceScore, log_softmax, sequence_log_prob};
+use flamingo_generate::{GenerationConfig, SequenceScore, sequence_log_prob};
 
-use crate::{Model, Output, ZooError};
-
-/// Candidates that are scored together, as far as memory allows: each holds a copy of its prompt's keys and values.
-const ROWS_AT_ONCE: usize = 64;
-
-/// Memory for those copies.
-const MEMORY: usize = 1 << 30;
+use crate::{Model, Output, Scoring, ZooError};
 
 /// What a model keeps of a picture, `[num_latents, width]`: what its text looks at.
 #[derive(Clone, Debug, PartialEq)]
@@ -283,55 +277,22 @@ impl Model {
     /// logits, `tokens` how many a prompt has.
     ///
     /// # Errors
-    /// [`ZooError::Prompt`] for a candidate without a token, [`ZooError::Engine`] if the device fails.
+    /// As [`Scoring::new`] and [`Scoring::go_on`].
     pub fn scores(
         &self,
         session: &dyn Session,
-        mut first: Vec<f32>,
+        first: Vec<f32>,
         prompts: usize,
         tokens: usize,
         candidates: &[Vec<u32>],
     ) -> Result<Vec<Vec<SequenceScore>>, ZooError> {
-        self.check_candidates(candidates)?;
-        let vocab = self.config().tokens.vocab_size;
-        // Every candidate's first token is looked up in these.
-        first.chunks_mut(vocab).for_each(log_softmax);
-        let begins = |row: usize, candidate: &[u32]| first[row * vocab + candidate[0] as usize];
-        let mut scores = vec![vec![SequenceScore::new(&[]); candidates.len()]; prompts];
-
-        // The prompt's last logits say all about a candidate of one token; of a longer one all but its last is read.
-        let mut order: Vec<usize> = (0..candidates.len()).collect();
-        order.sort_by_key(|&i| candidates[i].len());
-        let (short, long) = order.split_at(order.partition_point(|&i| candidates[i].len() <= 1));
-        for &i in short {
-            for (row, scores) in scores.iter_mut().enumerate() {
-                scores[i] = SequenceScore::new(&[begins(row, &candidates[i])]);
-            }
-        }
-        let longest = long.last().map_or(0, |&i| candidates[i].len());
-        let logits = longest * vocab * size_of::<f32>();
-        let row = self.bytes_a_row(tokens + longest) + logits;
-        let at_once = (MEMORY / (row * prompts).max(1)).clamp(1, ROWS_AT_ONCE);
-        for together in long.chunks(at_once) {
-            let read: Vec<Vec<u32>> =
-                together.iter().map(|&i| candidates[i][..candidates[i].len() - 1].to_vec()).collect();
-            let batch = pad_batch(&read, self.config().tokens.pad, PaddingSide::Right);
-            let rows: Vec<usize> = (0..prompts).flat_map(|row| vec![row; together.len()]).collect();
-            let mut fork = session.fork();
-            fork.reorder(&rows)?;
-            let logits = fork.feed(batch.ids.repeat(prompts), batch.mask.repeat(prompts))?;
-            for (place, after) in logits.data.chunks(batch.width * vocab).enumerate() {
-                let (row, i) = (place / together.len(), together[place % together.len()]);
-                let mut log_probs = vec![begins(row, &candidates[i])];
-                log_probs.extend(sequence_log_prob(after, vocab, &candidates[i][1..]));
-                scores[row][i] = SequenceScore::new(&log_probs);
-            }
-        }
-        Ok(scores)
+        let mut scoring = Scoring::new(self, first, prompts, tokens, candidates)?;
+        while scoring.go_on(session)? {}
+        Ok(scoring.scores())
     }
 
     /// About what a row of a session holds: keys and values of its text and its pictures, in f32.
-    fn bytes_a_row(&self, tokens: usize) -> usize {
+    pub(crate) fn bytes_a_row(&self, tokens: usize) -> usize {
         let config = self.config();
         let architecture = config.decoder.architecture();
         let cross = &config.cross_attention;

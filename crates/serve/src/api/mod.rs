@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::error::Refusal;
-use crate::scheduler::Stats;
+use crate::job::Stats;
 
 /// New tokens where a request does not say how many.
 pub(crate) const DEFAULT_MAX_TOKENS: u32 = 64;
