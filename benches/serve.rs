@@ -70,10 +70,12 @@ impl Server {
         Self { process, address }
     }
 
-    /// Megabytes of memory.
-    fn memory(&self) -> f64 {
+    /// Megabytes of memory: what the system calls `VmRSS`, or `VmHWM`, the most so far.
+    fn memory(&self, which: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(which)?.trim_matches([':', '\t', ' ']).strip_suffix(" kB"));
         line.and_then(|kilobytes| kilobytes.trim().parse::<f64>().ok()).map_or(f64::NAN, |kilobytes| kilobytes / 1024.0)
     }
 }
@@ -184,7 +186,7 @@ fn main() {
                 answer["choices"].clone()
             })
             .collect();
-        let before = server.memory();
+        let before = server.memory("VmRSS");
         let started = Instant::now();
         let end = started + Duration::from_secs_f64(args.seconds);
         let counts: Vec<Counts> = std::thread::scope(|scope| {
@@ -231,7 +233,7 @@ fn main() {
         let sum = |of: fn(&Counts) -> usize| counts.iter().map(of).sum::<usize>();
         let tokens: u64 = counts.iter().map(|counts| counts.tokens).sum();
         println!(
-            "| {clients} | {seconds:.0} | {} | {:.1} | {:.0} | {:.1} | {:.1} | {:.1} | {:.1} | {} | {} | {} | {before:.0} → {:.0} |",
+            "| {clients} | {seconds:.0} | {} | {:.1} | {:.0} | {:.1} | {:.1} | {:.1} | {:.1} | {} | {} | {} | {before:.0} → {:.0}, most {:.0} |",
             times.len(),
             times.len() as f64 / seconds,
             tokens as f64 / seconds,
@@ -242,7 +244,8 @@ fn main() {
             sum(|counts| counts.refused),
             sum(|counts| counts.wrong),
             sum(|counts| counts.lost),
-            server.memory(),
+            server.memory("VmRSS"),
+            server.memory("VmHWM"),
         );
     }
 }

@@ -784,6 +784,9 @@ pub struct ServeArgs {
     /// Let these hosts have addresses that are not public: this machine, this network.
     #[arg(long, requires = "allow_host")]
     pub allow_private_addresses: bool,
+    /// Seconds that such a host may take to send a picture.
+    #[arg(long, default_value_t = 10, value_parser = at_least_one, requires = "allow_host")]
+    pub fetch_timeout: usize,
 }
 
 const DOCTOR_HELP: &str = "\

@@ -9,9 +9,6 @@ use flamingo_serve::{DEFAULT_TEMPLATE, Options, Remote, Server, Template, docume
 use crate::args::ServeArgs;
 use crate::generate::open;
 
-/// How long fetching a picture may take.
-const FETCHING: Duration = Duration::from_secs(10);
-
 pub fn run(args: &ServeArgs) -> anyhow::Result<()> {
     let mut stdout = std::io::stdout().lock();
     if args.print_chat_template {
@@ -48,7 +45,7 @@ fn options(args: &ServeArgs) -> anyhow::Result<Options> {
     let remote = (!args.allow_host.is_empty()).then(|| Remote {
         hosts: args.allow_host.clone(),
         allow_private: args.allow_private_addresses,
-        timeout: FETCHING,
+        timeout: Duration::from_secs(args.fetch_timeout as u64),
     });
     Ok(Options {
         name,

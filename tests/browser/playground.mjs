@@ -14,7 +14,7 @@ import axe from "axe-core";
 import { chromium } from "playwright-core";
 
 const { BASE_URL = "http://127.0.0.1:8080/", CHROMIUM = "/usr/bin/chromium", SHOTS, STATIC } = process.env;
-const EMOJI = fileURLToPath(new URL("../fixtures/emoji", import.meta.url));
+const FIXTURES = fileURLToPath(new URL("../fixtures", import.meta.url));
 const DESK = { width: 1280, height: 900 };
 const PHONE = { width: 390, height: 844 };
 const ANSWER_MS = STATIC ? 120_000 : 30_000;
@@ -44,14 +44,14 @@ const checks = {
   async "dropped pictures become demonstrations and the question"() {
     await page.getByRole("button", { name: "Nothing yet" }).click();
     await page.getByRole("radio", { name: "Free" }).check();
-    await drop("#demonstrations-title", ["crab.png", "light-bulb.png"]);
+    await drop("#demonstrations-title", ["emoji/crab.png", "emoji/light-bulb.png"]);
     await page.waitForFunction(() => document.querySelectorAll("#demonstrations .card").length === 2);
-    await drop("#question", ["carrot.png"]);
+    await drop("#question", ["emoji/carrot.png"]);
     await page.locator("#question-picture:not([hidden])").waitFor();
   },
 
   async "what is no picture is refused with a sentence"() {
-    await drop("#demonstrations-title", ["README.md"]);
+    await drop("#demonstrations-title", ["emoji/README.md"]);
     await page.getByRole("alert").filter({ hasText: "README.md" }).waitFor();
     require((await page.locator("#demonstrations .card").count()) === 2, "a text file became a demonstration");
   },
@@ -70,6 +70,18 @@ const checks = {
     const prompt = await page.locator("#sent").textContent();
     require(prompt.startsWith("Output:nature<|endofchunk|>Output:object<|endofchunk|>"), `the prompt was “${prompt}”`);
     if (await isKnownModel()) require(answer === "food", `a carrot among nature and object is “${answer}”, not “food”`);
+  },
+
+  async "a photograph is taken, too"() {
+    await drop("#question", ["photos/chelsea.jpg"]);
+    // The drawing before it was a square.
+    await page.waitForFunction(() => {
+      const { naturalWidth, naturalHeight } = document.querySelector("#question-picture");
+      return naturalWidth > naturalHeight;
+    });
+    await answerBy(() => page.click("#ask"));
+    const answer = (await page.locator("#completion").textContent()).trim();
+    if (await isKnownModel()) require(["nature", "object", "food"].includes(answer), `a cat is “${answer}”`);
   },
 
   async "a caption arrives in pieces"() {
@@ -163,7 +175,7 @@ const checks = {
   },
 
   async "axe finds nothing where something is refused"() {
-    await drop("#demonstrations-title", ["README.md"]);
+    await drop("#demonstrations-title", ["emoji/README.md"]);
     await page.getByRole("alert").filter({ hasText: "README.md" }).waitFor();
     await audit();
   },
@@ -229,10 +241,11 @@ async function audit() {
 }
 
 async function drop(selector, names) {
+  const types = { ".png": "image/png", ".jpg": "image/jpeg", ".md": "text/markdown" };
   const files = names.map((name) => ({
-    name,
-    type: name.endsWith(".png") ? "image/png" : "text/plain",
-    base64: readFileSync(path.join(EMOJI, name)).toString("base64"),
+    name: path.basename(name),
+    type: types[path.extname(name)],
+    base64: readFileSync(path.join(FIXTURES, name)).toString("base64"),
   }));
   const dataTransfer = await page.evaluateHandle((all) => {
     const transfer = new DataTransfer();

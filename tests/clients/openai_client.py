@@ -3,6 +3,7 @@
     BASE_URL=http://127.0.0.1:8080 python tests/clients/openai_client.py
 """
 
+import asyncio
 import base64
 import concurrent.futures
 import os
@@ -115,6 +116,28 @@ def completions_are_continued_and_streamed():
     assert [choice.index for choice in several.choices] == [0, 1]
 
 
+def a_completion_with_a_picture_is_streamed():
+    prompt = [{"type": "image_url", "image_url": {"url": url("octopus")}}, {"type": "text", "text": "A picture of"}]
+    stream = client.completions.create(model=MODEL, prompt=prompt, stream=True, stream_options={"include_usage": True})
+    chunks = list(stream)
+    pieces = [chunk.choices[0].text for chunk in chunks if chunk.choices and chunk.choices[0].text]
+    assert "".join(pieces) == " an octopus", pieces
+    assert len(pieces) > 1, pieces
+    assert chunks[-1].usage.prompt_tokens > 0
+
+
+def the_asynchronous_client_works():
+    async def ask():
+        async with openai.AsyncOpenAI(base_url=f"{BASE_URL}/v1", api_key="none", max_retries=0) as other:
+            whole = [other.chat.completions.create(model=MODEL, messages=CATEGORIES) for _ in range(4)]
+            assert {chat.choices[0].message.content for chat in await asyncio.gather(*whole)} == {"food"}
+            stream = await other.chat.completions.create(model=MODEL, messages=[user("octopus", "")], stream=True)
+            pieces = [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
+            assert "".join(pieces) == "an octopus", pieces
+
+    asyncio.run(ask())
+
+
 def features_arrive_as_numbers():
     # The client asks for base64 and takes it apart.
     decoded = client.embeddings.create(model=MODEL, input=[url("crab"), url("pizza")])
@@ -152,8 +175,8 @@ def many_at_once_are_answered_alike():
 
 CHECKS = [
     models_are_listed, a_chat_is_continued, answers_are_sent_back, a_chat_is_streamed, the_streaming_helper_works, answers_are_sampled,
-    log_probabilities_are_told, completions_are_continued_and_streamed, features_arrive_as_numbers, refusals_are_its_errors,
-    many_at_once_are_answered_alike,
+    log_probabilities_are_told, completions_are_continued_and_streamed, a_completion_with_a_picture_is_streamed,
+    features_arrive_as_numbers, refusals_are_its_errors, many_at_once_are_answered_alike, the_asynchronous_client_works,
 ]
 
 for check in CHECKS:

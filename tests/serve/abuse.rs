@@ -392,10 +392,17 @@ fn pictures() -> (u16, std::sync::mpsc::Receiver<String>) {
                 }
                 "/redirect" => b"HTTP/1.1 302 Found\r\nlocation: /crab.png\r\ncontent-length: 0\r\n\r\n".to_vec(),
                 "/large" => [b"HTTP/1.1 200 OK\r\n\r\n".to_vec(), vec![b'x'; 8 << 20]].concat(),
+                "/silent" => Vec::new(),
+                "/slow" => b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nx".to_vec(),
                 _ => b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_vec(),
             };
+            let stays = ["GET /silent", "GET /slow"].iter().any(|path| request.starts_with(path));
             let _ = asked.send(request);
             let _ = stream.write_all(&answer);
+            if stays {
+                // For good: nothing more comes, and nothing ends.
+                std::mem::forget(stream);
+            }
         }
     });
     (port, requests)
@@ -443,7 +450,15 @@ fn pictures_are_fetched_from_where_it_is_allowed() {
     server.alive();
 
     // Where this network's addresses are allowed, too.
-    let server = Server::start(&["--allow-host", "localhost", "--allow-private-addresses", "--max-body", "4"]);
+    let server = Server::start(&[
+        "--allow-host",
+        "localhost",
+        "--allow-private-addresses",
+        "--max-body",
+        "4",
+        "--fetch-timeout",
+        "1",
+    ]);
     let (status, caption) = ask(&server, &format!("http://localhost:{port}/crab.png"));
     let direct = server.answer("/v1/completions", json!({"prompt": [picture("crab"), text("A picture of")]}));
     assert_eq!((status, caption.as_str()), (200, direct["choices"][0]["text"].as_str().expect("a text")));
@@ -453,6 +468,12 @@ fn pictures_are_fetched_from_where_it_is_allowed() {
     assert!(status == 400 && why.contains("302"), "{why}");
     let (status, why) = ask(&server, &format!("http://localhost:{port}/large"));
     assert!(status == 400 && why.contains("bytes"), "{why}");
+    for path in ["silent", "slow"] {
+        let started = Instant::now();
+        let (status, why) = ask(&server, &format!("http://localhost:{port}/{path}"));
+        assert!(status == 400 && why.contains("too long"), "{why}");
+        assert!(started.elapsed() < Duration::from_secs(8), "{path}: {:?}", started.elapsed());
+    }
     let (status, _) = ask(&server, &format!("http://127.0.0.1:{port}/crab.png"));
     assert_eq!(status, 400, "a host that was not named");
     server.alive();

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Server, categories, data_url, drawing, events, picture, text};
+use super::{Server, categories, data_url, drawing, events, picture, root, text};
 use crate::cli::{flamingo, stdout};
 
 fn generated(args: &[&str]) -> Value {
@@ -285,6 +285,41 @@ fn the_model_and_the_api_are_described() {
     assert_eq!(stdout(&flamingo(&["serve", "--print-openapi"])).trim(), server.get("/openapi.json").1);
 }
 
+/// What a monitor reads: each number follows from what was asked.
+#[test]
+fn the_metrics_count_what_was_done() {
+    let server = Server::start(&[]);
+    let body = json!({"prompt": categories("carrot"), "max_tokens": 3, "min_tokens": 3, "n": 2});
+    for _ in 0..2 {
+        server.answer("/v1/completions", body.clone());
+    }
+    server.refused("/v1/completions", json!({"prompt": ""}));
+    let answer = server.answer("/v1/score", json!({"prompt": categories("carrot"), "candidates": ["food"]}));
+    let prompt = answer["flamingo"]["tokens"]["prompt"].as_f64().expect("a number");
+
+    let route = |status: u16| format!("flamingo_requests_total{{route=\"/v1/completions\",status=\"{status}\"}}");
+    assert_eq!((server.metric(&route(200)), server.metric(&route(400))), (2.0, 1.0));
+    assert_eq!(server.metric("flamingo_latency_seconds_count{route=\"/v1/completions\"}"), 3.0);
+    assert!(server.metric("flamingo_latency_seconds_sum{route=\"/v1/completions\"}") > 0.0);
+    assert_eq!(server.metric("flamingo_queue_time_seconds_count"), 3.0);
+    assert_eq!(server.metric("flamingo_new_tokens_total"), 12.0);
+    assert_eq!(server.metric("flamingo_prompt_tokens_total"), 3.0 * prompt);
+    assert_eq!(server.metric("flamingo_pictures_total"), 9.0);
+    assert_eq!(server.metric("flamingo_cached_pictures_total"), 6.0);
+    // Twice what comes before the question was remembered.
+    let cached = server.metric("flamingo_cached_tokens_total");
+    assert!(cached > 0.0 && cached < 2.0 * prompt, "{cached}");
+    // The first token of each text is chosen where its prompt ends; a prompt's end is a step, too.
+    assert!(server.metric("flamingo_step_time_seconds_count") >= 6.0);
+    assert!(server.metric("flamingo_step_texts_sum") >= 8.0);
+    for memory in ["prefix_cache", "picture_cache", "memory_resident"] {
+        assert!(server.metric(&format!("flamingo_{memory}_bytes")) > 0.0, "{memory}");
+    }
+    for gauge in ["running", "queue", "cancelled_total"] {
+        assert_eq!(server.metric(&format!("flamingo_{gauge}")), 0.0, "{gauge}");
+    }
+}
+
 #[test]
 fn templates_can_be_replaced() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -297,8 +332,25 @@ fn templates_can_be_replaced() {
         json!([{"role": "user", "content": [picture("crab"), text("X")]}, {"role": "assistant", "content": "Y"}]);
     let answer = server.answer("/v1/chat/completions", json!({"messages": messages, "max_tokens": 1}));
     assert_eq!(answer["flamingo"]["prompt"], "<image>XY<|endofchunk|>!");
+
+    // A model may bring its own, which the option replaces.
+    let model = folder.path().join("model");
+    std::fs::create_dir(&model).expect("a folder");
+    for file in std::fs::read_dir(root().join("models/golden-tiny")).expect("a folder") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), model.join(file.file_name())).expect("a copy");
+    }
+    std::fs::write(model.join("chat_template.jinja"), "{{ messages|length }} of them").expect("a file");
+    let (path, file) = (model.display().to_string(), file.display().to_string());
+    let body = json!({"messages": [{"role": "user", "content": "X"}], "max_tokens": 1});
+    for (options, prompt) in [(vec![], "1 of them"), (vec!["--chat-template", file.as_str()], "X!")] {
+        let server = Server::start(&[&["--model", path.as_str()], &options[..]].concat());
+        let answer = server.answer("/v1/chat/completions", body.clone());
+        assert_eq!(answer["flamingo"]["prompt"], prompt);
+    }
+
     std::fs::write(&file, "{% nothing %}").expect("a file");
-    let error = crate::cli::fails(&["serve", "--chat-template", &file.display().to_string()]);
+    let error = crate::cli::fails(&["serve", "--chat-template", &file]);
     assert!(error.contains("template"), "{error}");
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::{Server, categories, picture, text};
+use super::{Server, categories, data_url, drawing, picture, text};
 
 /// Prompts that share demonstrations with some others and nothing with the rest.
 fn prompts() -> Vec<Value> {
@@ -56,6 +56,41 @@ fn answers_do_not_depend_on_other_requests() {
     });
     assert!(server.metric("flamingo_cached_pictures_total") > 0.0);
     assert!(server.metric("flamingo_cached_tokens_total") > 0.0);
+}
+
+/// More pictures and beginnings than fit: what is kept stays within its bounds, and answers are those of a server that keeps
+/// nothing.
+#[test]
+fn what_is_remembered_is_bounded() {
+    const BOUND: f64 = (1 << 20) as f64;
+    let crab = std::fs::read(drawing("crab")).expect("a drawing");
+    // What follows the end of a PNG is not looked at, but makes another file of it.
+    let copy = |i: usize| data_url(&[&crab[..], i.to_string().as_bytes()].concat());
+    let prompt = |i: usize| {
+        json!([
+            {"type": "image_url", "image_url": {"url": copy(i)}},
+            text("Output:nature<|endofchunk|>"),
+            picture("carrot"),
+            text("Output:"),
+        ])
+    };
+    let ask = |server: &Server, i: usize| server.answer("/v1/completions", json!({"prompt": prompt(i), "logprobs": 1}));
+    let wanted = essence(&ask(&Server::start(&["--cache", "0"]), 0));
+    let server = Server::start(&["--cache", "1"]);
+    let kept = || ["picture", "prefix"].map(|what| server.metric(&format!("flamingo_{what}_cache_bytes")));
+    const COPIES: usize = 100;
+    for i in 0..COPIES {
+        assert_eq!(essence(&ask(&server, i)), wanted, "{i}");
+        assert!(kept().iter().all(|&bytes| bytes <= BOUND), "{:?}", kept());
+    }
+    assert!(kept().iter().all(|&bytes| bytes > BOUND / 2.0), "{:?}", kept());
+    // The last is remembered, the first is forgotten, the carrot was in use all the time.
+    for (i, pictures, beginning) in [(COPIES - 1, 2, true), (0, 1, false)] {
+        let answer = ask(&server, i);
+        assert_eq!(answer["flamingo"]["images"]["cached"], pictures, "{i}");
+        assert_eq!(answer["flamingo"]["tokens"]["cached"] != 0, beginning, "{i}");
+        assert_eq!(essence(&answer), wanted, "{i}");
+    }
 }
 
 /// Asked to end, a server finishes what it has begun and takes nothing new.
