@@ -197,3 +197,62 @@ fn checkpointing_gives_the_same_gradients() {
         }
     }
 }
+
+/// Gradients that are handed over layer by layer are those of one graph: whole, each once, and in the order that was told.
+#[test]
+fn gradients_are_handed_over_as_soon_as_they_are_whole() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("models/golden-tiny");
+    let folder = Arc::new(ModelFolder::open(&folder).expect("the model of the repository"));
+    let everything = vec![Part::Vision, Part::Resampler, Part::CrossAttention, Part::Decoder];
+    for parts in [Part::UPSTREAM.to_vec(), everything, vec![Part::CrossAttention], vec![Part::Resampler]] {
+        let open = |gradient_checkpointing| {
+            let options =
+                TrainingOptions { parts: parts.clone(), gradient_checkpointing, ..TrainingOptions::default() };
+            open_training(&folder, Device::Flex, &options).expect("a training")
+        };
+        let (text, pixels, labels) = batch(0);
+        let mut whole = open(false);
+        let before = whole.backward(&text, None, &labels, 0.3).expect("a loss");
+        let loss = whole.backward(&text, Some(&pixels), &labels, 0.7).expect("a loss");
+        let wanted = whole.take_gradients().expect("gradients");
+        for checkpointing in [false, true] {
+            let mut training = open(checkpointing);
+            let stages = training.stages();
+            let mut places = stages.concat();
+            places.sort_unstable();
+            assert_eq!(places, (0..wanted.len()).collect::<Vec<_>>(), "{parts:?}: not each parameter once");
+
+            let mut found = vec![None; wanted.len()];
+            assert!((training.backward(&text, None, &labels, 0.3).expect("a loss") - before).abs() < 1e-6);
+            let mut told = Vec::new();
+            let again = training.backward_in_stages(&text, Some(&pixels), &labels, 0.7, &mut |group, gradients| {
+                told.push(group);
+                for (&place, coming) in stages[group].iter().zip(gradients) {
+                    found[place] = coming.map(|coming| coming().expect("a gradient"));
+                }
+            });
+            assert!((again.expect("a loss") - loss).abs() < 1e-6);
+            assert_eq!(told, (0..stages.len() - 1).collect::<Vec<_>>());
+            for (place, left) in training.take_gradients().expect("gradients").into_iter().enumerate() {
+                let Some(left) = left else { continue };
+                assert!(found[place].is_none(), "a gradient was handed over before it was whole");
+                found[place] = Some(left);
+            }
+            for (place, (a, b)) in wanted.iter().zip(&found).enumerate() {
+                let (Some(a), Some(b)) = (a, b) else {
+                    assert_eq!(a.is_some(), b.is_some(), "{place}");
+                    continue;
+                };
+                let size = a.iter().fold(1e-6f32, |size, x| size.max(x.abs()));
+                let worst = a.iter().zip(b).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
+                assert!(worst < 1e-5 * size, "{parts:?}, {place}: {worst} of {size}");
+            }
+
+            // A loss that is no number hands nothing over.
+            let nothing = vec![-100; labels.len()];
+            let lost =
+                training.backward_in_stages(&text, Some(&pixels), &nothing, 1.0, &mut |_, _| panic!("gradients"));
+            assert!(lost.expect("a loss").is_nan());
+        }
+    }
+}

@@ -73,6 +73,9 @@ struct ScaleArgs {
     /// What each worker computes on: all on the same.
     #[arg(long, default_value = "flex")]
     device: Device,
+    /// Megabits a second of each process's network, both ways.
+    #[arg(long)]
+    megabits: Option<u32>,
 }
 
 #[derive(clap::Args)]
@@ -491,8 +494,9 @@ fn gpu_measure(args: &MeasureArgs) -> anyhow::Result<ExitCode> {
 fn scale(args: &ScaleArgs) -> anyhow::Result<ExitCode> {
     ensure!(args.rows > 0 && args.rows.is_multiple_of(4), "--rows must be a multiple of 4");
     ensure!(args.steps > 1, "--steps must be at least 2");
-    let ScaleArgs { binary, model, shards, steps, rows, device } = args;
-    let scale = Scale { binary, model, shards, steps: *steps, rows: *rows, device: *device };
+    let ScaleArgs { binary, model, shards, steps, rows, device, megabits } = args;
+    let (steps, rows, device, megabits) = (*steps, *rows, *device, *megabits);
+    let scale = Scale { binary, model, shards, steps, rows, device, megabits };
     let (table, agree) = scale.measure()?;
     print!("{table}");
     ensure!(agree, "losses differ by more than 1e-4");

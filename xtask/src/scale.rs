@@ -27,6 +27,8 @@ pub struct Scale<'a> {
     pub rows: usize,
     /// What each worker computes on: all on the same.
     pub device: Device,
+    /// Megabits a second of each machine's network, both ways; without it as fast as the kernel passes packets on.
+    pub megabits: Option<u32>,
 }
 
 /// What came of one way to train.
@@ -62,7 +64,7 @@ impl Scale<'_> {
         }
         let mut note = "";
         for nodes in [2, 4] {
-            let Some(network) = Network::new(nodes) else {
+            let Some(network) = Network::new(nodes, self.megabits) else {
                 note = "\nskipped: processes in network namespaces, which need Linux, iproute2 and root\n";
                 break;
             };
@@ -194,7 +196,7 @@ fn address(node: usize) -> String {
 
 impl Network {
     /// `None` where that is not allowed.
-    fn new(nodes: usize) -> Option<Self> {
+    fn new(nodes: usize, megabits: Option<u32>) -> Option<Self> {
         // Interface names have 15 letters at most. Those of a network before may yet be on their way out.
         let network = Self { nodes, name: format!("fl{}x{nodes}", std::process::id() % 100_000) };
         let switch = format!("{}br", network.name);
@@ -211,7 +213,14 @@ impl Network {
                 && ip(&["link", "set", &cable, "master", &switch, "up"])
                 && ip(&["-n", &space, "addr", "add", &address, "dev", "eth0"])
                 && ip(&["-n", &space, "link", "set", "eth0", "up"])
-                && ip(&["-n", &space, "link", "set", "lo", "up"]);
+                && ip(&["-n", &space, "link", "set", "lo", "up"])
+                && megabits.is_none_or(|rate| {
+                    let rate = format!("{rate}mbit");
+                    let limit = ["root", "tbf", "rate", &rate, "burst", "256kb", "latency", "200ms"];
+                    let of = |place: &[&str]| tc(&[place, &limit].concat());
+                    // What it sends, and what the switch sends it.
+                    of(&["-n", &space, "qdisc", "add", "dev", "eth0"]) && of(&["qdisc", "add", "dev", &cable])
+                });
         }
         // What there is of it is taken down.
         ready.then_some(network)
@@ -255,6 +264,14 @@ impl Drop for Network {
 }
 
 fn ip(args: &[&str]) -> bool {
-    let status = Command::new("ip").args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    succeeds("ip", args)
+}
+
+fn tc(args: &[&str]) -> bool {
+    succeeds("tc", args)
+}
+
+fn succeeds(program: &str, args: &[&str]) -> bool {
+    let status = Command::new(program).args(args).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }

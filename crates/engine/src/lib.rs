@@ -35,7 +35,7 @@ pub use flamingo_train::{AdamW, Muon, Optimizer, Parameter, Part, Schedule};
 pub use flamingo_weights::{Dtype, Precision};
 pub use machine::Machine;
 pub use session::{Next, Session, SessionOptions};
-pub use training::{Training, TrainingOptions};
+pub use training::{Coming, Ready, Training, TrainingOptions};
 
 /// Why a model cannot be opened or run.
 #[derive(Debug, thiserror::Error)]

@@ -4,13 +4,13 @@ use std::ops::Range;
 
 use burn::module::Module;
 use burn::tensor::backend::BackendTypes;
-use burn::tensor::{DType, TensorData};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use flamingo_kernels::Differentiable;
 use flamingo_model::{Flamingo, Text};
-use flamingo_train::{Named, Optimizer, Parameter, Part, Pictures, Trainer};
+use flamingo_train::{Keep, Named, Optimizer, Parameter, Part, Pictures, Stage, Trainer};
 
 use crate::array::{Array, Pixels};
-use crate::engine::{BurnEngine, compute};
+use crate::engine::{BurnEngine, compute, guard};
 use crate::features::{Features, distinct};
 use crate::{Dtype, EngineError};
 
@@ -36,6 +36,25 @@ pub trait Training: Send {
     /// # Errors
     /// [`EngineError::Device`] if the device fails.
     fn clip(&mut self, max_norm: f64) -> Result<f64, EngineError>;
+
+    /// What trains, by its place in [`Training::parameters`], in the order in which a backward pass is done with it: what is
+    /// in a group has its whole gradient before what comes after.
+    fn stages(&self) -> Vec<Vec<usize>>;
+
+    /// [`Training::backward`] that takes the gradients of each group of [`Training::stages`] out, with what was added before, as
+    /// soon as they are whole, and hands them over with the group's number: either all groups but the last, in their order, or none.
+    /// What it does not hand over is left for [`Training::take_gradients`].
+    ///
+    /// # Errors
+    /// As [`Training::backward`].
+    fn backward_in_stages(
+        &mut self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: &[i64],
+        weight: f64,
+        ready: Ready,
+    ) -> Result<f32, EngineError>;
 
     /// Updates the weights and forgets the gradients.
     ///
@@ -104,6 +123,12 @@ pub trait Training: Send {
     fn restore(&mut self, state: Vec<(String, Array)>) -> Result<(), EngineError>;
 }
 
+/// A gradient that may still be on its way from the device: calling it waits for it.
+pub type Coming = Box<dyn FnOnce() -> Result<Vec<f32>, EngineError> + Send>;
+
+/// Who is handed the gradients of a group of [`Training::stages`].
+pub type Ready<'a> = &'a mut (dyn FnMut(usize, Vec<Option<Coming>>) + Send);
+
 /// How a model trains.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TrainingOptions {
@@ -149,23 +174,30 @@ impl<B: Differentiable> BurnTraining<B> {
         Self { engine, trainer, features, checkpointing: options.gradient_checkpointing }
     }
 
-    fn backward_checkpointed(
+    /// Whether a batch can be gone through layer by layer.
+    fn has_layers(&self, pixels: Option<&Pixels>) -> bool {
+        pixels.is_none_or(|pixels| self.engine.pictures_may_repeat(pixels))
+    }
+
+    fn by_layers(
         &mut self,
         text: &Text,
         pixels: Option<&Pixels>,
         labels: &[i64],
         weight: f64,
+        done: &mut dyn FnMut(&mut Trainer<B>, Stage),
     ) -> Result<f32, EngineError> {
-        let Self { engine, trainer, features, .. } = self;
+        let Self { engine, trainer, features, checkpointing } = self;
+        let keep = if *checkpointing { Keep::Inputs } else { Keep::Graphs };
         engine.check_batch(text, pixels, labels)?;
         let Some(pixels) = pixels else {
-            return Ok(trainer.backward_checkpointed(&engine.model, text, None, labels, weight));
+            return Ok(trainer.backward_by_layers(&engine.model, text, None, labels, weight, keep, done));
         };
         engine.check_pixels(pixels)?;
         let (distinct, places) = distinct(pixels);
         let mut tokens = || engine.tokens_of_distinct(pixels.side, &distinct, features.as_mut());
         let pictures = Pictures { tokens: &mut tokens, places: &places, images: pixels.images };
-        Ok(trainer.backward_checkpointed(&engine.model, text, Some(pictures), labels, weight))
+        Ok(trainer.backward_by_layers(&engine.model, text, Some(pictures), labels, weight, keep, done))
     }
 }
 
@@ -174,8 +206,8 @@ impl<B: Differentiable> Learner for BurnTraining<B> {
     type Model = Flamingo<B>;
 
     fn learn(&mut self, text: &Text, pixels: Option<&Pixels>, labels: &[i64], weight: f64) -> Result<f32, EngineError> {
-        if self.checkpointing && pixels.is_none_or(|pixels| self.engine.pictures_may_repeat(pixels)) {
-            return self.backward_checkpointed(text, pixels, labels, weight);
+        if self.checkpointing && self.has_layers(pixels) {
+            return self.by_layers(text, pixels, labels, weight, &mut |_, _| ());
         }
         let loss = self.engine.loss(text, pixels, labels, self.features.as_mut())?;
         let value = Array::from_tensor(&loss)?.data[0];
@@ -183,6 +215,30 @@ impl<B: Differentiable> Learner for BurnTraining<B> {
             self.trainer.backward(&self.engine.model, loss, weight);
         }
         Ok(value)
+    }
+
+    fn stages(&self) -> Vec<(Stage, Vec<usize>)> {
+        self.trainer.stages(self.engine.model.decoder.blocks.len())
+    }
+
+    fn learn_in_stages(
+        &mut self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: &[i64],
+        weight: f64,
+        ready: Ready,
+    ) -> Result<f32, EngineError> {
+        if !self.has_layers(pixels) {
+            return self.learn(text, pixels, labels, weight);
+        }
+        let stages = Learner::stages(self);
+        self.by_layers(text, pixels, labels, weight, &mut |trainer, done| {
+            if let Some(group) = stages.iter().position(|(stage, _)| *stage == done) {
+                let gradients = trainer.take_gradients_of(&stages[group].1).into_iter();
+                ready(group, gradients.map(|gradient| gradient.map(coming)).collect());
+            }
+        })
     }
 
     fn parts(&self) -> (&Trainer<B>, &Flamingo<B>) {
@@ -202,6 +258,23 @@ pub(crate) trait Learner: Send + Sync {
     /// [`Training::backward`], by a thread that computes.
     fn learn(&mut self, text: &Text, pixels: Option<&Pixels>, labels: &[i64], weight: f64) -> Result<f32, EngineError>;
 
+    /// [`Training::stages`]: all at the end, where it is not known better.
+    fn stages(&self) -> Vec<(Stage, Vec<usize>)> {
+        vec![(Stage::Rest, (0..self.parts().0.parameters().len()).collect())]
+    }
+
+    /// [`Training::backward_in_stages`], by a thread that computes.
+    fn learn_in_stages(
+        &mut self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: &[i64],
+        weight: f64,
+        _: Ready,
+    ) -> Result<f32, EngineError> {
+        self.learn(text, pixels, labels, weight)
+    }
+
     fn parts(&self) -> (&Trainer<Self::Backend>, &Self::Model);
 
     #[allow(clippy::type_complexity)]
@@ -219,6 +292,21 @@ impl<L: Learner> Training for L {
         weight: f64,
     ) -> Result<f32, EngineError> {
         compute::<L::Backend, _>(|| self.learn(text, pixels, labels, weight))
+    }
+
+    fn stages(&self) -> Vec<Vec<usize>> {
+        Learner::stages(self).into_iter().map(|(_, places)| places).collect()
+    }
+
+    fn backward_in_stages(
+        &mut self,
+        text: &Text,
+        pixels: Option<&Pixels>,
+        labels: &[i64],
+        weight: f64,
+        ready: Ready,
+    ) -> Result<f32, EngineError> {
+        compute::<L::Backend, _>(|| self.learn_in_stages(text, pixels, labels, weight, ready))
     }
 
     fn clip(&mut self, max_norm: f64) -> Result<f64, EngineError> {
@@ -249,7 +337,8 @@ impl<L: Learner> Training for L {
     fn take_gradients(&mut self) -> Result<Vec<Option<Vec<f32>>>, EngineError> {
         let (trainer, ..) = self.parts_mut();
         compute::<L::Backend, _>(|| {
-            trainer.take_gradients().into_iter().map(|one| one.map(numbers).transpose()).collect()
+            let read = |gradient: Tensor<_, 1>| numbers(gradient.into_data());
+            trainer.take_gradients().into_iter().map(|one| one.map(read).transpose()).collect()
         })
     }
 
@@ -310,6 +399,10 @@ fn array(named: Named<TensorData>) -> Result<(String, Array), EngineError> {
 fn numbers(values: TensorData) -> Result<Vec<f32>, EngineError> {
     let numbers = values.convert_dtype(DType::F32).into_vec::<f32>();
     numbers.map_err(|e| EngineError::Device(format!("cannot read a tensor back: {e:?}")))
+}
+
+fn coming<B: Backend>(gradient: Tensor<B, 1>) -> Coming {
+    Box::new(move || guard(|| numbers(gradient.into_data())))
 }
 
 fn flat(numbers: Vec<f32>) -> TensorData {

@@ -10,7 +10,7 @@ use flamingo_data::{
     Tokenizer, find_shards,
 };
 use flamingo_distributed::Group;
-use flamingo_engine::{ContrastiveOptions, Device, Training, open_contrastive, open_training};
+use flamingo_engine::{ContrastiveOptions, Device, Ready, Training, open_contrastive, open_training};
 use flamingo_weights::{Dtype, ModelFolder};
 
 use crate::batch::{Parts, TrainingBatch, parts};
@@ -35,7 +35,7 @@ pub struct Run {
     /// What one worker would do that does all of it.
     recipe: Recipe,
     group: Group,
-    shards: Shards,
+    shards: Arc<Shards>,
     folder: Arc<ModelFolder>,
     training: Box<dyn Training>,
     streams: Vec<OpenStream>,
@@ -149,8 +149,8 @@ impl Run {
             _ => open_training(&folder, device, &recipe.training_options())?,
         };
         check_alike(group, &recipe, &folder)?;
-        let shards = Shards::new(training.parameters(), group.world());
-        training.own(shards.ranges(group.rank()));
+        let shards = Arc::new(Shards::new(&training.parameters(), training.stages(), group.world()));
+        training.own(shards.ranges(group.rank()).to_vec());
         let last = if first {
             std::fs::create_dir_all(&recipe.run_name).map_err(RunError::io("write", &recipe.run_name))?;
             checkpoint::latest(&checkpoints(&recipe))?
@@ -308,12 +308,18 @@ impl Run {
         }
     }
 
-    /// Adds the gradients of a stream's batch times `weight`; returns its loss.
-    fn backward(&mut self, parts: Parts, weight: f64) -> Result<f32, RunError> {
-        let mut loss = 0.0;
-        for (batch, share) in parts {
+    /// Adds the gradients of a stream's batch times `weight`; returns its loss. Those that are whole with the last part are
+    /// handed to `ready`, if that is given.
+    fn backward(&mut self, parts: Parts, weight: f64, mut ready: Option<Ready>) -> Result<f32, RunError> {
+        let (mut loss, last) = (0.0, parts.len().saturating_sub(1));
+        for (part, (batch, share)) in parts.into_iter().enumerate() {
             let TrainingBatch { text, pixels, labels, .. } = batch;
-            loss += share as f32 * self.training.backward(&text, pixels.as_ref(), &labels, weight * share)?;
+            let (pixels, weight) = (pixels.as_ref(), weight * share);
+            loss += share as f32
+                * match ready.take_if(|_| part == last) {
+                    Some(ready) => self.training.backward_in_stages(&text, pixels, &labels, weight, ready)?,
+                    None => self.training.backward(&text, pixels, &labels, weight)?,
+                };
         }
         Ok(loss)
     }
@@ -324,7 +330,7 @@ impl Run {
         for micro in 0..accumulation {
             for (index, (parts, _)) in self.next_batches()?.into_iter().enumerate() {
                 self.count(&parts);
-                losses.push(self.backward(parts, self.streams[index].weight / accumulation as f64)?);
+                losses.push(self.backward(parts, self.streams[index].weight / accumulation as f64, None)?);
             }
             // Upstream clips what is there after each batch (train_utils.py:198).
             if micro + 1 == accumulation || self.recipe.upstream_compat {

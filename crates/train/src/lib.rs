@@ -8,14 +8,14 @@
 //! ```
 
 mod adamw;
-mod checkpointed;
+mod layers;
 mod muon;
 mod parts;
 mod schedule;
 mod trainer;
 
 pub use adamw::AdamW;
-pub use checkpointed::Pictures;
+pub use layers::{Keep, Pictures, Stage};
 pub use muon::Muon;
 pub use parts::Part;
 pub use schedule::Schedule;

@@ -185,6 +185,11 @@ impl<B: Differentiable> Trainer<B> {
         self.slots.values().map(parameter).collect()
     }
 
+    /// Module paths of what trains, in the order of [`Trainer::parameters`].
+    pub(crate) fn paths(&self) -> impl Iterator<Item = &str> {
+        self.slots.keys().map(String::as_str)
+    }
+
     /// Says which numbers of each parameter are updated here, in the order of [`Trainer::parameters`]: the optimizer remembers
     /// nothing of others, and [`Trainer::state`] tells of these alone. A parameter that is not divisible goes as a whole.
     pub fn own(&mut self, ranges: Vec<Range<usize>>) {
@@ -193,10 +198,15 @@ impl<B: Differentiable> Trainer<B> {
         }
     }
 
-    /// Takes the gradients out, whole; `None` for those that are still nothing.
-    pub fn take_gradients(&mut self) -> Vec<Option<TensorData>> {
-        let take = |slot: &mut Slot<B::InnerBackend>| slot.gradient.take().map(Tensor::into_data);
-        self.slots.values_mut().map(take).collect()
+    /// Takes the gradients out, whole and flat; `None` for those that are still nothing.
+    pub fn take_gradients(&mut self) -> Vec<Option<Tensor<B::InnerBackend, 1>>> {
+        self.slots.values_mut().map(|slot| slot.gradient.take()).collect()
+    }
+
+    /// [`Trainer::take_gradients`] of some parameters, by their places.
+    pub fn take_gradients_of(&mut self, places: &[usize]) -> Vec<Option<Tensor<B::InnerBackend, 1>>> {
+        let mut slots: Vec<_> = self.slots.values_mut().collect();
+        places.iter().map(|&place| slots[place].gradient.take()).collect()
     }
 
     /// Puts gradients in for what is updated here. A parameter without one stays as it is.

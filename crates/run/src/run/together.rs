@@ -2,16 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::mpsc;
 use std::time::Instant;
 
 use flamingo_data::find_shards;
 use flamingo_distributed::{Group, Readers};
-use flamingo_engine::Array;
+use flamingo_engine::{Array, Coming, Ready};
 use flamingo_weights::ModelFolder;
 use serde::{Deserialize, Serialize};
 
 use super::{Computed, Run, file_name};
+use crate::batch::Parts;
 use crate::checkpoint::{Progress, State};
+use crate::shards::Shards;
 use crate::{Recipe, RunError};
 
 /// What a worker tells the others after computing its gradients.
@@ -30,48 +33,82 @@ struct Report {
     save: bool,
 }
 
+/// A stream's batch, in parts, and this worker's share of its loss.
+struct Share {
+    stream: usize,
+    parts: Parts,
+    share: f64,
+}
+
+/// The gradients of a group of parameters, on their way to other workers.
+type Sent = (usize, Vec<Option<Coming>>);
+
+/// What a worker knows once its gradients have gone out and others' have come in.
+struct Exchanged {
+    /// Its part of each bucket, summed.
+    parts: Vec<Vec<f32>>,
+    /// Which parameters have a gradient here.
+    there: Vec<bool>,
+}
+
 impl Run {
     /// As one worker would compute it with all workers' rows in one batch, up to rounding: a worker's loss counts by the
     /// tokens that it predicts. Leaves each gradient with its parameter's owner.
     pub(super) fn compute_together(&mut self) -> Result<Computed, RunError> {
-        let (world, rank) = (self.group.world(), self.group.rank());
-        let accumulation = self.recipe.gradient_accumulation_steps;
+        let mut group = std::mem::replace(&mut self.group, Group::alone());
+        let computed = self.compute_with(&mut group);
+        self.group = group;
+        computed
+    }
+
+    fn compute_with(&mut self, group: &mut Group) -> Result<Computed, RunError> {
+        let (world, rank) = (group.world(), group.rank());
         let (tokens, pictures) = (self.window.tokens, self.window.pictures);
         let (mut losses, mut seconds) = (Vec::new(), 0.0);
-        for _ in 0..accumulation {
-            let reading = Instant::now();
-            let batches = self.next_batches()?;
-            seconds += reading.elapsed().as_secs_f64();
-            let predicted: Vec<usize> = batches.iter().map(|(_, count)| *count).collect();
-            let everybodys = self.group.gather(&predicted)?;
-            let computing = Instant::now();
-            for (index, (parts, count)) in batches.into_iter().enumerate() {
-                let total: usize = everybodys.iter().map(|counts| counts[index]).sum();
-                let share = match count {
-                    // DistributedDataParallel takes the mean of the workers' means.
-                    _ if self.recipe.upstream_compat => 1.0 / world as f64,
-                    0 if total > 0 => 0.0,
-                    _ => count as f64 / total as f64,
-                };
-                let weight = self.streams[index].weight / accumulation as f64;
-                self.count(&parts);
-                losses.push(if share == 0.0 { 0.0 } else { share as f32 * self.backward(parts, weight * share)? });
+        for _ in 1..self.recipe.gradient_accumulation_steps {
+            for batch in self.shares(group, &mut seconds)? {
+                losses.push(self.learn(batch, None, &mut seconds)?);
             }
-            seconds += computing.elapsed().as_secs_f64();
         }
-        // A GPU may not have done yet what it was told.
-        let computing = Instant::now();
-        let gradients = self.training.take_gradients()?;
-        seconds += computing.elapsed().as_secs_f64();
+        // In the last backward pass gradients go out while others are computed.
+        let mut batches = self.shares(group, &mut seconds)?;
+        let last = batches.pop();
+        for batch in batches {
+            losses.push(self.learn(batch, None, &mut seconds)?);
+        }
+        let (shards, half) = (self.shards.clone(), self.recipe.bf16_gradients);
+        let exchanged = std::thread::scope(|scope| {
+            let (out, gradients) = mpsc::channel::<Sent>();
+            let exchange = scope.spawn(|| exchange(group, &shards, half, gradients));
+            let mut next = 0;
+            let mut ready = |number: usize, gradients: Vec<Option<Coming>>| {
+                next = number + 1;
+                // Whoever does not listen any more has an error to tell.
+                out.send((number, gradients)).ok();
+            };
+            if let Some(last) = last {
+                losses.push(self.learn(last, Some(&mut ready), &mut seconds)?);
+            }
+            // A GPU may not have done yet what it was told.
+            let computing = Instant::now();
+            let mut rest = self.training.take_gradients()?;
+            seconds += computing.elapsed().as_secs_f64();
+            for number in next..shards.groups() {
+                let taken = |&place: &usize| rest[place].take().map(|gradient| -> Coming { Box::new(|| Ok(gradient)) });
+                out.send((number, shards.group(number).iter().map(taken).collect())).ok();
+            }
+            drop(out);
+            exchange.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })?;
         let report = Report {
             losses: losses.into_iter().map(f32::to_bits).collect(),
             tokens: self.window.tokens - tokens,
             pictures: self.window.pictures - pictures,
             seconds,
-            there: gradients.iter().map(Option::is_some).collect(),
+            there: exchanged.there,
             save: self.time_is_up(),
         };
-        let reports = self.group.gather(&report)?;
+        let reports = group.gather(&report)?;
         self.window.tokens = tokens + reports.iter().map(|report| report.tokens).sum::<u64>();
         self.window.pictures = pictures + reports.iter().map(|report| report.pictures).sum::<u64>();
         self.window.computing.resize(world, 0.0);
@@ -84,15 +121,49 @@ impl Run {
         if losses.iter().any(|loss| !loss.is_finite()) {
             return Ok(Computed { losses, norm: 0.0, save });
         }
-        let row = self.group.reduce(self.shards.split(gradients), self.recipe.bf16_gradients)?;
-        let squares: f64 = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum();
-        let norm = self.group.gather(&squares.to_bits())?.into_iter().map(f64::from_bits).sum::<f64>().sqrt();
+        let mut parts = exchanged.parts;
+        let squares: f64 = parts.iter().flatten().map(|&x| f64::from(x) * f64::from(x)).sum();
+        let norm = group.gather(&squares.to_bits())?.into_iter().map(f64::from_bits).sum::<f64>().sqrt();
         let factor = (self.recipe.max_grad_norm / (norm + 1e-6)).min(1.0) as f32;
-        let row: Vec<f32> = row.into_iter().map(|x| x * factor).collect();
+        parts.iter_mut().flatten().for_each(|x| *x *= factor);
         let there: Vec<bool> =
             (0..reports[0].there.len()).map(|index| reports.iter().any(|report| report.there[index])).collect();
-        self.training.set_gradients(self.shards.pieces(rank, &row, &there))?;
+        self.training.set_gradients(self.shards.pieces(rank, &parts, &there))?;
         Ok(Computed { losses, norm, save })
+    }
+
+    /// The next batch of each stream with this worker's shares, which follow from what the others predict.
+    fn shares(&mut self, group: &mut Group, seconds: &mut f64) -> Result<Vec<Share>, RunError> {
+        let reading = Instant::now();
+        let batches = self.next_batches()?;
+        *seconds += reading.elapsed().as_secs_f64();
+        let predicted: Vec<usize> = batches.iter().map(|(_, count)| *count).collect();
+        let everybodys = group.gather(&predicted)?;
+        let share = |(stream, (parts, count)): (usize, (Parts, usize))| {
+            let total: usize = everybodys.iter().map(|counts| counts[stream]).sum();
+            let share = match count {
+                // DistributedDataParallel takes the mean of the workers' means.
+                _ if self.recipe.upstream_compat => 1.0 / group.world() as f64,
+                0 if total > 0 => 0.0,
+                _ => count as f64 / total as f64,
+            };
+            Share { stream, parts, share }
+        };
+        Ok(batches.into_iter().enumerate().map(share).collect())
+    }
+
+    /// Adds a batch's gradients; returns this worker's share of the loss.
+    fn learn(&mut self, batch: Share, ready: Option<Ready>, seconds: &mut f64) -> Result<f32, RunError> {
+        let Share { stream, parts, share } = batch;
+        let computing = Instant::now();
+        self.count(&parts);
+        let weight = self.streams[stream].weight / self.recipe.gradient_accumulation_steps as f64;
+        let loss = match share {
+            0.0 => 0.0,
+            _ => share as f32 * self.backward(parts, weight * share, ready)?,
+        };
+        *seconds += computing.elapsed().as_secs_f64();
+        Ok(loss)
     }
 
     /// Sends the weights that this worker has updated to the others, and takes theirs.
@@ -102,7 +173,7 @@ impl Run {
         }
         let mine = self.training.owned_weights()?;
         let rows = self.group.share(mine, &self.shards.lengths(), Readers::All)?;
-        Ok(self.training.set_weights(&rows.concat())?)
+        Ok(self.training.set_weights(&self.shards.join(&rows))?)
     }
 
     /// For rank 0: the weights, and what the optimizers of all workers remember.
@@ -136,6 +207,33 @@ impl Run {
         state.extend(whole);
         Ok(state)
     }
+}
+
+/// Adds up gradients with other workers, a bucket as soon as it is there; all workers have the same buckets, and fill those for
+/// which they have no gradients with zeros. Ends early where no more come.
+fn exchange(
+    group: &mut Group,
+    shards: &Shards,
+    half: bool,
+    gradients: mpsc::Receiver<Sent>,
+) -> Result<Exchanged, RunError> {
+    let mut values: Vec<Option<Vec<f32>>> = vec![None; shards.ranges(0).len()];
+    let mut there = vec![false; values.len()];
+    let mut parts = Vec::new();
+    let mut buckets = shards.buckets().enumerate().peekable();
+    for (number, gradients) in gradients {
+        for (&place, coming) in shards.group(number).iter().zip(gradients) {
+            values[place] = coming.map(|coming| coming()).transpose()?;
+            there[place] = values[place].is_some();
+        }
+        while let Some((bucket, _)) = buckets.next_if(|(_, last)| *last <= number) {
+            let split = shards.split(bucket, &values);
+            shards.places(bucket).iter().for_each(|&place| values[place] = None);
+            group.gather(&())?;
+            parts.push(group.reduce(split, half)?);
+        }
+    }
+    Ok(Exchanged { parts, there })
 }
 
 /// What must be the same in all processes, though each reads it for itself: the model, and which shards there are.
