@@ -113,7 +113,9 @@ pub(crate) fn assumptions(run: &Run, weights: &Weights) -> Vec<Assumption> {
     if run.devices_per_node > 1 {
         add(Source::Assumed, format!("NVLink within a node: {} GB/s a device and direction", NVLINK.bandwidth / 1e9));
     }
-    add(Source::Assumed, "nothing is sent while anything is computed; shards are read and decoded in time".into());
+    add(Source::Assumed, "gradients are sent while the backward pass of the last stream computes, weights come back while nothing does; shards are read and \
+         decoded in time"
+            .into());
     add(
         Source::Assumed,
         "a model on each device; each owns an equal part of what trains, with its optimizer state, and exchanges it with all others".into(),

@@ -30,7 +30,7 @@ pub struct Step {
     pub backward: f64,
     /// Seconds of computing again what was not kept.
     pub recomputation: f64,
-    /// Seconds of gradients to their owners and weights back.
+    /// Seconds of gradients to their owners, as far as they take longer than the backward pass beside them, and of weights back.
     pub communication: f64,
     /// Seconds of clipping and AdamW.
     pub optimizer: f64,
@@ -62,14 +62,21 @@ impl Run {
 impl Step {
     /// Of a run.
     pub fn new(run: &Run, weights: &Weights, checkpointing: bool) -> Self {
-        let mut operations = Operations::default();
+        let (mut operations, mut last) = (Operations::default(), Operations::default());
         for (_, stream) in run.streams() {
-            operations.add(&run.config, run.freeze_lm_embeddings, stream);
+            last = Operations::default();
+            last.add(&run.config, run.freeze_lm_embeddings, stream);
+            operations.forward += last.forward;
+            operations.backward += last.backward;
+            operations.again += last.again;
         }
         let rate = run.device.rate(run.precision) * run.share_of_peak(weights);
         let again = if checkpointing { operations.again } else { 0.0 };
         let [forward, backward, recomputation] = [operations.forward, operations.backward, again].map(|o| o / rate);
-        let communication = communication(run, weights);
+        // Gradients go out while the last stream's are computed.
+        let beside = (last.backward + if checkpointing { last.again } else { 0.0 }) / rate;
+        let gradients = exchange(run, weights.trained() * run.gradient_bytes());
+        let communication = (gradients - beside).max(0.0) + exchange(run, weights.trained() * F32);
         // Clipping reads the gradients; AdamW reads gradient, weight and two means, and writes all but the first.
         let bytes = F32 * (weights.trained() + 7 * weights.share(run.devices));
         let optimizer = bytes as f64 / run.device.bandwidth;
@@ -85,10 +92,11 @@ impl Step {
     }
 }
 
-/// Seconds of the exchange: what stays in a node and what leaves it go at the same time.
-fn communication(run: &Run, weights: &Weights) -> f64 {
+/// Seconds of an exchange in which a device has so many bytes, its own part included: what stays in a node and what leaves it go
+/// at the same time.
+fn exchange(run: &Run, bytes: u64) -> f64 {
     let in_node = run.devices_per_node.min(run.devices);
-    let all = run.wire_bytes(weights) as f64;
+    let all = (bytes * (run.devices - 1) / run.devices) as f64;
     let others = (run.devices - 1).max(1) as f64;
     let within = all * (in_node - 1) as f64 / others / NVLINK.bandwidth.max(run.interconnect.bandwidth);
     let sharing = if run.interconnect.shared { in_node as f64 } else { 1.0 };
