@@ -233,6 +233,40 @@ fn a_process_that_stops_without_ending_is_noticed_and_named() {
     end(stopped, Duration::from_secs(10));
 }
 
+/// A process that is stopped most of the time, as one that shares its machine with others: the metrics name it.
+#[cfg(unix)]
+#[test]
+fn a_slow_worker_is_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut children = start(&recipe(folder.path(), 2, ""), 2);
+    assert!(wait_for_lines(folder.path(), 1, &mut children));
+    let slow = children[1].id().to_string();
+    let lines = || -> Vec<Value> {
+        let text = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).expect("metrics");
+        // The last line may not be whole yet.
+        text.lines().skip(2).filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    let begun = Instant::now();
+    while lines().len() < 8 {
+        assert!(begun.elapsed() < Duration::from_secs(120), "it does not go on");
+        for (name, time) in [("-STOP", 250), ("-CONT", 50)] {
+            assert!(Command::new("kill").args([name, &slow]).status().expect("kill").success(), "it has ended");
+            std::thread::sleep(Duration::from_millis(time));
+        }
+    }
+    for mut child in children {
+        child.kill().expect("SIGKILL");
+        end(child, Duration::from_secs(10));
+    }
+    let lines = lines();
+    // An update may fall into a time in which it was let go on.
+    let named = lines.iter().filter(|line| line["slowest_rank"] == 1).count();
+    assert!(named * 3 > lines.len() * 2, "{named} of {} updates", lines.len());
+    let sum = |key: &str| lines.iter().map(|line| line[key].as_f64().expect("seconds")).sum::<f64>();
+    let [slowest, mean] = ["slowest_seconds", "mean_seconds"].map(sum);
+    assert!(slowest > 1.3 * mean, "{slowest} seconds, {mean} in the mean");
+}
+
 /// Finds the launcher's processes as Linux lists them.
 #[cfg(target_os = "linux")]
 #[test]

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use flamingo_engine::Parameter;
 
-/// Numbers of a bucket at least, if there are more: 256 KiB of f32. A layer of a large model is a bucket by itself.
-const BUCKET: usize = 1 << 16;
+/// Numbers of a bucket at least, if there are more: 64 KiB of f32. A layer of a large model is a bucket by itself.
+const BUCKET: usize = 1 << 14;
 
 /// What trains, in buckets that are exchanged one after the other, each as soon as its gradients are whole. Each worker adds up the
 /// gradients of its part of every bucket, keeps what the optimizer remembers of it and sends its weights to the others
