@@ -82,6 +82,9 @@ const checks = {
     await answerBy(() => page.click("#ask"));
     const answer = (await page.locator("#completion").textContent()).trim();
     if (await isKnownModel()) require(["nature", "object", "food"].includes(answer), `a cat is “${answer}”`);
+    // Other than the drawing, it is no square: the question's thumbnail shows all of it.
+    const shown = await page.locator("#question-picture").evaluate((image) => image.naturalWidth / image.naturalHeight);
+    require(Math.abs(shown - 451 / 300) < 0.05, `its sides are as ${shown} to 1`);
   },
 
   async "a caption arrives in pieces"() {

@@ -135,6 +135,68 @@ fn log_probabilities_are_those_of_scores() {
     assert!(scores[0]["probability"].as_f64() > scores[1]["probability"].as_f64());
 }
 
+/// Prompts that are read in several pieces of 256 tokens, with pictures in more than one of them, on both sides of the last
+/// demonstration's end: the numbers are those of the command line, which reads them whole. Remembered, and beside a text that is
+/// being written, they are the same to the last digit.
+#[test]
+fn long_prompts_have_the_numbers_of_short_ones() {
+    let words = "red and blue ".repeat(120);
+    let server = Server::start(&["--max-context", "10000000"]);
+    let [crab, bulb, carrot] = ["crab", "light-bulb", "carrot"].map(|name| drawing(name).display().to_string());
+    let candidates = ["red", "orange", "blue circle"];
+    let question = format!("{words} Output:");
+    let mut args = vec!["score", "--device", "flex", "--json", "--image", &carrot, "--prompt", &question];
+    args.extend(["--shot", &crab, &words, "--shot", &bulb, &words]);
+    args.extend(candidates.iter().flat_map(|candidate| ["--candidate", candidate]));
+    let wanted: Value = serde_json::from_str(&stdout(&flamingo(&args))).expect("JSON");
+
+    let shot = text(&format!("{words}<|endofchunk|>"));
+    let prompt = json!([picture("crab"), shot, picture("light-bulb"), shot, picture("carrot"), text(&question)]);
+    let body = json!({"prompt": prompt, "candidates": candidates});
+    let scores = |answer: &Value| answer["data"].clone();
+    let cold = server.answer("/v1/score", body.clone());
+    assert!(cold["flamingo"]["tokens"]["prompt"].as_u64().expect("a number") > 3 * 256);
+    assert_eq!(cold["flamingo"]["tokens"]["cached"], 0);
+    for (i, candidate) in candidates.iter().enumerate() {
+        let [ours, theirs] = [&cold["data"][i]["log_prob"], &wanted["candidates"][i]["log_likelihood"]]
+            .map(|x| x.as_f64().expect("a number"));
+        assert!((ours - theirs).abs() < 1e-3, "{candidate}: {ours} and {theirs}");
+    }
+    let warm = server.answer("/v1/score", body.clone());
+    assert!(warm["flamingo"]["tokens"]["cached"].as_u64().expect("a number") > 2 * 256);
+    assert_eq!(scores(&warm), scores(&cold));
+
+    let other = Server::start(&["--max-context", "10000000"]);
+    let written = json!({"prompt": "a", "max_tokens": 9_000_000, "min_tokens": 9_000_000});
+    let written = other.asking("/v1/completions", &written);
+    other.waits_for("the beginning", |server| server.metric("flamingo_running") == 1.0);
+    assert_eq!(scores(&other.answer("/v1/score", body)), scores(&cold));
+    drop(written);
+}
+
+/// More candidates than are scored together, of different lengths: each has the score that it has alone.
+#[test]
+fn many_candidates_are_scored_as_each_alone() {
+    let server = Server::start(&[]);
+    let colours = ["red", "blue", "orange", "green", "yellow"];
+    let candidates: Vec<String> = (0..150)
+        .map(|i| (0..=i % 4).map(|word| colours[(i / 4 + word * (i % 7)) % 5]).collect::<Vec<_>>().join(" and "))
+        .collect();
+    let ask = |candidates: &[String]| {
+        let answer = server.answer("/v1/score", json!({"prompt": categories("carrot"), "candidates": candidates}));
+        answer["data"].as_array().expect("a list").clone()
+    };
+    let all = ask(&candidates);
+    assert_eq!(all.len(), candidates.len());
+    for i in (0..candidates.len()).step_by(7) {
+        assert_eq!((&all[i]["index"], &all[i]["candidate"]), (&json!(i), &json!(candidates[i])));
+        let alone = &ask(&candidates[i..=i])[0];
+        assert_eq!(all[i]["tokens"], alone["tokens"]);
+        let [ours, theirs] = [&all[i], alone].map(|score| score["log_prob"].as_f64().expect("a number"));
+        assert!((ours - theirs).abs() < 1e-3, "{}: {ours} and {theirs}", candidates[i]);
+    }
+}
+
 #[test]
 fn samples_follow_from_their_seed() {
     let server = Server::start(&[]);

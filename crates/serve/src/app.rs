@@ -165,8 +165,8 @@ impl App {
         ids.map_err(|e| Refusal::invalid(e.to_string()))
     }
 
-    /// Hands work to the model: all of it, or, where that does not fit into the queue, none.
-    pub(crate) fn submit(&self, works: Vec<Work>) -> Result<(), Refusal> {
+    /// Hands work of a request to the model that began to come then: all of it, or, where that does not fit into the queue, none.
+    pub(crate) fn submit(&self, works: Vec<Work>, begun: Instant) -> Result<(), Refusal> {
         if self.closing.load(Ordering::Relaxed) {
             return Err(Refusal::unavailable("the server ends: ask another one"));
         }
@@ -176,7 +176,7 @@ impl App {
             mpsc::error::TrySendError::Closed(()) => Refusal::unavailable("the model is gone: start the server again"),
         })?;
         for (place, work) in places.zip(works) {
-            place.send(Job { work, arrived, deadline: arrived + self.options.timeout });
+            place.send(Job { work, arrived, deadline: begun + self.options.timeout });
         }
         Ok(())
     }

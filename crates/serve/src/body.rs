@@ -31,6 +31,8 @@ pub(crate) struct Bodies {
 pub(crate) struct Received<T> {
     pub(crate) value: T,
     pub(crate) held: OwnedSemaphorePermit,
+    /// When it began to come.
+    pub(crate) begun: std::time::Instant,
 }
 
 impl Bodies {
@@ -41,10 +43,11 @@ impl Bodies {
 
     /// Reads a body of JSON.
     pub(crate) async fn json<T: DeserializeOwned>(&self, request: Request<Body>) -> Result<Received<T>, Refusal> {
+        let begun = std::time::Instant::now();
         check_type(request.headers())?;
         let (bytes, held) = self.bytes(request).await?;
         let value = parse(&bytes)?;
-        Ok(Received { value, held })
+        Ok(Received { value, held, begun })
     }
 
     async fn bytes(&self, request: Request<Body>) -> Result<(Vec<u8>, OwnedSemaphorePermit), Refusal> {

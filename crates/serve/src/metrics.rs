@@ -1,5 +1,6 @@
 //! What happens, for Prometheus.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::EncodeLabelSet;
@@ -30,6 +31,7 @@ pub(crate) struct Metrics {
     latency: Family<Route, Histogram, fn() -> Histogram>,
     connections: Gauge,
     queue: Gauge,
+    held: AtomicBool,
     running: Gauge,
     queue_time: Histogram,
     step_time: Histogram,
@@ -59,6 +61,7 @@ impl Metrics {
             latency: Family::new_with_constructor(times as fn() -> Histogram),
             connections: Gauge::default(),
             queue: Gauge::default(),
+            held: AtomicBool::new(false),
             running: Gauge::default(),
             queue_time: times(),
             step_time: times(),
@@ -113,8 +116,9 @@ impl Metrics {
         self.connections.dec();
     }
 
-    pub(crate) fn queued(&self, waiting: usize) {
-        self.queue.set(waiting as i64);
+    /// Whether the model's thread holds a request for which there is no room yet.
+    pub(crate) fn held(&self, holds: bool) {
+        self.held.store(holds, Ordering::Relaxed);
     }
 
     pub(crate) fn running(&self, texts: usize) {
@@ -150,8 +154,9 @@ impl Metrics {
         self.prefix_bytes.set(bytes as i64);
     }
 
-    /// All of it in Prometheus' text format.
-    pub(crate) fn text(&self, picture_bytes: usize) -> Result<String, std::fmt::Error> {
+    /// All of it in Prometheus' text format; so many requests are in the queue.
+    pub(crate) fn text(&self, queue: usize, picture_bytes: usize) -> Result<String, std::fmt::Error> {
+        self.queue.set((queue + usize::from(self.held.load(Ordering::Relaxed))) as i64);
         self.picture_bytes.set(picture_bytes as i64);
         self.memory.set(resident().unwrap_or(0) as i64);
         let mut text = String::new();

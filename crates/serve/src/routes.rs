@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Path, State};
@@ -34,6 +34,7 @@ use crate::api::more::{
 use crate::api::{Chosen, Details, Usage};
 use crate::app::{App, check_text, now};
 use crate::assets;
+use crate::body::Received;
 use crate::error::{ErrorBody, Refusal};
 use crate::job::{Completion, Event, Prompt, Stats, TokenProbability, Work};
 use crate::template::Message;
@@ -79,6 +80,9 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .with_state(app)
 }
 
+/// How much later than the model's thread a request is given up here.
+const GRACE: Duration = Duration::from_millis(100);
+
 async fn measure(
     State(app): State<Arc<App>>,
     path: Option<MatchedPath>,
@@ -86,8 +90,8 @@ async fn measure(
     next: Next,
 ) -> Response {
     let started = Instant::now();
-    // What comes before the model's queue takes time, too: a body, pictures from elsewhere.
-    let response = match tokio::time::timeout(app.options.timeout, next.run(request)).await {
+    // What comes before the model's queue takes time, too: a body, pictures from elsewhere. The model's thread tells first if it can.
+    let response = match tokio::time::timeout(app.options.timeout + GRACE, next.run(request)).await {
         Ok(response) => response,
         Err(_) => Refusal::timeout("the request took longer than it may").into_response(),
     };
@@ -134,7 +138,7 @@ enum Refusals {
 ))]
 pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, Refusal> {
     let received = app.bodies.json::<CompletionRequest>(request).await?;
-    let (request, held) = (received.value, received.held);
+    let Received { value: request, held, begun } = received;
     app.check_model(request.model.as_deref())?;
     let chosen = request.sampling().check(app.settings(), app.options.max_batch)?;
     let logprobs = match request.logprobs {
@@ -155,7 +159,7 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Bo
     }
     drop(held);
     let stream = request.stream.unwrap_or(false);
-    let answer = Answering::begin(&app, prompts, chosen, logprobs, stream)?;
+    let answer = Answering::begin(&app, begun, prompts, chosen, logprobs, stream)?;
     let form = CompletionForm {
         id: app.answer_id("cmpl"),
         created: now(),
@@ -186,7 +190,7 @@ pub(crate) async fn completions(State(app): State<Arc<App>>, request: Request<Bo
 ))]
 pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Response, Refusal> {
     let received = app.bodies.json::<ChatRequest>(request).await?;
-    let (request, held) = (received.value, received.held);
+    let Received { value: request, held, begun } = received;
     app.check_model(request.model.as_deref())?;
     let chosen = request.sampling().check(app.settings(), app.options.max_batch)?;
     let logprobs = match (request.logprobs.unwrap_or(false), request.top_logprobs) {
@@ -221,7 +225,7 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) ->
     let prompt = app.prompt_of(text, urls, chosen.settings.max_new_tokens).await?;
     drop(held);
     let stream = request.stream.unwrap_or(false);
-    let answer = Answering::begin(&app, vec![prompt], chosen, logprobs, stream)?;
+    let answer = Answering::begin(&app, begun, vec![prompt], chosen, logprobs, stream)?;
     let form = ChatForm {
         id: app.answer_id("chatcmpl"),
         created: now(),
@@ -259,7 +263,7 @@ pub(crate) async fn chat(State(app): State<Arc<App>>, request: Request<Body>) ->
 ))]
 pub(crate) async fn score(State(app): State<Arc<App>>, request: Request<Body>) -> Result<Json<ScoreResponse>, Refusal> {
     let received = app.bodies.json::<ScoreRequest>(request).await?;
-    let (request, held) = (received.value, received.held);
+    let Received { value: request, held, begun } = received;
     app.check_model(request.model.as_deref())?;
     if request.candidates.is_empty() || request.candidates.len() > MAX_CANDIDATES {
         return Err(Refusal::field("candidates", format!("there are from 1 to {MAX_CANDIDATES} candidates")));
@@ -282,7 +286,7 @@ pub(crate) async fn score(State(app): State<Arc<App>>, request: Request<Body>) -
     let longest = candidates.iter().map(Vec::len).max().unwrap_or(0);
     let prompt = app.prompt(request.prompt.into_parts(), longest).await?;
     drop(held);
-    let (scores, stats) = ask(&app, |answer| Work::Score { prompt, candidates, answer }).await?;
+    let (scores, stats) = ask(&app, begun, |answer| Work::Score { prompt, candidates, answer }).await?;
     let best = scores.iter().map(|score| score.total).fold(f64::NEG_INFINITY, f64::max);
     let all: f64 = scores.iter().map(|score| (score.total - best).exp()).sum();
     let each = request.candidates.into_iter().zip(scores).enumerate();
@@ -313,7 +317,7 @@ pub(crate) async fn embeddings(
     request: Request<Body>,
 ) -> Result<Json<EmbeddingResponse>, Refusal> {
     let received = app.bodies.json::<EmbeddingRequest>(request).await?;
-    let (request, held) = (received.value, received.held);
+    let Received { value: request, held, begun } = received;
     app.check_model(request.model.as_deref())?;
     let urls = request.input.into_urls();
     if urls.is_empty() {
@@ -322,7 +326,7 @@ pub(crate) async fn embeddings(
     app.check_images(urls.len())?;
     let views = app.pictures.views(urls).await?;
     drop(held);
-    let features = ask(&app, |answer| Work::Embed { views, answer }).await?;
+    let features = ask(&app, begun, |answer| Work::Embed { views, answer }).await?;
     let embedding = |features: Vec<f32>| match request.encoding_format {
         EncodingFormat::Float => Features::Numbers(features),
         EncodingFormat::Base64 => {
@@ -350,7 +354,7 @@ pub(crate) async fn attention(
     request: Request<Body>,
 ) -> Result<Json<AttentionResponse>, Refusal> {
     let received = app.bodies.json::<AttentionRequest>(request).await?;
-    let (request, held) = (received.value, received.held);
+    let Received { value: request, held, begun } = received;
     app.check_model(request.model.as_deref())?;
     check_text(&request.completion)?;
     let (text, urls) = app.joined(request.prompt.into_parts())?;
@@ -369,7 +373,7 @@ pub(crate) async fn attention(
     let views = app.pictures.views(urls).await?;
     drop(held);
     let own = ids.clone();
-    let maps = ask(&app, |answer| Work::Attend { ids: own, views, answer }).await?;
+    let maps = ask(&app, begun, |answer| Work::Attend { ids: own, views, answer }).await?;
     let image = app.config.tokens.image;
     let mut marks = 0..;
     let tokens = ids.iter().zip(maps.data.chunks(images * patches)).enumerate().map(|(i, (&id, maps))| LookingToken {
@@ -438,7 +442,8 @@ pub(crate) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<Stat
 ))]
 pub(crate) async fn metrics(State(app): State<Arc<App>>) -> Result<Response, Refusal> {
     let bytes = app.pictures.seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner).bytes();
-    let text = app.metrics.text(bytes).map_err(|e| Refusal::failed(e.to_string()))?;
+    let queue = app.jobs.max_capacity() - app.jobs.capacity();
+    let text = app.metrics.text(queue, bytes).map_err(|e| Refusal::failed(e.to_string()))?;
     Ok(([(CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], text).into_response())
 }
 
@@ -447,9 +452,13 @@ async fn openapi() -> Response {
 }
 
 /// Asks the model for something that it answers in one piece.
-async fn ask<T>(app: &App, work: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Work) -> Result<T, Refusal> {
+async fn ask<T>(
+    app: &App,
+    begun: Instant,
+    work: impl FnOnce(oneshot::Sender<Result<T, Refusal>>) -> Work,
+) -> Result<T, Refusal> {
     let (sender, receiver) = oneshot::channel();
-    app.submit(vec![work(sender)])?;
+    app.submit(vec![work(sender)], begun)?;
     receiver.await.unwrap_or_else(|_| Err(gone()))
 }
 
@@ -475,6 +484,7 @@ struct Written {
 impl Answering {
     fn begin(
         app: &App,
+        begun: Instant,
         prompts: Vec<Prompt>,
         chosen: Chosen,
         logprobs: Option<usize>,
@@ -488,7 +498,7 @@ impl Answering {
             let completion = Completion { prompt, settings, n, first: i * n, stops, logprobs, stream };
             Work::Complete { completion, events: sender.clone() }
         };
-        app.submit(prompts.into_iter().enumerate().map(work).collect())?;
+        app.submit(prompts.into_iter().enumerate().map(work).collect(), begun)?;
         Ok(answering)
     }
 

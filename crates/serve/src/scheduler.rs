@@ -41,7 +41,16 @@ pub(crate) struct Scheduling {
 pub(crate) fn run(model: &Model, jobs: mpsc::Receiver<Job>, scheduling: Scheduling) {
     let prefixes = Bounded::new(scheduling.cache_bytes);
     let batch = model.engine().batch();
-    Scheduler { model, batch, running: Vec::new(), stepped: Instant::now(), prefixes, scheduling }.run(jobs);
+    Scheduler {
+        model,
+        batch,
+        running: Vec::new(),
+        stepped: Instant::now(),
+        paused: Duration::ZERO,
+        prefixes,
+        scheduling,
+    }
+    .run(jobs);
 }
 
 struct Scheduler<'m> {
@@ -50,6 +59,8 @@ struct Scheduler<'m> {
     running: Vec<Request<'m>>,
     /// When they went on last.
     stepped: Instant,
+    /// How long they have done so while prompts were being read.
+    paused: Duration,
     /// Beginnings of prompts that were read.
     prefixes: Bounded<Key, Seat>,
     scheduling: Scheduling,
@@ -162,7 +173,10 @@ impl<'m> Scheduler<'m> {
             let started = Instant::now();
             while started.elapsed() < READING {
                 match waiting.take().or_else(|| jobs.try_recv().ok()) {
-                    Some(job) if self.fits(&job) => self.begin(job),
+                    Some(job) if self.fits(&job) => {
+                        self.scheduling.metrics.held(false);
+                        self.begin(job);
+                    }
                     Some(job) => {
                         *waiting = Some(job);
                         break;
@@ -170,7 +184,7 @@ impl<'m> Scheduler<'m> {
                     None => break,
                 }
             }
-            self.scheduling.metrics.queued(jobs.len() + usize::from(waiting.is_some()));
+            self.scheduling.metrics.held(waiting.is_some());
             self.step();
         }
     }
@@ -269,7 +283,9 @@ impl<'m> Scheduler<'m> {
             return Err(Broken::Gone);
         }
         if self.stepped.elapsed() > READING {
+            let started = Instant::now();
             self.step();
+            self.paused += started.elapsed();
         }
         Ok(())
     }
@@ -317,6 +333,7 @@ impl<'m> Scheduler<'m> {
             }
         }
         if next.is_empty() {
+            self.stepped = Instant::now();
             return;
         }
         let (model, started) = (self.model, Instant::now());
@@ -366,13 +383,13 @@ impl<'m> Scheduler<'m> {
         let now = Instant::now();
         let mut running = std::mem::take(&mut self.running);
         running.retain_mut(|request| {
-            if request.events.is_closed() {
-                self.scheduling.metrics.cancelled();
+            if now > request.deadline {
+                request.fail(late());
                 self.leave(request);
                 return false;
             }
-            if now > request.deadline {
-                request.fail(late());
+            if request.events.is_closed() {
+                self.scheduling.metrics.cancelled();
                 self.leave(request);
                 return false;
             }

@@ -89,6 +89,7 @@ impl<'a> Scoring<'a> {
 
     /// Each prompt's scores, of each candidate in order, once none is left.
     pub fn scores(self) -> Vec<Vec<SequenceScore>> {
+        debug_assert!(self.left.is_empty(), "candidates are left");
         self.scores
     }
 }

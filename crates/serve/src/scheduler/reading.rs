@@ -2,7 +2,7 @@
 //! prompt is left there if nobody waits for what follows.
 
 use std::sync::PoisonError;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use flamingo_data::Interleaved;
 use flamingo_engine::{Array, Next, Seat, SessionOptions};
@@ -40,14 +40,20 @@ impl Scheduler<'_> {
             prompt_tokens: prompt.ids.len(),
             ..Stats::default()
         };
-        let started = Instant::now();
-        let latents = self.look(&prompt.images, waiting, &mut stats)?;
-        stats.images = started.elapsed();
-        let started = Instant::now();
-        let (seat, read, logits) = self.begun_seen(prompt, &latents, new_tokens, waiting, &mut stats)?;
-        stats.prefill = started.elapsed();
+        let (latents, took) = self.timed(|own| own.look(&prompt.images, waiting, &mut stats))?;
+        stats.images = took;
+        let (begun, took) = self.timed(|own| own.begun_seen(prompt, &latents, new_tokens, waiting, &mut stats))?;
+        let (seat, read, logits) = begun;
+        stats.prefill = took;
         self.scheduling.metrics.read(&stats);
         Ok(Begun { seat, read, logits, stats })
+    }
+
+    /// What some work for a prompt gives, and how long it took without what others did meanwhile.
+    fn timed<T>(&mut self, work: impl FnOnce(&mut Self) -> Result<T, Broken>) -> Result<(T, Duration), Broken> {
+        let (started, before) = (Instant::now(), self.paused);
+        let done = work(self)?;
+        Ok((done, started.elapsed().saturating_sub(self.paused - before)))
     }
 
     /// Latents of a prompt's pictures; those that are not remembered are looked at, one by one, so that their numbers do not
@@ -56,16 +62,20 @@ impl Scheduler<'_> {
         let mut latents = Vec::with_capacity(images.len());
         for (place, image) in images.iter().enumerate() {
             let place = if self.model.tells_places() { place } else { 0 };
-            let known = match &image.content {
-                Content::Seen(latents) => Some(latents.clone()),
-                // Another request, or this one, may have brought it since.
-                Content::New(_) => self.seen().get(&(image.key, place)).cloned(),
+            let view = match &image.content {
+                Content::Seen(known) => {
+                    stats.cached_pictures += 1;
+                    latents.push(known.clone());
+                    continue;
+                }
+                Content::New(view) => view,
             };
+            // Another request, or this one, may have brought it since.
+            let known = self.seen().get(&(image.key, place)).cloned();
             stats.cached_pictures += usize::from(known.is_some());
-            latents.push(match (known, &image.content) {
-                (Some(latents), _) => latents,
-                (None, Content::Seen(latents)) => latents.clone(),
-                (None, Content::New(view)) => {
+            latents.push(match known {
+                Some(known) => known,
+                None => {
                     self.pause(waiting)?;
                     let found = self.model.latents_of(std::slice::from_ref(view), place)?.swap_remove(0);
                     self.seen().put((image.key, place), found.clone(), found.bytes());
@@ -81,7 +91,7 @@ impl Scheduler<'_> {
     }
 
     /// [`Scheduler::begun`] of a prompt whose pictures were looked at: a seat, how many tokens are read there, and what follows
-    /// where all are. A prompt has two pieces: its demonstrations, which other prompts may share, and the rest.
+    /// where all are. A prompt has two parts: its demonstrations, which other prompts may share, and the rest.
     fn begun_seen(
         &mut self,
         prompt: &Prompt,
@@ -158,7 +168,13 @@ impl Scheduler<'_> {
             self.batch.leave(prefix);
             return Err(broken);
         }
-        let seat = self.batch.fork(prefix)?;
+        let seat = match self.batch.fork(prefix) {
+            Ok(seat) => seat,
+            Err(e) => {
+                self.batch.leave(prefix);
+                return Err(e.into());
+            }
+        };
         for gone in self.prefixes.put(key, prefix, self.batch.bytes(prefix)) {
             self.batch.leave(gone);
         }
@@ -196,13 +212,15 @@ impl Scheduler<'_> {
             None => self.batch.step(&[(seat, Next::Prompt(&prompt.ids[read..]))])?,
         };
         stats.prefill += started.elapsed();
-        let started = Instant::now();
-        let mut scoring = Scoring::new(self.model, logits, 1, prompt.ids.len(), candidates)?;
-        while scoring.go_on(self.batch.session(seat)?)? {
-            self.pause(waiting)?;
-        }
-        stats.decode = started.elapsed();
-        Ok((scoring.scores().swap_remove(0), stats))
+        let (scores, took) = self.timed(|own| {
+            let mut scoring = Scoring::new(own.model, logits, 1, prompt.ids.len(), candidates)?;
+            while scoring.go_on(own.batch.session(seat)?)? {
+                own.pause(waiting)?;
+            }
+            Ok(scoring.scores().swap_remove(0))
+        })?;
+        stats.decode = took;
+        Ok((scores, stats))
     }
 
     /// Features of pictures.
