@@ -65,7 +65,7 @@ impl Scale<'_> {
         let mut note = "";
         for nodes in [2, 4] {
             let Some(network) = Network::new(nodes, self.megabits) else {
-                note = "\nskipped: processes in network namespaces, which need Linux, iproute2 and root\n";
+                note = "\nskipped: processes in network namespaces, which need Linux, iproute2 (with tc and its tbf for --megabits) and root\n";
                 break;
             };
             let (lines, bytes) = self.train_in(&network, work.path(), nodes)?;

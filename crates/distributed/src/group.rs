@@ -262,16 +262,34 @@ impl Group {
         Watch(self.process.as_ref().map(Arc::downgrade))
     }
 
+    /// What ends the training of all workers, also while this one waits for others.
+    pub fn alarm(&self) -> Alarm {
+        Alarm { process: self.process.as_ref().map(Arc::downgrade), rank: self.rank() }
+    }
+
     /// Ends the training of all workers: this one cannot go on.
     pub fn fail(&self, why: &str) {
-        if let Some(process) = &self.process {
-            process.fail(&format!("rank {}: {why}", self.rank()));
-        }
+        self.alarm().fail(why);
     }
 
     fn next(&mut self) -> u64 {
         self.calls += 1;
         self.calls
+    }
+}
+
+/// Ends a group for a worker, whose [`Group`] is with another thread.
+pub struct Alarm {
+    process: Option<Weak<Process>>,
+    rank: usize,
+}
+
+impl Alarm {
+    /// As [`Group::fail`].
+    pub fn fail(&self, why: &str) {
+        if let Some(process) = self.process.as_ref().and_then(Weak::upgrade) {
+            process.fail(&format!("rank {}: {why}", self.rank));
+        }
     }
 }
 

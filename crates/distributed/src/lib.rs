@@ -15,5 +15,5 @@ mod place;
 mod post;
 
 pub use error::GroupError;
-pub use group::{Group, Patience, Readers, Watch};
+pub use group::{Alarm, Group, Patience, Readers, Watch};
 pub use place::{Place, Said};

@@ -113,8 +113,8 @@ pub(crate) fn assumptions(run: &Run, weights: &Weights) -> Vec<Assumption> {
     if run.devices_per_node > 1 {
         add(Source::Assumed, format!("NVLink within a node: {} GB/s a device and direction", NVLINK.bandwidth / 1e9));
     }
-    add(Source::Assumed, "gradients are sent while the backward pass of the last stream computes, weights come back while nothing does; shards are read and \
-         decoded in time"
+    add(Source::Assumed, "gradients of cross-attention are sent while the backward pass of the last stream computes (measured on CPUs alone), the rest and \
+         weights that come back while nothing does; shards are read and decoded in time"
             .into());
     add(
         Source::Assumed,

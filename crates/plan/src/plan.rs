@@ -221,6 +221,24 @@ mod tests {
         }
     }
 
+    /// What halved gradients save: of a fast network only those that come last are waited for, of a slow one all.
+    #[test]
+    fn gradients_of_layers_hide_behind_the_backward_pass() {
+        let saved = |bandwidth: f64| {
+            let seconds = |bf16_gradients: bool| {
+                let mut run = Run { bf16_gradients, devices: 8, devices_per_node: 1, ..run() };
+                run.interconnect.bandwidth = bandwidth;
+                plan(&run).expect("a plan").ways[0].step.communication
+            };
+            (seconds(false) - seconds(true)) * bandwidth
+        };
+        let weights = Weights::new(&run().config, run().freeze_lm_embeddings);
+        let half = |numbers: u64| (numbers * 2 * 7 / 8) as f64;
+        let (fast, slow) = (saved(1e12), saved(1e6));
+        assert!((fast / half(weights.trained_last) - 1.0).abs() < 1e-3, "{fast}");
+        assert!((slow / half(weights.trained()) - 1.0).abs() < 1e-3, "{slow}");
+    }
+
     /// Frozen layers below everything that trains keep nothing and have no backward pass.
     #[test]
     fn frozen_embeddings_spare_the_first_layers() {

@@ -73,10 +73,12 @@ impl Step {
         let rate = run.device.rate(run.precision) * run.share_of_peak(weights);
         let again = if checkpointing { operations.again } else { 0.0 };
         let [forward, backward, recomputation] = [operations.forward, operations.backward, again].map(|o| o / rate);
-        // Gradients go out while the last stream's are computed.
+        // Gradients of layers go out while the last stream's are computed.
         let beside = (last.backward + if checkpointing { last.again } else { 0.0 }) / rate;
-        let gradients = exchange(run, weights.trained() * run.gradient_bytes());
-        let communication = (gradients - beside).max(0.0) + exchange(run, weights.trained() * F32);
+        let of = |numbers: u64, bytes: u64| exchange(run, numbers * bytes);
+        let [layers, rest] = [weights.trained() - weights.trained_last, weights.trained_last]
+            .map(|numbers| of(numbers, run.gradient_bytes()));
+        let communication = (layers - beside).max(0.0) + rest + of(weights.trained(), F32);
         // Clipping reads the gradients; AdamW reads gradient, weight and two means, and writes all but the first.
         let bytes = F32 * (weights.trained() + 7 * weights.share(run.devices));
         let optimizer = bytes as f64 / run.device.bandwidth;

@@ -12,6 +12,8 @@ pub struct Weights {
     pub frozen_matrices: Vec<u64>,
     /// Each parameter that trains, the largest first.
     pub trained: Vec<u64>,
+    /// What of it has its gradient at the very end of a backward pass: all but cross-attention.
+    pub trained_last: u64,
 }
 
 impl Weights {
@@ -23,11 +25,12 @@ impl Weights {
                 || name.starts_with("cross_attention.")
                 || name == "decoder.embedding.added" && !freeze_lm_embeddings
         };
-        let mut weights = Self { frozen: 0, frozen_matrices: Vec::new(), trained: Vec::new() };
+        let mut weights = Self { frozen: 0, frozen_matrices: Vec::new(), trained: Vec::new(), trained_last: 0 };
         for tensor in layout(config) {
             let size = tensor.shape.iter().map(|&n| n as u64).product();
             if trains(&tensor.name) {
                 weights.trained.push(size);
+                weights.trained_last += if tensor.name.starts_with("cross_attention.") { 0 } else { size };
             } else {
                 weights.frozen += size;
                 weights.frozen_matrices.extend((size > 1_000_000).then_some(size));

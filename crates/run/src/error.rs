@@ -25,6 +25,9 @@ pub enum RunError {
     /// Another worker is lost.
     #[error(transparent)]
     Group(#[from] GroupError),
+    /// The system gives no thread.
+    #[error("cannot start a thread: {0}")]
+    Thread(String),
     /// The file system refused.
     #[error("cannot {what} {}", path.display())]
     Io {

@@ -12,6 +12,7 @@ use flamingo_data::{
 use flamingo_distributed::Group;
 use flamingo_engine::{ContrastiveOptions, Device, Ready, Training, open_contrastive, open_training};
 use flamingo_weights::{Dtype, ModelFolder};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::batch::{Parts, TrainingBatch, parts};
 use crate::checkpoint::{self, Progress};
@@ -36,6 +37,8 @@ pub struct Run {
     recipe: Recipe,
     group: Group,
     shards: Arc<Shards>,
+    /// The thread that exchanges gradients, always the same: a GPU has a stream, and memory to copy to, for each thread that reads.
+    exchanging: Arc<ThreadPool>,
     folder: Arc<ModelFolder>,
     training: Box<dyn Training>,
     streams: Vec<OpenStream>,
@@ -151,6 +154,8 @@ impl Run {
         check_alike(group, &recipe, &folder)?;
         let shards = Arc::new(Shards::new(&training.parameters(), training.stages(), group.world()));
         training.own(shards.ranges(group.rank()).to_vec());
+        let exchanging = ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "exchange".into()).build();
+        let exchanging = Arc::new(exchanging.map_err(|e| RunError::Thread(e.to_string()))?);
         let last = if first {
             std::fs::create_dir_all(&recipe.run_name).map_err(RunError::io("write", &recipe.run_name))?;
             checkpoint::latest(&checkpoints(&recipe))?
@@ -196,6 +201,7 @@ impl Run {
             recipe,
             group: Group::alone(),
             shards,
+            exchanging,
             folder,
             training,
             streams,

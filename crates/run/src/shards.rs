@@ -28,7 +28,12 @@ impl Shards {
     /// Parts of about the same length: only parameters that must stay whole make them differ. `groups` holds the places of
     /// parameters in the order in which their gradients come ([`flamingo_engine::Training::stages`]).
     pub(crate) fn new(parameters: &[Parameter], groups: Vec<Vec<usize>>, workers: usize) -> Self {
-        let buckets = buckets(parameters, &groups, BUCKET);
+        Self::with_buckets(parameters, groups, workers, BUCKET)
+    }
+
+    /// [`Shards::new`] with buckets of at least so many numbers.
+    fn with_buckets(parameters: &[Parameter], groups: Vec<Vec<usize>>, workers: usize, at_least: usize) -> Self {
+        let buckets = buckets(parameters, &groups, at_least);
         let mut ranges = vec![vec![0..0; parameters.len()]; workers];
         // Numbers in the buckets so far, and how many of them belong to workers before each.
         let (mut total, mut before) = (0, vec![0; workers + 1]);
@@ -70,7 +75,7 @@ impl Shards {
     }
 
     /// For each bucket the group with which it is complete.
-    pub(crate) fn buckets(&self) -> impl Iterator<Item = usize> {
+    pub(crate) fn complete_with(&self) -> impl Iterator<Item = usize> {
         self.buckets.iter().map(|bucket| bucket.last)
     }
 
@@ -164,10 +169,7 @@ mod tests {
 
     /// Shards of parameters in buckets of at least so many numbers.
     fn shards(parameters: &[Parameter], groups: &[&[usize]], at_least: usize, workers: usize) -> Shards {
-        let groups: Vec<Vec<usize>> = groups.iter().map(|group| group.to_vec()).collect();
-        let mut shards = Shards::new(parameters, groups.clone(), workers);
-        shards.buckets = buckets(parameters, &groups, at_least);
-        shards
+        Shards::with_buckets(parameters, groups.iter().map(|group| group.to_vec()).collect(), workers, at_least)
     }
 
     #[test]
@@ -194,8 +196,10 @@ mod tests {
             let mut numbers = (0..).map(|n| n as f32);
             let given: Vec<Option<Vec<f32>>> =
                 counts.iter().map(|&count| Some(numbers.by_ref().take(count).collect())).collect();
-            for workers in [1, 2, 3, 9, 40] {
-                let shards = Shards::new(&parameters, groups.iter().map(|group| group.to_vec()).collect(), workers);
+            for (workers, at_least) in
+                [1, 2, 3, 9, 40].into_iter().flat_map(|workers| [1, 4, 100].map(|n| (workers, n)))
+            {
+                let shards = shards(&parameters, &groups, at_least, workers);
                 let lengths = shards.lengths();
                 assert_eq!(lengths.iter().sum::<usize>(), 21);
                 let longest = lengths.iter().max().expect("a worker");

@@ -156,6 +156,8 @@ impl<B: Differentiable> Trainer<B> {
         self.collect(model, &gradients);
         done(self, Stage::Head);
         let mut slope = last.grad(&gradients);
+        // Nothing of it is kept while the layers are gone through.
+        drop((gradients, last));
         let mut slope_of_latents: Option<Tensor<B::InnerBackend, 4>> = None;
         for layer in (0..layers).rev() {
             if let Some((above, kept)) = slope.take().zip(kept.pop()) {

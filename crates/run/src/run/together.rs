@@ -11,7 +11,7 @@ use flamingo_engine::{Array, Coming, Ready};
 use flamingo_weights::ModelFolder;
 use serde::{Deserialize, Serialize};
 
-use super::{Computed, Run, file_name};
+use super::{Computed, Run, file_name, in_full};
 use crate::batch::Parts;
 use crate::checkpoint::{Progress, State};
 use crate::shards::Shards;
@@ -77,29 +77,18 @@ impl Run {
             losses.push(self.learn(batch, None, &mut seconds)?);
         }
         let (shards, half) = (self.shards.clone(), self.recipe.bf16_gradients);
-        let exchanged = std::thread::scope(|scope| {
-            let (out, gradients) = mpsc::channel::<Sent>();
-            let exchange = scope.spawn(|| exchange(group, &shards, half, gradients));
-            let mut next = 0;
-            let mut ready = |number: usize, gradients: Vec<Option<Coming>>| {
-                next = number + 1;
-                // Whoever does not listen any more has an error to tell.
-                out.send((number, gradients)).ok();
-            };
-            if let Some(last) = last {
-                losses.push(self.learn(last, Some(&mut ready), &mut seconds)?);
-            }
-            // A GPU may not have done yet what it was told.
-            let computing = Instant::now();
-            let mut rest = self.training.take_gradients()?;
-            seconds += computing.elapsed().as_secs_f64();
-            for number in next..shards.groups() {
-                let taken = |&place: &usize| rest[place].take().map(|gradient| -> Coming { Box::new(|| Ok(gradient)) });
-                out.send((number, shards.group(number).iter().map(taken).collect())).ok();
-            }
+        let (alarm, exchanging) = (group.alarm(), self.exchanging.clone());
+        let (out, gradients) = mpsc::channel::<Sent>();
+        let mut exchanged = None;
+        let computed = exchanging.in_place_scope(|scope| {
+            scope.spawn(|_| exchanged = Some(exchange(group, &shards, half, gradients)));
+            let computed = self.learn_and_send(last, &shards, &out, &mut seconds);
+            // The exchange ends where nothing more can come, but not before others have done their part of it.
             drop(out);
-            exchange.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })?;
+            computed.inspect_err(|error| alarm.fail(&in_full(error)))
+        });
+        losses.extend(computed?);
+        let exchanged = exchanged.unwrap_or_else(|| unreachable!("the scope waits for it"))?;
         let report = Report {
             losses: losses.into_iter().map(f32::to_bits).collect(),
             tokens: self.window.tokens - tokens,
@@ -130,6 +119,32 @@ impl Run {
             (0..reports[0].there.len()).map(|index| reports.iter().any(|report| report.there[index])).collect();
         self.training.set_gradients(self.shards.pieces(rank, &parts, &there))?;
         Ok(Computed { losses, norm, save })
+    }
+
+    /// Adds the gradients of a step's last batch; hands out those of each group that has them all, and the rest in the end.
+    fn learn_and_send(
+        &mut self,
+        last: Option<Share>,
+        shards: &Shards,
+        out: &mpsc::Sender<Sent>,
+        seconds: &mut f64,
+    ) -> Result<Option<f32>, RunError> {
+        let mut next = 0;
+        let mut ready = |number: usize, gradients: Vec<Option<Coming>>| {
+            next = number + 1;
+            // Whoever does not listen any more has an error to tell.
+            out.send((number, gradients)).ok();
+        };
+        let loss = last.map(|last| self.learn(last, Some(&mut ready), seconds)).transpose()?;
+        // A GPU may not have done yet what it was told.
+        let computing = Instant::now();
+        let mut rest = self.training.take_gradients()?;
+        *seconds += computing.elapsed().as_secs_f64();
+        for number in next..shards.groups() {
+            let taken = |&place: &usize| rest[place].take().map(|gradient| -> Coming { Box::new(|| Ok(gradient)) });
+            out.send((number, shards.group(number).iter().map(taken).collect())).ok();
+        }
+        Ok(loss)
     }
 
     /// The next batch of each stream with this worker's shares, which follow from what the others predict.
@@ -220,7 +235,7 @@ fn exchange(
     let mut values: Vec<Option<Vec<f32>>> = vec![None; shards.ranges(0).len()];
     let mut there = vec![false; values.len()];
     let mut parts = Vec::new();
-    let mut buckets = shards.buckets().enumerate().peekable();
+    let mut buckets = shards.complete_with().enumerate().peekable();
     for (number, gradients) in gradients {
         for (&place, coming) in shards.group(number).iter().zip(gradients) {
             values[place] = coming.map(|coming| coming()).transpose()?;
@@ -229,6 +244,7 @@ fn exchange(
         while let Some((bucket, _)) = buckets.next_if(|(_, last)| *last <= number) {
             let split = shards.split(bucket, &values);
             shards.places(bucket).iter().for_each(|&place| values[place] = None);
+            // The coordinator sees who is late, and no tensor is asked for before all are here.
             group.gather(&())?;
             parts.push(group.reduce(split, half)?);
         }
