@@ -308,9 +308,9 @@ fn long_prompts_are_read_beside_texts_and_for_somebody() {
 /// A prompt that takes longer to read than a request may take is not read on, and the next is answered.
 #[test]
 fn late_prompts_are_not_read_on() {
-    let server = Server::start(&["--model", "golden-tiny", "--max-context", "10000000", "--timeout", "10"]);
+    let server = Server::start(&["--model", "golden-tiny", "--max-context", "10000000", "--timeout", "15"]);
     for (path, body) in long() {
-        let before = begun(&server);
+        let (before, late) = (begun(&server), server.metric("flamingo_late_total"));
         let (status, message) = server.refused(path, body);
         assert_eq!(status, 408, "{message}");
         assert!(begun(&server) > before, "it never came to the model");
@@ -319,6 +319,7 @@ fn late_prompts_are_not_read_on() {
         });
         assert!(server.metric("flamingo_prompt_tokens_total") < LONG as f64, "the prompt was read to its end");
         // Nobody went away: the model's thread saw that it is late.
+        assert!(server.metric("flamingo_late_total") > late);
         assert_eq!(server.metric("flamingo_cancelled_total"), 0.0);
     }
     server.alive();

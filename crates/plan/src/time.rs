@@ -30,7 +30,8 @@ pub struct Step {
     pub backward: f64,
     /// Seconds of computing again what was not kept.
     pub recomputation: f64,
-    /// Seconds of gradients to their owners, as far as they take longer than the backward pass beside them, and of weights back.
+    /// Seconds of layers' gradients to their owners, as far as they take longer than the backward pass beside them, of the other
+    /// gradients, and of weights back.
     pub communication: f64,
     /// Seconds of clipping and AdamW.
     pub optimizer: f64,

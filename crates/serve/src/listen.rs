@@ -23,6 +23,7 @@ use crate::bounded::Bounded;
 use crate::fetch::Fetcher;
 use crate::metrics::Metrics;
 use crate::pictures::Pictures;
+use crate::routes::GRACE;
 use crate::scheduler::{self, Scheduling};
 use crate::{Options, ServeError, routes};
 
@@ -176,7 +177,7 @@ async fn answer(listener: TcpListener, app: Arc<App>, end: impl AsyncFn()) {
     app.closing.store(true, Ordering::Relaxed);
     tracing::info!("finishing what was begun");
     tokio::select! {
-        done = timeout(app.options.timeout, connections.shutdown()) => {
+        done = timeout(app.options.timeout + 2 * GRACE, connections.shutdown()) => {
             if done.is_err() {
                 tracing::warn!("some requests did not end in time");
             }

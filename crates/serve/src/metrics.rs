@@ -42,6 +42,7 @@ pub(crate) struct Metrics {
     pictures: Counter,
     cached_pictures: Counter,
     cancelled: Counter,
+    late: Counter,
     prefix_bytes: Gauge,
     picture_bytes: Gauge,
     memory: Gauge,
@@ -72,6 +73,7 @@ impl Metrics {
             pictures: Counter::default(),
             cached_pictures: Counter::default(),
             cancelled: Counter::default(),
+            late: Counter::default(),
             prefix_bytes: Gauge::default(),
             picture_bytes: Gauge::default(),
             memory: Gauge::default(),
@@ -96,6 +98,7 @@ impl Metrics {
         registry.register("pictures", "Pictures of prompts", metrics.pictures.clone());
         registry.register("cached_pictures", "Pictures that were seen before", metrics.cached_pictures.clone());
         registry.register("cancelled", "Requests whose client went away", metrics.cancelled.clone());
+        registry.register("late", "Requests that the model left as too late", metrics.late.clone());
         let bytes = Unit::Bytes;
         registry.register_with_unit("prefix_cache", "Beginnings kept", bytes.clone(), metrics.prefix_bytes.clone());
         registry.register_with_unit("picture_cache", "Pictures kept", bytes.clone(), metrics.picture_bytes.clone());
@@ -148,6 +151,10 @@ impl Metrics {
 
     pub(crate) fn cancelled(&self) {
         self.cancelled.inc();
+    }
+
+    pub(crate) fn late(&self) {
+        self.late.inc();
     }
 
     pub(crate) fn prefixes(&self, bytes: usize) {

@@ -81,7 +81,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
 }
 
 /// How much later than the model's thread a request is given up here.
-const GRACE: Duration = Duration::from_millis(100);
+pub(crate) const GRACE: Duration = Duration::from_millis(100);
 
 async fn measure(
     State(app): State<Arc<App>>,

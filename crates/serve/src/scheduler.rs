@@ -268,7 +268,10 @@ impl<'m> Scheduler<'m> {
                 self.scheduling.metrics.cancelled();
                 None
             }
-            Broken::Late => Some(late()),
+            Broken::Late => {
+                self.scheduling.metrics.late();
+                Some(late())
+            }
             Broken::Failed(error) => Some(refused(error)),
         }
     }
@@ -384,6 +387,7 @@ impl<'m> Scheduler<'m> {
         let mut running = std::mem::take(&mut self.running);
         running.retain_mut(|request| {
             if now > request.deadline {
+                self.scheduling.metrics.late();
                 request.fail(late());
                 self.leave(request);
                 return false;

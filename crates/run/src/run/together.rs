@@ -78,14 +78,16 @@ impl Run {
         }
         let (shards, half) = (self.shards.clone(), self.recipe.bf16_gradients);
         let (alarm, exchanging) = (group.alarm(), self.exchanging.clone());
+        // Others are told at once, whichever of the two threads fails.
+        let tell = |error: &RunError| alarm.fail(&in_full(error));
         let (out, gradients) = mpsc::channel::<Sent>();
         let mut exchanged = None;
         let computed = exchanging.in_place_scope(|scope| {
-            scope.spawn(|_| exchanged = Some(exchange(group, &shards, half, gradients)));
+            scope.spawn(|_| exchanged = Some(exchange(group, &shards, half, gradients).inspect_err(tell)));
             let computed = self.learn_and_send(last, &shards, &out, &mut seconds);
             // The exchange ends where nothing more can come, but not before others have done their part of it.
             drop(out);
-            computed.inspect_err(|error| alarm.fail(&in_full(error)))
+            computed.inspect_err(tell)
         });
         losses.extend(computed?);
         let exchanged = exchanged.unwrap_or_else(|| unreachable!("the scope waits for it"))?;
