@@ -56,7 +56,7 @@ fn the_papers_runs_are_planned_as_the_paper_has_them() {
             assert!(page.contains(source), "{model}: nothing from {source} in {page}");
         }
     }
-    assert!(stdout(&flamingo(&["plan", "--model", "openflamingo-9b"])).contains("benches/gpu-check.md"));
+    assert!(stdout(&flamingo(&["plan", "--model", "openflamingo-9b"])).contains("benches/plan.md"));
 }
 
 #[test]

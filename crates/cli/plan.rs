@@ -128,6 +128,7 @@ fn page(plan: &Plan) -> String {
             ("forward", &seconds(|s| s.forward)),
             ("backward", &seconds(|s| s.backward)),
             ("computed again", &seconds(|s| s.recomputation)),
+            ("launching kernels", &seconds(|s| s.launching)),
             ("communication", &seconds(|s| s.communication)),
             ("optimizer", &seconds(|s| s.optimizer)),
             ("all", &seconds(|s| s.total)),

@@ -101,7 +101,7 @@ pub fn plan(run: &Run) -> Result<Plan, PlanError> {
         devices_per_node: run.devices_per_node,
         device_memory: run.memory.0,
         device: run.device,
-        efficiency: run.share_of_peak(&weights),
+        efficiency: run.share_of_peak(),
         interconnect: run.interconnect,
         precision: run.precision,
         parameters: weights.frozen + weights.trained(),
@@ -111,7 +111,7 @@ pub fn plan(run: &Run) -> Result<Plan, PlanError> {
         steps,
         wire_bytes: run.wire_bytes(&weights),
         ways: [way(false), way(true)],
-        assumptions: assumptions(run, &weights),
+        assumptions: assumptions(run),
     })
 }
 

@@ -9,12 +9,12 @@ use crate::{NVLINK, Precision, Run, Stream, Weights};
 /// Bytes of f32.
 const F32: u64 = 4;
 
-/// The share of its peak that a device reached in bf16 training steps, as operations are counted here (`benches/gpu-check.md`: NVIDIA
-/// H200, 989 TFLOP/s, 8 rows of 256 tokens; openflamingo-3b and -9b). With checkpointing it was 0.113 and 0.169.
-pub(crate) const MEASURED: [f64; 2] = [0.104, 0.160];
+/// The share of its peak that a device reaches in bf16 while it computes, as operations are counted here. With [`LAUNCHING`] fitted to ten
+/// kinds of steps of 3B, 4B and 9B on an H100 of 989 TFLOP/s (`benches/plan.md`).
+pub(crate) const MEASURED: f64 = 0.203;
 
-/// Parameters from which on a model is like the larger of the two.
-pub(crate) const LARGE: u64 = 5_000_000_000;
+/// Seconds that launching kernels takes for each block of a batch, forwards and backwards, and for each that is computed again.
+pub(crate) const LAUNCHING: [f64; 2] = [1.55e-3, 0.65e-3];
 
 /// The share that products of f32 are taken to reach: nothing was measured.
 pub(crate) const ASSUMED_F32: f64 = 0.3;
@@ -30,6 +30,8 @@ pub struct Step {
     pub backward: f64,
     /// Seconds of computing again what was not kept.
     pub recomputation: f64,
+    /// Seconds in which a GPU waits for kernels to be launched.
+    pub launching: f64,
     /// Seconds of layers' gradients to their owners, as far as they take longer than the backward pass beside them, of the other
     /// gradients, and of weights back.
     pub communication: f64,
@@ -40,12 +42,29 @@ pub struct Step {
 }
 
 impl Run {
-    /// The share of its peak that a device is taken to reach.
-    pub fn share_of_peak(&self, weights: &Weights) -> f64 {
+    /// The share of its peak that a device is taken to reach while it computes.
+    pub fn share_of_peak(&self) -> f64 {
         self.efficiency.unwrap_or(match self.precision {
             Precision::Fp32 => ASSUMED_F32,
-            Precision::AmpBf16 => MEASURED[usize::from(weights.frozen + weights.trained() >= LARGE)],
+            Precision::AmpBf16 => MEASURED,
         })
+    }
+
+    /// Seconds of launching for all batches of a step; a share of the peak that is given counts it in.
+    fn launching(&self, checkpointing: bool) -> f64 {
+        let config = &self.config;
+        let layers = config.decoder.architecture().n_layers;
+        let cross = (0..layers).filter(|&layer| config.cross_attention.has_block(layer)).count();
+        let (all, again) = (config.vision.layers + config.resampler.depth + layers + cross, layers + cross);
+        let batches = self.streams().filter(|(_, stream)| stream.rows > 0).count();
+        match self.efficiency {
+            Some(_) => 0.0,
+            None => {
+                let [each, once_more] = LAUNCHING;
+                let again = if checkpointing { again as f64 * once_more } else { 0.0 };
+                batches as f64 * (all as f64 * each + again)
+            }
+        }
     }
 
     /// Bytes that a device sends in a step; it receives as many. Gradients go to their owners, weights come back: of each
@@ -71,7 +90,7 @@ impl Step {
             operations.backward += last.backward;
             operations.again += last.again;
         }
-        let rate = run.device.rate(run.precision) * run.share_of_peak(weights);
+        let rate = run.device.rate(run.precision) * run.share_of_peak();
         let again = if checkpointing { operations.again } else { 0.0 };
         let [forward, backward, recomputation] = [operations.forward, operations.backward, again].map(|o| o / rate);
         // Gradients of layers go out while the last stream's are computed.
@@ -80,6 +99,7 @@ impl Step {
         let [layers, rest] = [weights.trained() - weights.trained_last, weights.trained_last]
             .map(|numbers| of(numbers, run.gradient_bytes()));
         let communication = (layers - beside).max(0.0) + rest + of(weights.trained(), F32);
+        let launching = run.launching(checkpointing);
         // Clipping reads the gradients; AdamW reads gradient, weight and two means, and writes all but the first.
         let bytes = F32 * (weights.trained() + 7 * weights.share(run.devices));
         let optimizer = bytes as f64 / run.device.bandwidth;
@@ -88,9 +108,10 @@ impl Step {
             forward,
             backward,
             recomputation,
+            launching,
             communication,
             optimizer,
-            total: forward + backward + recomputation + communication + optimizer,
+            total: forward + backward + recomputation + launching + communication + optimizer,
         }
     }
 }
