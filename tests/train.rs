@@ -122,6 +122,25 @@ fn a_run_that_is_killed_ten_times_ends_as_one_that_is_not() {
     assert!(left.into_iter().all(|entry| entry.file_name().to_string_lossy().starts_with("step-")));
 }
 
+/// Two trainings in one folder would write each other's checkpoints.
+#[test]
+fn a_folder_has_one_run_at_a_time() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (recipe, run) = (recipe(folder.path(), &shards()), folder.path().join("run"));
+    let mut first = train(&recipe, &[]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("a process");
+    assert!(wait_for_lines(&run, 1, &mut first));
+    let said = fails(&mut train(&recipe, &[]));
+    assert!(said.contains("another training runs in") && said.contains("run_name"), "{said}");
+    // Killed, it leaves the folder to the next, which goes on.
+    first.kill().expect("SIGKILL");
+    first.wait().expect("an end");
+    let lines = metrics(&run).len();
+    let mut next = train(&recipe, &[]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("a process");
+    assert!(wait_for_lines(&run, lines + 2, &mut next));
+    next.kill().expect("SIGKILL");
+    next.wait().expect("an end");
+}
+
 #[test]
 fn a_run_learns_and_leaves_a_model_that_answers() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -25,6 +25,9 @@ pub enum RunError {
     /// Another worker is lost.
     #[error(transparent)]
     Group(#[from] GroupError),
+    /// Another run is in the folder.
+    #[error("another training runs in {}: wait for its end, or give another run_name", .0.display())]
+    Busy(PathBuf),
     /// The system gives no thread.
     #[error("cannot start a thread: {0}")]
     Thread(String),

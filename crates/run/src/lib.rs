@@ -8,6 +8,7 @@ mod batch;
 mod checkpoint;
 mod error;
 mod export;
+mod lock;
 mod metrics;
 mod recipe;
 mod run;

@@ -16,6 +16,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::batch::{Parts, TrainingBatch, parts};
 use crate::checkpoint::{self, Progress};
+use crate::lock::Lock;
 use crate::metrics::{MetricsFile, Together};
 use crate::shards::Shards;
 use crate::{Metrics, Objective, Recipe, RunError, export};
@@ -44,6 +45,7 @@ pub struct Run {
     streams: Vec<OpenStream>,
     /// Rank 0's alone.
     metrics: Option<MetricsFile>,
+    _lock: Option<Lock>,
     tokens: SpecialTokens,
     progress: Progress,
     window: Window,
@@ -156,11 +158,12 @@ impl Run {
         training.own(shards.ranges(group.rank()).to_vec());
         let exchanging = ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "exchange".into()).build();
         let exchanging = Arc::new(exchanging.map_err(|e| RunError::Thread(e.to_string()))?);
-        let last = if first {
+        let (lock, last) = if first {
             std::fs::create_dir_all(&recipe.run_name).map_err(RunError::io("write", &recipe.run_name))?;
-            checkpoint::latest(&checkpoints(&recipe))?
+            let lock = Lock::of(&recipe.run_name)?;
+            (Some(lock), checkpoint::latest(&checkpoints(&recipe))?)
         } else {
-            None
+            (None, None)
         };
         let progress = match checkpoint_of_first(group, last)? {
             None => Progress {
@@ -206,6 +209,7 @@ impl Run {
             training,
             streams,
             metrics,
+            _lock: lock,
             tokens,
             progress,
             window: Window::default(),
