@@ -74,7 +74,7 @@ struct ScaleArgs {
     #[arg(long, default_value = "flex")]
     device: Device,
     /// Megabits a second of each process's network, both ways.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     megabits: Option<u32>,
 }
 
