@@ -268,6 +268,11 @@ fn the_doctor_tries_devices() {
     }
     assert_eq!(devices.iter().filter(|device| device["auto"] == true).count(), 1, "{report}");
 
+    // A device that does not answer is given up, and all are told of.
+    let output = flamingo(&["doctor", "--time-limit", "0"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stdout(&output).contains("no answer within 0 seconds"), "{}", stdout(&output));
+
     // Without a model the weights are made up, and one that cannot be opened is no fault of a device.
     let work = tempfile::tempdir().expect("a temporary folder");
     let zoo = work.path().to_str().expect("a path");

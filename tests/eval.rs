@@ -463,6 +463,8 @@ fn broken_data_are_one_clear_sentence() {
     let out = text_of(&folder.path().join("run"));
     let run = |more: &[&str]| fails(&[&MODEL[..], &["--task", &task, "--out", &out], more].concat());
     assert!(run(&["--shots", "8"]).contains("8 shots want 8 demonstrations, and there are 7 to choose from"));
+    let error = fails(&[&MODEL[..], &["--task", &task, "--shots", "2", "--out", &task]].concat());
+    assert!(error.contains("mine.toml is no folder: give another --out"), "{error}");
     fs::remove_file(folder.path().join("xxx.jpg")).expect("a file");
     let error = run(&["--shots", "2"]);
     assert!(error.contains("mine.jsonl: the picture of sample 2 is not there") && error.contains("xxx.jpg"), "{error}");

@@ -801,6 +801,9 @@ Examples:
 pub struct DoctorArgs {
     #[command(flatten)]
     pub zoo: ZooArgs,
+    /// Seconds that a device may take.
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub time_limit: u64,
     /// One JSON object on stdout instead of text.
     #[arg(long)]
     pub json: bool,

@@ -15,6 +15,7 @@ use flamingo_engine::{Device, Engine, Machine, Pixels, Precision, SessionOptions
 use flamingo_generate::{EarlyStopping, GenerationConfig, Strategy, generate};
 use flamingo_weights::{Format, ModelFolder, layout};
 use indicatif::ProgressBar;
+use process_control::{ChildExt, Control};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -151,7 +152,7 @@ fn measure_apart(args: &BenchArgs, precision: Option<Precision>) -> anyhow::Resu
     if let Some(precision) = precision {
         command.args(["--precision", &precision.to_string()]);
     }
-    answer(command.stderr(Stdio::piped()))
+    answer(&mut command, None)
 }
 
 fn numbers(args: &BenchArgs) -> [(&'static str, usize); 6] {
@@ -165,10 +166,17 @@ fn numbers(args: &BenchArgs) -> [(&'static str, usize); 6] {
     ]
 }
 
-/// What a process prints, as JSON.
-pub fn answer<T: for<'de> Deserialize<'de>>(command: &mut Command) -> anyhow::Result<T> {
+/// What a process prints, as JSON. One that takes longer than `limit` is killed.
+pub fn answer<T: for<'de> Deserialize<'de>>(command: &mut Command, limit: Option<Duration>) -> anyhow::Result<T> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().with_context(|| format!("cannot run {program}"))?;
+    let piped = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = piped.spawn().with_context(|| format!("cannot run {program}"))?;
+    let mut waiting = child.controlled_with_output();
+    if let Some(limit) = limit {
+        waiting = waiting.time_limit(limit).terminate_for_timeout();
+    }
+    let ended = waiting.wait().with_context(|| format!("cannot wait for {program}"))?;
+    let output = ended.with_context(|| format!("no answer within {} seconds", limit.unwrap_or_default().as_secs()))?;
     let errors = String::from_utf8_lossy(&output.stderr);
     // What a driver kills says nothing; its signal does.
     let silent = format!("it said nothing and ended with {}", output.status);
@@ -315,7 +323,7 @@ fn torch(
             command.args([format!("--{name}"), number.to_string()]);
         }
         command.args(["--device", &device, "--dtype", precision]);
-        let all: BTreeMap<String, serde_json::Value> = answer(command.args(more).stderr(Stdio::piped()))?;
+        let all: BTreeMap<String, serde_json::Value> = answer(command.args(more), None)?;
         Ok(all.into_iter().filter_map(|(name, value)| Some((name, value.as_f64()?))).collect())
     };
     let beams = args.beams.to_string();

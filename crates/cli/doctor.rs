@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use flamingo_config::ModelConfig;
@@ -138,12 +138,12 @@ fn devices(args: &DoctorArgs) -> Vec<Tried> {
     all
 }
 
-/// [`trial`] in a process of its own: a driver may take its process along.
+/// [`trial`] in a process of its own: a driver may take its process along, or never answer.
 fn trial_apart(args: &DoctorArgs, device: Device) -> anyhow::Result<Trial> {
     let mut command = Command::new(std::env::current_exe().context("cannot find this program")?);
     command.args(["doctor", "--try-device", &device.to_string()]);
     command.arg("--models").arg(args.zoo.folder());
-    answer(command.stdin(Stdio::null()).stderr(Stdio::piped()))
+    answer(&mut command, Some(Duration::from_secs(args.time_limit)))
 }
 
 /// Opens a small model, shows it a picture and a few tokens, and compares its numbers with the CPU's.

@@ -256,6 +256,9 @@ fn begin(evaluator: &Evaluator, subject: &Subject, benchmarks: &[Benchmark], out
         header.tasks.extend(before.tasks);
         header.samples.extend(before.samples);
     }
+    if out.exists() && !out.is_dir() {
+        return Err(EvalError::Settings(format!("{} is no folder: give another --out", out.display())));
+    }
     std::fs::create_dir_all(out).map_err(EvalError::file(out))?;
     write_json(&path, &header)?;
     Ok(header)
