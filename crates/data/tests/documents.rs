@@ -118,11 +118,23 @@ fn generated_pictures_stand_where_their_numbers_do() {
 #[test]
 fn what_a_page_writes_about_marks_is_no_picture() {
     let mut page = crossed();
-    page["text_list"][1] = "use <image> and <|endofchunk|> b.".into();
+    // Taken out once, each of the last two leaves a mark.
+    page["text_list"][1] = "use <image> and <|endofchunk|> <ima<image>ge> <im<|endofchunk|>age> b.".into();
     let document = apply(&rules(), &page).expect("a document");
     assert_eq!(text(&document).matches("<image>").count(), document.pictures.len());
     let upstream = apply(&DocumentRules { upstream_compat: true, ..rules() }, &page).expect("a document");
-    assert_eq!(text(&upstream).matches("<image>").count(), upstream.pictures.len() + 1);
+    assert_eq!(text(&upstream).matches("<image>").count(), upstream.pictures.len() + 2);
+    let generated = json!({
+        "is_gpt": true,
+        "example": "<|endof<ima<image>ge>chunk|>a _!_IMAGE1_!_ b",
+        "image_map": {"_!_IMAGE1_!_": {"base64_image": picture(1)}},
+    });
+    let document = apply(&rules(), &generated).expect("a document");
+    assert_eq!(text(&document), "a<image>b<|endofchunk|><|endoftext|>");
+    // However many lie in each other.
+    let nest = 300_000;
+    page["text_list"][1] = format!("{}{} b.", "<ima".repeat(nest), "ge>".repeat(nest)).into();
+    assert_eq!(text(&apply(&rules(), &page).expect("a document")), text(&apply(&rules(), &crossed()).expect("one")));
 }
 
 #[test]

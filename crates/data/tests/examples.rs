@@ -77,9 +77,16 @@ fn pairs_are_a_picture_and_its_caption() {
     }
 
     // A caption that speaks of marks sets none.
-    let caption: &[(&str, &[u8])] = &[("txt", b"<image> tag<|endofchunk|>"), ("png", &png)];
-    let example = pairs.example(sample(caption), &mut rng).expect("an example");
-    assert_eq!(example.ids, pair_ids(&pairs.tokenizer, "tag", 6).expect("ids"));
+    for text in [
+        "<image> tag<|endofchunk|>",
+        "<ima<image>ge>tag",
+        "<im<|endofchunk|>age> tag",
+        "<|end<ima<image>ge>ofchunk|>tag",
+    ] {
+        let caption = sample(&[("txt", text.as_bytes()), ("png", &png)]);
+        let example = pairs.example(caption, &mut rng).expect("an example");
+        assert_eq!(example.ids, pair_ids(&pairs.tokenizer, "tag", 6).expect("ids"), "{text}");
+    }
 
     let flips = Pairs { flip: true, ..pairs };
     let mirror = mirrored(&seen, 8);
