@@ -20,6 +20,8 @@ mod inspect;
 #[cfg(not(target_arch = "wasm32"))]
 mod loader;
 #[cfg(not(target_arch = "wasm32"))]
+mod patterns;
+#[cfg(not(target_arch = "wasm32"))]
 mod prepare;
 #[cfg(not(target_arch = "wasm32"))]
 mod shards;
@@ -39,7 +41,8 @@ pub use {
     files::write_whole,
     inspect::{Distribution, Histogram, InspectOptions, Kept, Members, Samples, Summary, Texts, inspect},
     loader::{Decode, Loader, LoaderOptions, Position, WorkerPosition, find_shards},
+    patterns::expand,
     prepare::{ConvertOptions, ConvertReport, PackOptions, PackReport, PrepareError, convert_mmc4, pack},
-    shards::{Sample, Skipped, expand, read_samples},
+    shards::{Sample, Skipped, read_samples},
     streams::{IGNORE, Stream, pair_ids},
 };

@@ -5,13 +5,8 @@ use std::collections::btree_map::Entry;
 use std::io::Read;
 use std::ops::ControlFlow;
 
-use crate::DataError;
-
 /// Largest member that is read, in bytes.
 pub(crate) const MAX_MEMBER: u64 = 1 << 28;
-
-/// Most names that a pattern may stand for.
-const MAX_SHARDS: usize = 1 << 20;
 
 /// Members of a shard that share a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -85,53 +80,4 @@ fn split(path: &str) -> Option<(&str, String)> {
     let dot = name + path[name..].find('.')?;
     let known = dot > name && dot + 1 < path.len() && !path[name..].starts_with("__");
     known.then(|| (&path[..dot], path[dot + 1..].to_lowercase()))
-}
-
-/// The names that a pattern stands for: `{0000..0999}` counts, `{a,b}` lists, `::` joins patterns.
-///
-/// # Errors
-/// [`DataError::Shards`] for braces that do not close or hold nothing, and for more than a million names.
-pub fn expand(pattern: &str) -> Result<Vec<String>, DataError> {
-    let mut names = Vec::new();
-    for part in pattern.split("::").filter(|part| !part.is_empty()) {
-        names.extend(braces(part)?);
-        if names.len() > MAX_SHARDS {
-            return Err(wrong(pattern, "stands for more than a million names"));
-        }
-    }
-    if names.is_empty() { Err(wrong(pattern, "names nothing")) } else { Ok(names) }
-}
-
-fn wrong(pattern: &str, why: &str) -> DataError {
-    DataError::Shards(format!("the shard pattern `{pattern}` {why}"))
-}
-
-fn braces(pattern: &str) -> Result<Vec<String>, DataError> {
-    let Some((before, rest)) = pattern.split_once('{') else { return Ok(vec![pattern.to_string()]) };
-    let (inside, after) = rest.split_once('}').ok_or_else(|| wrong(pattern, "has a brace that does not close"))?;
-    let choices =
-        choices(inside).ok_or_else(|| wrong(pattern, "has braces without a range `{000..999}` or a list `{a,b}`"))?;
-    let tails = braces(after)?;
-    if choices.len().saturating_mul(tails.len()) > MAX_SHARDS {
-        return Err(wrong(pattern, "stands for more than a million names"));
-    }
-    let joined = choices.iter().flat_map(|choice| tails.iter().map(move |tail| format!("{before}{choice}{tail}")));
-    Ok(joined.collect())
-}
-
-/// What stands between braces; `None` if it is neither a range nor a list.
-fn choices(inside: &str) -> Option<Vec<String>> {
-    if let Some((first, last)) = inside.split_once("..") {
-        let number = |text: &str| text.bytes().all(|b| b.is_ascii_digit()).then(|| text.parse::<usize>().ok())?;
-        let (from, to) = (number(first)?, number(last)?);
-        // As in a shell: zeros in front set the width.
-        let padded = [first, last].into_iter().any(|text| text.len() > 1 && text.starts_with('0'));
-        let width = if padded { first.len().max(last.len()) } else { 0 };
-        if from.abs_diff(to) >= MAX_SHARDS {
-            return None;
-        }
-        let name = |number: usize| format!("{number:0width$}");
-        return Some(if from <= to { (from..=to).map(name).collect() } else { (to..=from).rev().map(name).collect() });
-    }
-    inside.contains(',').then(|| inside.split(',').map(str::to_string).collect())
 }

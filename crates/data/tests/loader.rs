@@ -326,6 +326,7 @@ fn shards_are_found_by_pattern_glob_and_list() {
     std::fs::write(at("list"), format!("# two\n{}\n\n{}\n", shards[2], at("00[01].tar*"))).expect("a list");
     assert_eq!(find_shards(&format!("@{}", at("list"))).expect("shards"), [2, 0, 1].map(|i: usize| shards[i].clone()));
     assert_eq!(find_shards("https://host/{0..1}.tar").expect("names"), ["https://host/0.tar", "https://host/1.tar"]);
+    assert_eq!(find_shards("http://[::1]:80/a.tar::b.tar").expect("names"), ["http://[::1]:80/a.tar", "b.tar"]);
     assert_eq!(find_shards("http://host/a.tar?key=*").expect("a name"), ["http://host/a.tar?key=*"]);
     for wrong in ["", "::", &at("*.zip"), &format!("@{}", at("nothing")), "{0..1", "http://host/*.tar", "gs://a/b.tar"]
     {

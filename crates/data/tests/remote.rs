@@ -19,7 +19,10 @@ type Files = BTreeMap<String, Vec<u8>>;
 
 /// Serves files until the test ends, and one bucket; remembers what was asked for.
 fn serve(files: Files) -> (String, Arc<Mutex<Vec<String>>>) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    serve_at(TcpListener::bind("127.0.0.1:0").expect("a port"), files)
+}
+
+fn serve_at(listener: TcpListener, files: Files) -> (String, Arc<Mutex<Vec<String>>>) {
     let address = listener.local_addr().expect("an address");
     let asked = Arc::new(Mutex::new(Vec::new()));
     let log = asked.clone();
@@ -109,6 +112,18 @@ fn shards_of_a_web_server_are_those_of_its_disk() {
         counts,
         [("cut shard", 1), ("delivered", 61), ("unreadable shard", 1)].map(|(k, n)| (k.into(), n)).into()
     );
+}
+
+#[test]
+fn a_server_may_have_a_long_address() {
+    // Some machines have no such addresses.
+    let Ok(listener) = TcpListener::bind("[::1]:0") else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let local = numbered(folder.path(), 2, 3);
+    let contents = local.iter().map(|path| std::fs::read(path).expect("a shard"));
+    let (address, _) = serve_at(listener, ["/0.tar", "/1.tar"].map(String::from).into_iter().zip(contents).collect());
+    let shards = find_shards(&format!("http://{address}/0.tar::http://{address}/1.tar")).expect("shards");
+    assert_eq!(read(shards, 6), read(local, 6));
 }
 
 #[test]

@@ -94,9 +94,56 @@ fn patterns_are_those_of_webdataset() {
     assert_eq!(names("{3..1}"), ["3", "2", "1"]);
     assert_eq!(names("{a,b}/{0..1}.tar"), ["a/0.tar", "a/1.tar", "b/0.tar", "b/1.tar"]);
     assert_eq!(names("a.tar::b-{0..1}.tar"), ["a.tar", "b-0.tar", "b-1.tar"]);
-    for bad in ["", "::", "a{", "a{0..}", "a{}", "a{x}", "{0..99999999999}", "{0..9999}{0..9999}", "{-1..3}"] {
+    for bad in ["", "::", "a{", "a{0..}", "a{}", "a{x}", "{0..99999999999}", "{0..9999}{0..9999}", "{..3}", "{1..a}"] {
         assert!(expand(bad).is_err(), "{bad}");
     }
+    // Braces around no choice are more likely a slip than a name.
+    for bad in ["{pairs-{0000,0001}}.tar", "{a,b{x}}", "{{0..9}", "a}", "}{", "{a,{0..999999}}{b,c}", r"{a\,b}"] {
+        assert!(expand(bad).is_err(), "{bad}");
+    }
+}
+
+/// What braceexpand 0.1.7 makes of them.
+#[test]
+fn braces_are_those_of_the_python_package() {
+    for (pattern, names) in [
+        ("x{a,b{1..2},}y", "xay xb1y xb2y xy"),
+        ("{a,{b,{c,d}}}", "a b c d"),
+        ("{-1..3}", "-1 0 1 2 3"),
+        ("{0..-2}", "0 -1 -2"),
+        ("{10..0..5}", "10 5 0"),
+        ("{1..5..-2}", "1 3 5"),
+        ("{1..3..0}", "1 2 3"),
+        ("{-05..5..5}", "-05 000 005"),
+        ("{00..0}", "00"),
+        ("{a..e..2}", "a c e"),
+        ("{Z..b}", "Z a b"),
+        ("{b..Y}", "b a Z Y"),
+        ("{a..a}", "a"),
+        ("{a,b..c}", "a b..c"),
+        ("{é,ü}", "é ü"),
+        (r"a\{1,2\}\\{3,4}", r"a{1,2}\3 a{1,2}\4"),
+        (r"{a\,b,c}", "a,b c"),
+    ] {
+        assert_eq!(expand(pattern).expect("names"), names.split(' ').collect::<Vec<_>>(), "{pattern}");
+    }
+}
+
+#[test]
+fn colons_of_an_address_join_nothing() {
+    let names = |pattern: &str| expand(pattern).expect("names");
+    assert_eq!(names("http://[::1]:80/a.tar"), ["http://[::1]:80/a.tar"]);
+    assert_eq!(
+        names("a.tar::http://u:p@[fe80::1]/{0,1}.tar::https://[1::2]/b.tar::c[.tar::d].tar"),
+        [
+            "a.tar",
+            "http://u:p@[fe80::1]/0.tar",
+            "http://u:p@[fe80::1]/1.tar",
+            "https://[1::2]/b.tar",
+            "c[.tar",
+            "d].tar"
+        ]
+    );
 }
 
 /// A shard that the Python package made (`fixtures/shard.py`).

@@ -7,9 +7,10 @@ use std::sync::atomic::AtomicBool;
 
 #[cfg(feature = "remote")]
 use super::remote;
+use crate::patterns::parts;
 use crate::{DataError, expand};
 
-/// The shards that patterns stand for: `{000..999}` and `{a,b}` are written out, `*` and `?` are looked up among
+/// The shards that patterns stand for: `{000..999}` and `{a,b}` are written out ([`expand`]), `*` and `?` are looked up among
 /// local files and the objects of an `s3://` bucket, `@FILE` is a list with a pattern a line, `::` joins.
 ///
 /// Shards are local paths, `http://`, `https://` or `s3://`. Buckets are reached as the variables say that Amazon's own
@@ -19,7 +20,7 @@ use crate::{DataError, expand};
 /// [`DataError::Shards`] for a pattern that is wrong or finds nothing, [`DataError::Io`] for an unreadable list.
 pub fn find_shards(patterns: &str) -> Result<Vec<String>, DataError> {
     let mut found = Vec::new();
-    for pattern in patterns.split("::").filter(|pattern| !pattern.is_empty()) {
+    for pattern in parts(patterns) {
         if let Some(list) = pattern.strip_prefix('@') {
             let io = |source| DataError::Io { path: list.into(), source };
             let text = std::fs::read_to_string(list).map_err(io)?;
