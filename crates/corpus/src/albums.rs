@@ -83,7 +83,7 @@ impl Albums {
                 }
             });
             wrong.map_or(Ok(()), Err)?;
-            if skipped.cut > 0 {
+            if skipped.damaged + skipped.cut > 0 {
                 return Err(CorpusError::content(shard, "it is damaged: make it again with fetch-data"));
             }
         }

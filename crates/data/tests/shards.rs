@@ -35,7 +35,7 @@ fn members_belong_together_by_name() {
         ("a/001.jpg", b"picture"),
         ("a/001.TXT", b"a cat"),
         ("a/001.txt", b"twice"),
-        ("__meta__.json", b"{}"),
+        ("__meta__/own.json", b"{}"),
         ("readme", b"no extension"),
         ("a/.hidden", b"no key"),
         ("b.v2/002.seg.png", b"picture"),
@@ -44,7 +44,20 @@ fn members_belong_together_by_name() {
     let (samples, skipped) = read(&shard);
     assert_eq!(summary(&samples), ["a/001 jpg+txt", "b.v2/002 json+seg.png"]);
     assert_eq!(samples[0].parts["txt"], b"a cat");
-    assert_eq!(skipped, Skipped { members: 3, duplicates: 1, cut: 0 });
+    assert_eq!(skipped, Skipped { members: 3, duplicates: 1, ..Skipped::default() });
+}
+
+/// What webdataset 0.2.100 makes of names with underscores.
+#[test]
+fn only_folders_between_underscores_are_the_packages_own() {
+    let names = ["__x.png", "__meta__.json", "a/__m__/1.png", "___/4.png", "__.png"];
+    let own = ["__meta__/1.png", "__a__/b/2.png", "____/3.png"];
+    let shard =
+        tar(&[&own[..], &names[..], &own[..]].concat().iter().map(|name| (*name, &b"x"[..])).collect::<Vec<_>>());
+    let (samples, skipped) = read(&shard);
+    let keys = ["__x png", "__meta__ json", "a/__m__/1 png", "___/4 png", "__ png"];
+    assert_eq!(summary(&samples), keys);
+    assert_eq!(skipped, Skipped { members: 6, ..Skipped::default() });
 }
 
 #[test]
@@ -101,6 +114,75 @@ fn patterns_are_those_of_webdataset() {
     for bad in ["{pairs-{0000,0001}}.tar", "{a,b{x}}", "{{0..9}", "a}", "}{", "{a,{0..999999}}{b,c}", r"{a\,b}"] {
         assert!(expand(bad).is_err(), "{bad}");
     }
+}
+
+/// 100 pairs of which ten members are damaged: headers, whole members, contents.
+#[test]
+fn damage_takes_its_own_samples_along_and_no_others() {
+    let text: Vec<(String, Vec<u8>)> = (0..100)
+        .flat_map(|i| [(format!("{i:03}.jpg"), vec![i + 1; 700]), (format!("{i:03}.txt"), vec![b'a' + i % 26; 20])])
+        .collect();
+    let members: Vec<(&str, &[u8])> = text.iter().map(|(name, content)| (&name[..], &content[..])).collect();
+    let sound = tar(&members);
+    // A pair takes three blocks and two.
+    let block = |pair: usize, block: usize| 512 * (5 * pair + block);
+    let mut shard = sound.clone();
+    shard[block(5, 0) + 150] ^= 1; // The sum of a picture's header.
+    shard[block(6, 3)] ^= 1; // The name of a caption.
+    shard[block(20, 0) + 130] ^= 4; // A length, wrong in either direction.
+    shard[block(21, 3) + 129] ^= 2;
+    shard[block(30, 0) + 300] = 1; // What is nobody's.
+    shard[block(40, 3)..block(41, 0)].fill(0); // As a disk loses it: a caption, ...
+    shard[block(50, 0)..block(51, 0)].fill(0); // ... a pair, ...
+    shard[block(60, 0)..block(60, 1)].fill(0xff); // ... a header.
+    shard[block(70, 1) + 9] ^= 1; // Contents: for others to find.
+    shard[block(99, 3) + 148] = b'x'; // The last header of all.
+    let (samples, skipped) = read(&shard);
+    assert_eq!(skipped, Skipped { damaged: 9, ..Skipped::default() });
+    let hit = [5, 6, 20, 21, 30, 40, 50, 60, 70, 99];
+    let all = read(&sound).0;
+    let (left, rest): (Vec<_>, Vec<_>) = samples.into_iter().partition(|sample| all.contains(sample));
+    assert!(left.iter().eq(all.iter().enumerate().filter(|(i, _)| !hit.contains(i)).map(|(_, sample)| sample)));
+    let halves =
+        ["005 txt", "006 jpg", "020 txt", "021 jpg", "030 txt", "040 jpg", "060 txt", "070 jpg+txt", "099 jpg"];
+    assert_eq!(summary(&rest), halves);
+
+    // The same bytes come the same way, however few at a time.
+    struct Slow<'a>(&'a [u8]);
+    impl std::io::Read for Slow<'_> {
+        fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+            let some = out.len().min(7);
+            self.0.read(&mut out[..some])
+        }
+    }
+    let mut slowly = Vec::new();
+    let same = read_samples(Slow(&shard), &mut |sample| {
+        slowly.push(sample);
+        ControlFlow::Continue(())
+    });
+    assert_eq!((slowly, same), read(&shard));
+
+    // A shard that is cut off, too, says both.
+    let (samples, skipped) = read(&shard[..block(80, 1) + 100]);
+    assert_eq!((samples.len(), skipped), (79, Skipped { damaged: 8, cut: 1, ..Skipped::default() }));
+    // What never was a shard has no members.
+    assert_eq!(read(&[b'<'; 5000]), (Vec::new(), Skipped { cut: 1, ..Skipped::default() }));
+    // Nothing is to be found behind the end, or it would be there.
+    let mut trailing = sound.clone();
+    trailing.extend([1; 5000]);
+    assert_eq!(read(&trailing), (all, Skipped::default()));
+}
+
+/// Members of a tar file within a member whose header is damaged are taken for the shard's; its end is not.
+#[test]
+fn a_shard_in_a_damaged_member_does_not_end_the_shard() {
+    let inner = tar(&[("x.txt", b"inner")]);
+    let mut shard = tar(&[("0.txt", b"0"), ("1.tar", &inner), ("2.txt", b"2")]);
+    assert_eq!(summary(&read(&shard).0), ["0 txt", "1 tar", "2 txt"]);
+    shard[1024] ^= 1;
+    let (samples, skipped) = read(&shard);
+    assert_eq!(summary(&samples), ["0 txt", "x txt", "2 txt"]);
+    assert_eq!(skipped, Skipped { damaged: 2, ..Skipped::default() });
 }
 
 /// What braceexpand 0.1.7 makes of them.

@@ -117,9 +117,7 @@ impl<'a> Collector<'a> {
 
     /// Counts what was left out of a shard.
     pub(super) fn damaged(&mut self, skipped: Skipped) {
-        for (kind, found) in
-            [("member", skipped.members), ("duplicate member", skipped.duplicates), ("cut shard", skipped.cut)]
-        {
+        for (kind, found, _) in skipped.kinds() {
             if found > 0 {
                 *self.damage.entry(kind.into()).or_default() += found as u64;
             }
