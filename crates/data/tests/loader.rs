@@ -53,6 +53,9 @@ fn a_stream_goes_on_exactly_after_any_of_its_batches() {
     let mut shards = numbered(folder.path(), 5, 9);
     let whole = std::fs::read(&shards[2]).expect("a shard");
     std::fs::write(&shards[2], &whole[..5 * 1024 + 513]).expect("a file");
+    let mut damaged = std::fs::read(&shards[3]).expect("a shard");
+    damaged[4 * 1024 + 150] ^= 1;
+    std::fs::write(&shards[3], damaged).expect("a file");
     shards.push("nowhere.tar".into());
     for (resampled, epoch_samples) in [(false, None), (true, None), (false, Some(50)), (true, Some(50))] {
         for workers in [1, 3] {
@@ -61,7 +64,7 @@ fn a_stream_goes_on_exactly_after_any_of_its_batches() {
             let last = &whole[35].1;
             assert!(last.workers.iter().all(|worker| worker.epoch >= 1), "several epochs: {last:?}");
             let kinds: Vec<&str> = last.counts.keys().map(String::as_str).collect();
-            assert_eq!(kinds, ["cut shard", "delivered", "one picture only", "unreadable shard"]);
+            assert_eq!(kinds, ["cut shard", "damaged member", "delivered", "one picture only", "unreadable shard"]);
             assert_eq!(last.counts["delivered"], 36 * 4);
             for (i, (_, position)) in whole.iter().enumerate().take(35) {
                 let saved = serde_json::to_string(position).expect("JSON");
@@ -275,15 +278,22 @@ fn too_many_failures_and_panics_are_errors_and_the_end() {
     }
     assert!(loader.next_batch().is_err());
 
-    // Shards that bring nothing are no endless search.
+    // Shards that bring nothing are no endless search, and the sentence says how many there are and why.
+    let why = |shards: Vec<String>, resampled| {
+        let nothing = LoaderOptions { shards, resampled, ..options.clone() };
+        Loader::start(nothing, good_to(7), None).expect("a loader").next_batch().expect_err("an error").to_string()
+    };
+    let missing = why(vec!["nowhere.tar".into()], false);
+    let reason = "cannot read nowhere.tar: No such file or directory (os error 2)";
+    assert_eq!(missing, format!("1 shard(s), read 100 times in all, hold no samples, the last because: {reason}"));
     let empty = folder.path().join("empty.tar");
     shard(&empty, &[]);
-    let shards = vec!["nowhere.tar".into(), empty.display().to_string()];
+    let empty = empty.display().to_string();
     for resampled in [false, true] {
-        let nothing = LoaderOptions { shards: shards.clone(), resampled, ..options.clone() };
-        let error = Loader::start(nothing, good_to(7), None).expect("a loader").next_batch().expect_err("an error");
-        assert!(error.to_string().contains("hold no samples"), "{error}");
+        let error = why(vec!["nowhere.tar".into(), empty.clone()], resampled);
+        assert!(error.starts_with("2 shard(s), read 100 times in all, hold no samples, the last because: "), "{error}");
     }
+    assert!(why(vec![empty.clone()], false).ends_with(&format!("{empty} has no usable members")));
 }
 
 #[test]

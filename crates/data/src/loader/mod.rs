@@ -200,7 +200,7 @@ impl<T: Send + 'static> Loader<T> {
     ///
     /// # Errors
     /// [`DataError::TooManyFailures`] after too many unusable samples in a row, [`DataError::Panicked`] if decoding
-    /// panicked, [`DataError::Shards`] if a hundred shards in a row bring nothing. There is nothing after an error.
+    /// panicked, [`DataError::Shards`] if a hundred readings of shards in a row bring nothing. There is nothing after an error.
     pub fn next_batch(&mut self) -> Result<Vec<T>, DataError> {
         let died = |_| DataError::Shards("a loader thread ended before its time".into());
         let mut items = Vec::with_capacity(self.batch_size);

@@ -1,7 +1,7 @@
 //! One worker: its shards, its shuffle buffer, its samples.
 
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::Ordering;
@@ -15,8 +15,8 @@ use super::shuffle::Shuffle;
 use super::{Delivered, Shared, WorkerPosition, source};
 use crate::{DataError, Sample, read_samples};
 
-/// Shards in a row that may bring nothing.
-const BARREN_SHARDS: usize = 100;
+/// Readings of shards in a row that may bring nothing: of one that is not there, too, since it may come back.
+const BARREN_READINGS: usize = 100;
 
 /// What a generator is for: no two purposes share one.
 #[derive(Clone, Copy)]
@@ -48,8 +48,8 @@ pub(super) struct Stream<T> {
     counts: BTreeMap<String, u64>,
     /// Unusable samples in a row.
     failures: usize,
-    /// Shards in a row that brought nothing.
-    barren: usize,
+    /// Shards that were read in a row and brought nothing.
+    barren: Vec<usize>,
 }
 
 impl<T> Stream<T> {
@@ -67,7 +67,7 @@ impl<T> Stream<T> {
             at: WorkerPosition { samples: 0, ..after },
             counts: BTreeMap::new(),
             failures: 0,
-            barren: 0,
+            barren: Vec::new(),
         }
     }
 
@@ -89,7 +89,7 @@ impl<T> Stream<T> {
         let mut shuffle = Shuffle::new(shared.options.shuffle, shared.options.initial, |count| below(&mut rng, count));
         for shard in self.shards() {
             let name = &shared.options.shards[shard];
-            let samples = match source::open(name, &shared.stop) {
+            let barren = match source::open(name, &shared.stop) {
                 Ok(bytes) => {
                     let (mut flow, mut samples) = (Continue(()), 0);
                     let skipped = read_samples(bytes, &mut |sample| {
@@ -101,21 +101,28 @@ impl<T> Stream<T> {
                         if flow.is_continue() { Continue(()) } else { Break(()) }
                     });
                     flow?;
-                    self.left_out("member", skipped.members, name, &"no file with an extension, or too large");
-                    self.left_out("duplicate member", skipped.duplicates, name, &"the sample has such a part already");
-                    self.left_out("cut shard", skipped.cut, name, &"it ends in the middle or is damaged");
-                    samples
+                    for (kind, count, reason) in skipped.kinds() {
+                        self.left_out(kind, count, name, &reason);
+                    }
+                    (samples == 0).then(|| format!("{} has no usable members", source::shown(name)))
                 }
                 Err(reason) => {
+                    let reason = with_causes(&reason);
                     self.left_out("unreadable shard", 1, name, &reason);
-                    0
+                    Some(reason)
                 }
             };
-            self.barren = if samples == 0 { self.barren + 1 } else { 0 };
-            if self.barren == BARREN_SHARDS {
-                let why =
-                    format!("{BARREN_SHARDS} shards in a row hold no samples, the last is {}", source::shown(name));
-                return self.send(Err(DataError::Shards(why)));
+            match barren {
+                Some(reason) => {
+                    self.barren.push(shard);
+                    if self.barren.len() == BARREN_READINGS {
+                        let shards = self.barren.iter().collect::<BTreeSet<_>>().len();
+                        return self.send(Err(DataError::Shards(format!(
+                            "{shards} shard(s), read {BARREN_READINGS} times in all, hold no samples, the last because: {reason}"
+                        ))));
+                    }
+                }
+                None => self.barren.clear(),
             }
             self.wanted()?;
         }
@@ -242,6 +249,11 @@ impl<T> Stream<T> {
 /// A number below `count`, which is small beside 2^64: the bias of the remainder does not matter.
 fn below(rng: &mut ChaCha8Rng, count: usize) -> usize {
     (rng.next_u64() % count as u64) as usize
+}
+
+/// What is wrong, and why.
+fn with_causes(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// The message of a panic.
