@@ -79,7 +79,7 @@ fn documents_become_shards_and_thresholds_are_compared() {
     assert_eq!((&done["documents"], &done["pictures"], &done["shards"]), (&json!(10), &json!(10), &json!(3)));
     assert_eq!(done["pictures_left_out"], json!({"not found": 10}));
     assert_eq!(names(&shards), ["000000000.tar", "000000001.tar", "000000002.tar"]);
-    assert!(fails(&[&convert[..], &[&documents]].concat()).contains("holds shards already"));
+    assert!(fails(&[&convert[..], &[&documents]].concat()).contains("is there already"));
 
     let plot = work.path().join("plot.svg");
     let pattern = text(&shards.join("00000000{0..2}.tar"));

@@ -47,7 +47,7 @@ pub struct ConvertArgs {
     /// The pictures: those of docs_shard_7 in DIR/7, of the third of other files in DIR/2, or all in DIR.
     #[arg(long, alias = "image_dir", value_name = "DIR")]
     pub image_dir: PathBuf,
-    /// Folder to write the shards to.
+    /// Folder to write the shards to: not there yet, or empty.
     #[arg(long, alias = "output_dir", value_name = "DIR")]
     pub output: PathBuf,
     /// Documents in each shard.
@@ -65,7 +65,7 @@ pub struct ConvertArgs {
 pub struct PackArgs {
     /// A folder whose pictures have a .txt of the same name beside them, or a .jsonl of pairs.
     pub input: PathBuf,
-    /// Folder to write the shards to.
+    /// Folder to write the shards to: not there yet, or empty.
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
     /// Pairs in each shard.

@@ -113,6 +113,7 @@ fn a_folder_is_packed_as_it_is_and_what_is_unusable_is_counted() {
     assert_eq!((report.pairs, report.shards, report.left_out), (3, 2, left_out));
     let (samples, names) = read(&output);
     assert_eq!(names, ["0000.tar", "0001.tar"]);
+    assert!(!work.path().join("out.partial").exists());
     let sizes: u64 = names.iter().map(|name| fs::metadata(output.join(name)).expect("a shard").len()).sum();
     assert_eq!(report.bytes, sizes);
     let parts: Vec<Vec<&str>> = samples.iter().map(|s| s.parts.keys().map(String::as_str).collect()).collect();
@@ -170,23 +171,32 @@ fn nothing_is_written_when_nothing_can_be() {
     let lines = put(work.path(), "mmc4.jsonl", "[1]\n{\"image_info\": 3}");
     assert!(converted(&[lines], &empty, &output).expect_err("none").to_string().contains("2 unreadable document"));
     assert!(!output.exists(), "nothing stays behind");
-    // Shards of two makings are never mixed, and a folder that was there stays.
-    put(&output, "old.tar", "");
+    // Shards of two makings are never mixed, nor with anything else, and what was there stays.
     plain(&empty, "b.png", 2, 2);
     put(&empty, "b.txt", "b");
-    assert!(matches!(packed(&empty, &output, None), Err(PrepareError::Occupied(_))));
-    fs::remove_file(output.join("old.tar")).expect("a file");
+    for there in ["out/old.tar", "out.partial/0000.tar"] {
+        let old = put(work.path(), there, "old");
+        let Err(PrepareError::Occupied(place)) = packed(&empty, &output, None) else { panic!("{there} was not seen") };
+        assert_eq!(
+            (place.as_path(), fs::read(&old).expect("a file")),
+            (old.parent().expect("a folder"), b"old".into())
+        );
+        fs::remove_dir_all(place).expect("a folder");
+    }
+    assert!(matches!(packed(&empty, &empty.join("a.txt"), None), Err(PrepareError::Occupied(_))));
     let options = PackOptions { output: output.clone(), samples_per_shard: 0, resize: None };
     assert!(matches!(pack(&empty, &options, &mut |_, _| {}), Err(PrepareError::Nothing(_))));
-    // A folder stands where the second shard belongs.
-    fs::create_dir_all(output.join("0001.tar.partial")).expect("a folder");
-    for name in ["c", "d"] {
-        plain(&empty, &format!("{name}.png"), 2, 2);
-        put(&empty, &format!("{name}.txt"), name);
-    }
-    assert!(matches!(packed(&empty, &output, None), Err(PrepareError::Write { .. })));
-    let left: Vec<_> = fs::read_dir(&output).expect("a folder").flatten().map(|entry| entry.file_name()).collect();
-    assert_eq!(left, ["0001.tar.partial"]);
+    // An empty folder is a place; what comes to stand there meanwhile is never written over.
+    fs::create_dir(&output).expect("a folder");
+    let options = PackOptions { samples_per_shard: 1, ..options };
+    let lines = put(work.path(), "pairs.jsonl", r#"{"image": "empty/b.png", "text": "b"}"#.to_string() + "\n");
+    let lines = put(work.path(), "pairs.jsonl", fs::read_to_string(lines).expect("lines").repeat(40));
+    let late = pack(&lines, &options, &mut |_, _| drop(put(&output, "late", "")));
+    assert!(matches!(late, Err(PrepareError::Write { .. })));
+    let mut left: Vec<_> = fs::read_dir(work.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
+    left.sort();
+    assert_eq!(left, ["empty", "mmc4.jsonl", "out", "pairs.jsonl"]);
+    assert_eq!(fs::read_dir(&output).expect("a folder").count(), 1);
 }
 
 #[test]

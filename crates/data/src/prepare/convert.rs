@@ -21,7 +21,7 @@ pub struct ConvertOptions {
     /// Where the pictures are: those of `docs_shard_7…` in `7/`, those of the third of other files in `2/`, as upstream
     /// has them, or all of them in the folder itself.
     pub image_dir: PathBuf,
-    /// Folder of the shards.
+    /// Folder of the shards, which must not be there, or empty.
     pub output: PathBuf,
     /// Documents in each shard.
     pub samples_per_shard: usize,

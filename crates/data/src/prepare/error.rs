@@ -20,8 +20,8 @@ pub enum PrepareError {
         /// Why not.
         source: std::io::Error,
     },
-    /// Shards would be mixed with others.
-    #[error("{} holds shards already: choose another folder, or remove them first", .0.display())]
+    /// Shards would be mixed with others, or written where others are being written.
+    #[error("{} is there already: choose another folder, or remove it first", .0.display())]
     Occupied(PathBuf),
     /// An archive that is none, or without the file that it should hold.
     #[error("{} is no zip archive of documents: {reason}", path.display())]

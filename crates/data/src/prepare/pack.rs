@@ -19,7 +19,7 @@ const PICTURES: [&str; 6] = ["jpg", "jpeg", "png", "webp", "gif", "bmp"];
 /// What is made of pictures and captions.
 #[derive(Clone, Debug)]
 pub struct PackOptions {
-    /// Folder of the shards.
+    /// Folder of the shards, which must not be there, or empty.
     pub output: PathBuf,
     /// Pairs in each shard.
     pub samples_per_shard: usize,

@@ -1,104 +1,100 @@
 //! Shards as they are written: whole or not at all.
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::fs::{self, File};
+use std::io::{BufWriter, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use crate::PrepareError;
 
-/// Writes samples to the shards of a folder. Until all of them are there, none has its name; if that does not come to
-/// pass, nothing stays behind.
+/// Writes samples to the shards of a folder beside its place, which gets its name when all of them are on the disk. If
+/// that does not come to pass, nothing stays behind; of a run that is killed, the folder `….partial` does.
 pub(super) struct ShardWriter {
     folder: PathBuf,
+    partial: PathBuf,
     /// Digits of a shard's name.
     digits: usize,
     samples_per_shard: usize,
     samples: usize,
+    shards: usize,
+    bytes: u64,
     open: Option<tar::Builder<BufWriter<File>>>,
-    /// What each shard is called, now and when it is done.
-    shards: Vec<(PathBuf, PathBuf)>,
-    made_folder: bool,
 }
 
 impl ShardWriter {
-    /// Prepares to write to a folder, which is made with the first sample if it is not there.
+    /// Prepares to write to a folder that is not there, or empty.
     pub(super) fn new(folder: &Path, digits: usize, samples_per_shard: usize) -> Result<Self, PrepareError> {
-        let is_shard = |entry: std::fs::DirEntry| entry.path().extension().is_some_and(|extension| extension == "tar");
-        match std::fs::read_dir(folder) {
-            Ok(entries) => {
-                if entries.flatten().any(is_shard) {
-                    return Err(PrepareError::Occupied(folder.into()));
-                }
-            }
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => {}
-            Err(source) => return Err(write(folder)(source)),
-        }
         if samples_per_shard == 0 {
             return Err(PrepareError::Nothing("shards of no samples: give --samples-per-shard 1 or more".into()));
         }
-        let (folder, shards) = (folder.to_path_buf(), Vec::new());
-        Ok(Self { folder, digits, samples_per_shard, samples: 0, open: None, shards, made_folder: false })
+        // A place that cannot be taken is better known now than after hours.
+        match fs::remove_dir(folder) {
+            Ok(()) => {}
+            Err(source) if source.kind() == ErrorKind::NotFound => {}
+            Err(_) if folder.exists() => return Err(PrepareError::Occupied(folder.into())),
+            Err(source) => return Err(write(folder)(source)),
+        }
+        let mut name = folder.file_name().unwrap_or_default().to_owned();
+        name.push(".partial");
+        let partial = folder.with_file_name(name);
+        if let Some(parent) = partial.parent() {
+            fs::create_dir_all(parent).map_err(write(parent))?;
+        }
+        match fs::create_dir(&partial) {
+            // Somebody may be writing there.
+            Err(source) if source.kind() == ErrorKind::AlreadyExists => return Err(PrepareError::Occupied(partial)),
+            made => made.map_err(write(&partial))?,
+        }
+        let folder = folder.to_path_buf();
+        Ok(Self { folder, partial, digits, samples_per_shard, samples: 0, shards: 0, bytes: 0, open: None })
     }
 
     /// Adds a sample: its parts by extension.
     pub(super) fn add(&mut self, parts: &[(&str, &[u8])]) -> Result<(), PrepareError> {
         if self.samples.is_multiple_of(self.samples_per_shard) {
             self.close()?;
-            self.begin()?;
+            let shard = self.partial.join(format!("{:0digits$}.tar", self.shards, digits = self.digits));
+            let file = File::create(&shard).map_err(write(&shard))?;
+            self.open = Some(tar::Builder::new(BufWriter::with_capacity(1 << 20, file)));
+            self.shards += 1;
         }
-        let Some(((partial, _), tar)) = self.shards.last().zip(self.open.as_mut()) else { return Ok(()) };
+        let Some(tar) = &mut self.open else { return Ok(()) };
         for (extension, content) in parts {
             let mut header = tar::Header::new_gnu();
             header.set_size(content.len() as u64);
             header.set_mode(0o644);
             let name = format!("{:09}.{extension}", self.samples);
-            tar.append_data(&mut header, name, *content).map_err(write(partial))?;
+            tar.append_data(&mut header, name, *content).map_err(write(&self.partial))?;
         }
         self.samples += 1;
         Ok(())
     }
 
-    /// Gives all shards their names: how many there are, and their bytes.
+    /// Gives the folder its name: how many shards there are, and their bytes.
     pub(super) fn finish(mut self) -> Result<(usize, u64), PrepareError> {
         self.close()?;
-        let mut bytes = 0;
-        for (partial, shard) in &self.shards {
-            bytes += std::fs::metadata(partial).map_err(write(partial))?.len();
-            std::fs::rename(partial, shard).map_err(write(shard))?;
-        }
-        self.made_folder = false;
-        Ok((std::mem::take(&mut self.shards).len(), bytes))
-    }
-
-    fn begin(&mut self) -> Result<(), PrepareError> {
-        if !self.folder.is_dir() {
-            std::fs::create_dir_all(&self.folder).map_err(write(&self.folder))?;
-            self.made_folder = true;
-        }
-        let shard = self.folder.join(format!("{:0digits$}.tar", self.shards.len(), digits = self.digits));
-        let partial = shard.with_extension("tar.partial");
-        let file = File::create(&partial).map_err(write(&partial))?;
-        self.shards.push((partial, shard));
-        self.open = Some(tar::Builder::new(BufWriter::with_capacity(1 << 20, file)));
-        Ok(())
+        // The names of the shards, too; where a folder cannot be opened, nothing more can be done.
+        File::open(&self.partial).and_then(|folder| folder.sync_all()).ok();
+        fs::rename(&self.partial, &self.folder).map_err(write(&self.folder))?;
+        Ok((self.shards, self.bytes))
     }
 
     fn close(&mut self) -> Result<(), PrepareError> {
-        let Some(((partial, _), tar)) = self.shards.last().zip(self.open.take()) else { return Ok(()) };
-        tar.into_inner().and_then(|mut file| file.flush()).map_err(write(partial))
+        let Some(tar) = self.open.take() else { return Ok(()) };
+        let written = || {
+            let file = tar.into_inner()?.into_inner()?;
+            file.sync_all()?;
+            Ok(file.metadata()?.len())
+        };
+        self.bytes += written().map_err(write(&self.partial))?;
+        Ok(())
     }
 }
 
 impl Drop for ShardWriter {
     fn drop(&mut self) {
-        // What finished is no longer listed. Of the rest nothing can be said that the error did not say.
         self.open = None;
-        for (partial, shard) in &self.shards {
-            std::fs::remove_file(partial).or_else(|_| std::fs::remove_file(shard)).ok();
-        }
-        if self.made_folder {
-            std::fs::remove_dir(&self.folder).ok();
-        }
+        // What finished is elsewhere. Of the rest nothing can be said that the error did not say.
+        fs::remove_dir_all(&self.partial).ok();
     }
 }
 
