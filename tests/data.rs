@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::cli::{fails, flamingo, stdout};
+use crate::recordings::recorded;
 
 fn work() -> TempDir {
     tempfile::tempdir().expect("a temporary folder")
@@ -114,11 +115,8 @@ fn documents_become_shards_and_thresholds_are_compared() {
 
 #[test]
 fn real_documents_are_converted_and_inspected() {
-    let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/mmc4_sample.jsonl");
-    let Ok(documents) = fs::read_to_string(&sample) else {
-        eprintln!("skipped: no documents");
-        return;
-    };
+    let Some(sample) = recorded("../data/mmc4_sample.jsonl") else { return };
+    let documents = fs::read_to_string(&sample).expect("documents");
     let work = work();
     let mut there = 0;
     for line in documents.lines().step_by(5) {

@@ -1,8 +1,8 @@
 //! Every recording on every backend: the same numbers as upstream; and quantised models. One test each, named `backend::recording`:
 //! `cargo test --test golden flex` runs those of one backend.
 //!
-//! A backend that this build lacks, or whose device this machine lacks, is printed as ignored. `FLAMINGO_REQUIRE`
-//! (`flex,wgpu`) makes that a failure.
+//! A backend that this build lacks, or whose device this machine lacks, is printed as ignored, and so are the recordings
+//! that the repository does not carry. `FLAMINGO_REQUIRE` (`flex,wgpu,recordings`) makes that a failure.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,9 +16,11 @@ use xtask::verify::{self, Outcome};
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let required = std::env::var("FLAMINGO_REQUIRE").unwrap_or_default();
-    let cases = recordings();
     let mut trials = Vec::new();
+    let (cases, missing) = recordings();
+    if let Some(folder) = missing {
+        trials.push(skipped("recordings", format!("there is no {}", folder.display())));
+    }
     for (name, device) in [
         ("flex", Device::Flex),
         ("ndarray", Device::NdArray),
@@ -26,10 +28,7 @@ fn main() -> ExitCode {
         ("cuda", Device::Cuda(None)),
     ] {
         if let Err(error) = probe(device) {
-            let ignored = !required.split(',').any(|required| required == name);
-            let message = error.to_string();
-            let trial = Trial::test(format!("{name} (skipped: {error})"), move || Err(message.into()));
-            trials.push(trial.with_ignored_flag(ignored));
+            trials.push(skipped(name, error.to_string()));
             continue;
         }
         for (label, case) in &cases {
@@ -43,19 +42,25 @@ fn main() -> ExitCode {
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
-/// Recordings that the repository carries, so that this test says something wherever it runs, and the full set
-/// where it is at hand; with their names.
-fn recordings() -> Vec<(String, PathBuf)> {
+/// What is not there: printed as ignored, or a failure where it is required.
+fn skipped(name: &str, reason: String) -> Trial {
+    let required = std::env::var("FLAMINGO_REQUIRE").unwrap_or_default();
+    let ignored = !required.split(',').any(|required| required == name);
+    Trial::test(format!("{name} (skipped: {reason})"), move || Err(reason.into())).with_ignored_flag(ignored)
+}
+
+/// Recordings that the repository carries, so that this test says something wherever it runs, and the full set, with
+/// their names; the folder of the full set where it is not at hand.
+fn recordings() -> (Vec<(String, PathBuf)>, Option<PathBuf>) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut found = cases("carried", &here.join("tests/fixtures/golden"));
     assert!(!found.is_empty(), "the repository carries recordings");
     let all = std::env::var_os("FLAMINGO_GOLDEN").map_or_else(|| here.join("../shared/golden"), PathBuf::from);
-    if all.is_dir() {
-        found.extend(cases("all", &all));
-    } else {
-        eprintln!("the full set of recordings is skipped: there is no {}", all.display());
+    if !all.is_dir() {
+        return (found, Some(all));
     }
-    found
+    found.extend(cases("all", &all));
+    (found, None)
 }
 
 /// All folders with a recording below `folder`, and their names.

@@ -12,6 +12,7 @@ mod gpu_check;
 mod hub;
 mod layout;
 mod plan;
+mod recordings;
 mod serve;
 mod tiny;
 mod train;

@@ -3,10 +3,21 @@
 use std::path::{Path, PathBuf};
 
 use flamingo_engine::Device;
+use serde_json::{Value, json};
 use xtask::verify::{self, Outcome};
 
+fn recording(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden").join(name)
+}
+
 fn case() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/mpt1b")
+    recording("mpt1b")
+}
+
+/// Names of the rows that fail.
+fn failed(case: &Path, values: &verify::Values) -> Vec<String> {
+    let summary = verify::check(case, values, Device::Flex).expect("a summary");
+    summary.rows.into_iter().filter(|row| row.outcome == Outcome::Fail).map(|row| row.name).collect()
 }
 
 #[test]
@@ -35,6 +46,76 @@ fn the_check_notices_wrong_gradients_losses_and_weights() {
         let summary = verify::check(&case, &wrong, Device::Flex).expect("a summary");
         assert!(summary.rows.iter().any(|row| row.name == name && row.outcome == Outcome::Fail), "{name}");
     }
+}
+
+/// A rate of training is off by a hundred-thousandth of itself.
+#[test]
+fn the_check_notices_slightly_wrong_learning_rates() {
+    let case = case();
+    let values = verify::compute(&case, Device::Flex).expect("values");
+    for step in [1, 2] {
+        let mut wrong = values.clone();
+        let Some(verify::Value::Floats(rates)) = wrong.arrays.get_mut("train.lrs") else { panic!("rates") };
+        rates.data[step] *= 1.00001;
+        assert_eq!(failed(&case, &wrong), ["train.lrs"]);
+    }
+}
+
+/// Also what is recorded as a number of `case.json` only: this recording has no tensors of the first step's gradients.
+#[test]
+fn the_check_notices_what_of_training_is_not_computed() {
+    let case = case();
+    let mut values = verify::compute(&case, Device::Flex).expect("values");
+    values.arrays.retain(|name, _| !name.starts_with("grad.") && !name.starts_with("train."));
+    let failed = failed(&case, &values);
+    for name in ["train.losses_laion", "train.losses_mmc4", "train.grad_norms", "train.lrs"] {
+        assert!(failed.iter().any(|row| row == name), "{name}");
+    }
+    for group in ["grad.", "norm of grad.", "norm of train.grad0.", "train.final.", "norm of train.final."] {
+        assert_eq!(failed.iter().filter(|row| row.starts_with(group)).count(), 70, "{group}");
+    }
+    // wgpu does not train, and says so.
+    let summary = verify::check(&case, &values, Device::Wgpu(None)).expect("a summary");
+    assert_eq!(summary.count(Outcome::NotYetComputed), failed.len());
+}
+
+#[test]
+fn the_check_notices_wrong_and_missing_text_of_training() {
+    let folder = recording("train_labels");
+    let values = verify::compute(&folder, Device::Flex).expect("values");
+    let summary = verify::check(&folder, &values, Device::Flex).expect("a summary");
+    let rows: Vec<&verify::Row> = summary.rows.iter().filter(|row| row.outcome != Outcome::Pass).collect();
+    assert!(rows.is_empty(), "{rows:#?}");
+
+    let ids = "mmc4.docs.0.ok.input_ids";
+    for (place, failing) in [
+        ("/laion_text_opt", "laion_text_opt"),
+        ("/laion_text_neox/max_tokens_12/attention_mask", "laion_text_neox.max_tokens_12.attention_mask"),
+        ("/mmc4/docs/2/error", "mmc4.docs.2.error"),
+        ("/mmc4/docs/0/ok/input_ids", ids),
+        ("/labels/mmc4", "labels.mmc4"),
+        ("/lr_schedules/3", "lr_schedules.3"),
+    ] {
+        let mut less = values.clone();
+        let (parent, last) = place.rsplit_once('/').expect("a place");
+        match less.files["train_labels"].pointer_mut(parent).expect(parent) {
+            Value::Object(parts) => drop(parts.remove(last)),
+            parts => parts[last.parse::<usize>().expect("a number")] = Value::Null,
+        }
+        assert_eq!(failed(&folder, &less), [failing]);
+    }
+    for (place, wrong, failing) in [
+        ("/mmc4/docs/0/ok/input_ids/0", json!(35), ids),
+        ("/mmc4/docs/7/error", json!("Fewer than 2 images in sample"), "mmc4.docs.7.error"),
+        ("/lr_schedules/5/lrs/1", json!(2.50001e-5), "lr_schedules.5.lrs"),
+    ] {
+        let mut off = values.clone();
+        *off.files["train_labels"].pointer_mut(place).expect(place) = wrong;
+        assert_eq!(failed(&folder, &off), [failing]);
+    }
+    let mut more = values.clone();
+    more.files["train_labels"]["mmc4"]["docs"][2]["ok"] = json!({});
+    assert_eq!(failed(&folder, &more), ["mmc4.docs.2.ok"]);
 }
 
 #[test]

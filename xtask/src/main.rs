@@ -120,7 +120,7 @@ struct VerifyArgs {
     /// One JSON object on stdout instead of a table.
     #[arg(long)]
     json: bool,
-    /// Also write our own values to this file, under the recording's names.
+    /// Also write our own values to this file, as the recording has them: tensors by their names, or JSON.
     #[arg(long, value_name = "FILE")]
     dump: Option<PathBuf>,
 }

@@ -1,13 +1,18 @@
 //! Numbers about shards: each against a count of another kind.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flamingo_data::{DocumentRules, InspectOptions, Members, PrepareError, Samples, Summary, Tokenizer, inspect};
 use serde_json::{Value, json};
+
+use recordings::recorded;
+
+#[path = "../../../tests/recordings.rs"]
+mod recordings;
 
 fn tar(folder: &Path, name: &str, members: &[(&str, &[u8])]) -> String {
     let mut builder = tar::Builder::new(Vec::new());
@@ -167,11 +172,8 @@ fn thresholds_keep_what_training_would_keep() {
 /// Where no two pictures suit the same sentence best, each goes to its best.
 #[test]
 fn published_documents_are_matched_as_they_must_be() {
-    let file = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/mmc4_sample.jsonl");
-    let Ok(text) = std::fs::read_to_string(&file) else {
-        eprintln!("skipped: no documents");
-        return;
-    };
+    let Some(file) = recorded("../data/mmc4_sample.jsonl") else { return };
+    let text = std::fs::read_to_string(&file).expect("documents");
     let all = look(&[file.display().to_string()], &InspectOptions::default()).expect("numbers");
     assert_eq!(all.samples, Samples { documents: text.lines().count() as u64, ..Samples::default() });
     assert!(all.unusable.is_empty());

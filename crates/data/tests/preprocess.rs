@@ -2,23 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use flamingo_data::{ConvertOrder, DataError, ImageTransform, Picture};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
-/// The recordings, or `None` (said on stderr) where they are not at hand.
-fn golden() -> Option<PathBuf> {
-    let folder = std::env::var_os("FLAMINGO_GOLDEN")
-        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/golden"), PathBuf::from)
-        .join("preprocess");
-    if !folder.is_dir() {
-        eprintln!("skipped: no golden recordings");
-        return None;
-    }
-    Some(folder)
-}
+use recordings::recorded;
+
+#[path = "../../../tests/recordings.rs"]
+mod recordings;
 
 fn largest(a: &[u8], b: &[u8]) -> u8 {
     assert_eq!(a.len(), b.len());
@@ -35,7 +28,8 @@ fn statistics(values: &[f32]) -> (f64, f64) {
 
 #[test]
 fn pictures_become_pillows_pixels() {
-    let Some(folder) = golden() else { return };
+    let carried = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/golden/preprocess");
+    let folder = recorded("preprocess").unwrap_or_else(carried);
     let bytes = fs::read(folder.join("golden.safetensors")).expect("a recording");
     let recording = SafeTensors::deserialize(&bytes).expect("safetensors");
     let json = fs::read_to_string(folder.join("preprocess.json")).expect("a description");

@@ -9,7 +9,7 @@ use flamingo_generate::{EarlyStopping, GenerationConfig, Strategy, generate, pad
 use serde_json::Value;
 
 use super::recording::Recording;
-use super::{Values, train};
+use super::{Values, compare, train};
 use crate::golden;
 
 /// Text, images and, where they are recorded, labels.
@@ -34,7 +34,7 @@ pub(super) fn compute(folder: &Path, device: Device) -> anyhow::Result<Values> {
     for (index, generation) in case.generations().iter().enumerate() {
         run.generation(index, generation, &mut values)?;
     }
-    if !matches!(device, Device::Wgpu(_)) {
+    if compare::trains(device) {
         train::compute(&run, case.json(), &model, device, &mut values)?;
     }
     Ok(values)

@@ -17,7 +17,7 @@ pub enum Outcome {
     Pass,
     /// Not.
     Fail,
-    /// Recorded, and not computed by this version.
+    /// Recorded, and not to be computed on this device or without what lies beside the recording.
     NotYetComputed,
 }
 
@@ -34,6 +34,29 @@ pub struct Row {
     pub tolerance: Option<f64>,
     /// What is wrong, where a number does not tell.
     pub note: Option<String>,
+}
+
+impl Row {
+    /// A difference that passes up to a tolerance.
+    pub(super) fn compared(name: String, difference: f64, tolerance: f64) -> Self {
+        let outcome = if difference <= tolerance { Outcome::Pass } else { Outcome::Fail };
+        Self { name, outcome, max_abs_diff: Some(difference), tolerance: Some(tolerance), note: None }
+    }
+
+    /// What cannot even be compared.
+    pub(super) fn failed(name: String, note: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Fail, max_abs_diff: None, tolerance: None, note: Some(note.into()) }
+    }
+
+    /// A recorded quantity that we should have computed.
+    pub(super) fn missing(name: String) -> Self {
+        Self::failed(name, "recorded, and we computed no such value")
+    }
+
+    /// A recorded quantity that cannot be computed here.
+    pub(super) fn left_out(name: String, note: impl Into<String>) -> Self {
+        Self { outcome: Outcome::NotYetComputed, ..Self::failed(name, note) }
+    }
 }
 
 /// All lines.
@@ -55,8 +78,13 @@ impl Summary {
     }
 }
 
+/// Whether gradients and training steps are computed on this device.
+pub(super) fn trains(device: Device) -> bool {
+    !matches!(device, Device::Wgpu(_))
+}
+
 /// Largest relative difference that passes in f32.
-pub(super) fn relative_tolerance(device: Device) -> f64 {
+fn relative_tolerance(device: Device) -> f64 {
     match device {
         Device::Wgpu(_) => 1e-3,
         _ => 1e-4,
@@ -67,67 +95,73 @@ pub(super) fn relative_tolerance(device: Device) -> f64 {
 /// tolerance is absolute up to 1 and relative beyond.
 const SCORE_TOLERANCE: f64 = 1e-3;
 
-/// What a name of the recording is.
-enum Kind {
-    /// Given to the model.
-    Input,
-    /// May be left out.
-    Later,
-    Output,
-}
+/// Learning rates are computed in f64 and kept in f32 at worst: they differ in the last digits only.
+const RATE_TOLERANCE: f64 = 1e-6;
 
-fn kind(name: &str) -> Kind {
+/// Whether a name of the recording is something that is given to the model.
+fn is_input(name: &str) -> bool {
     let last = name.rsplit('.').next().unwrap_or(name);
-    match last {
-        "input_ids" | "attention_mask" | "labels" | "vision_x" | "prompt_ids" | "step_ids" | "pixels" => Kind::Input,
-        // Where the device does not train.
-        _ if name.starts_with("grad.") || name.starts_with("train.") => Kind::Later,
-        _ => Kind::Output,
-    }
+    matches!(last, "input_ids" | "attention_mask" | "labels" | "vision_x" | "prompt_ids" | "step_ids" | "pixels")
 }
 
-/// Compares `values` with the folder's recording.
-pub(super) fn check(folder: &Path, values: &Values, relative: f64) -> anyhow::Result<Summary> {
+fn is_training(name: &str) -> bool {
+    name.starts_with("grad.") || name.starts_with("train.")
+}
+
+/// Compares `values` with the folder's recording: everything that is recorded has a row.
+pub(super) fn check(folder: &Path, values: &Values, device: Device) -> anyhow::Result<Summary> {
     let recording = Recording::open(folder)?;
+    let relative = relative_tolerance(device);
+    let absent = |name: &str, title: String| match is_training(name) && !trains(device) {
+        true => Row::left_out(title, format!("{device} does not train")),
+        false => Row::missing(title),
+    };
     let mut summary = Summary::default();
     for (name, expected) in series(folder)? {
-        if let Some(value) = values.arrays.get(&name) {
-            summary.rows.push(row(name, value, &expected, None, relative));
-        }
+        summary.rows.push(match values.arrays.get(&name) {
+            Some(Value::Floats(ours)) if name == "train.lrs" => {
+                let ours: Vec<f64> = ours.data.iter().map(|&x| f64::from(x)).collect();
+                rates(name, &ours, &expected.data)
+            }
+            Some(value) => row(name, value, &expected, None, relative),
+            None => absent(&name, name.clone()),
+        });
     }
     for (name, expected) in norms(folder)? {
-        if let Some(Value::Floats(array)) = values.arrays.get(&name) {
-            let norm = array.data.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            let tolerance = TRAINING * expected.max(SMALL);
-            let diff = (norm - expected).abs();
-            let outcome = if diff <= tolerance { Outcome::Pass } else { Outcome::Fail };
-            let (max_abs_diff, tolerance) = (Some(diff), Some(tolerance));
-            summary.rows.push(Row { name: format!("norm of {name}"), outcome, max_abs_diff, tolerance, note: None });
-        }
+        let title = format!("norm of {name}");
+        summary.rows.push(match values.arrays.get(&name) {
+            Some(Value::Floats(array)) => {
+                let norm = array.data.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+                Row::compared(title, (norm - expected).abs(), TRAINING * expected.max(SMALL))
+            }
+            _ => absent(&name, title),
+        });
     }
-    for name in recording.names()? {
-        match (kind(&name), values.arrays.get(&name)) {
-            (Kind::Input, _) => {}
-            (_, Some(Value::Floats(array))) if name.starts_with("grad.") || name.starts_with("train.") => {
-                let expected = recording.need(&name)?;
-                summary.rows.push(training_row(name, array, &expected));
-            }
-            (_, Some(value)) => {
-                let expected = recording.need(&name)?;
+    for name in recording.names()?.into_iter().filter(|name| !is_input(name)) {
+        let expected = recording.need(&name)?;
+        summary.rows.push(match values.arrays.get(&name) {
+            Some(Value::Floats(array)) if is_training(&name) => training_row(name, array, &expected),
+            Some(value) => {
                 let keep = padding(&recording, &name)?;
-                summary.rows.push(row(name, value, &expected, keep.as_ref(), relative));
+                row(name, value, &expected, keep.as_ref(), relative)
             }
-            (Kind::Later, None) => summary.rows.push(Row {
-                name,
-                outcome: Outcome::NotYetComputed,
-                max_abs_diff: None,
-                tolerance: None,
-                note: None,
-            }),
-            (Kind::Output, None) => summary.rows.push(fail(name, "recorded, and we computed no such value")),
-        }
+            None => absent(&name, name.clone()),
+        });
     }
     Ok(summary)
+}
+
+/// Learning rates, each relative to itself; the worst of them is reported.
+pub(super) fn rates(name: String, ours: &[f64], theirs: &[f64]) -> Row {
+    if ours.len() != theirs.len() {
+        return Row::failed(name, format!("{} values, recorded {}", ours.len(), theirs.len()));
+    }
+    let pairs = ours.iter().zip(theirs).map(|(a, b)| ((a - b).abs(), RATE_TOLERANCE * b.abs()));
+    // A recorded zero has no tolerance.
+    let share = |&(difference, tolerance): &(f64, f64)| difference / tolerance.max(f64::MIN_POSITIVE);
+    let worst = pairs.max_by(|a, b| share(a).total_cmp(&share(b)));
+    let (difference, tolerance) = worst.unwrap_or_default();
+    Row::compared(name, difference, tolerance)
 }
 
 /// Losses, norms and learning rates of the recorded steps, which `case.json` holds.
@@ -171,17 +205,12 @@ const SMALL: f64 = 1e-4;
 
 fn training_row(name: String, ours: &Array, theirs: &Recorded) -> Row {
     if ours.shape != theirs.shape {
-        return fail(name, format!("shape {:?}, recorded {:?}", ours.shape, theirs.shape));
+        return Row::failed(name, format!("shape {:?}, recorded {:?}", ours.shape, theirs.shape));
     }
     let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
     let diff = norm(&mut ours.data.iter().zip(&theirs.data).map(|(&a, &b)| f64::from(a) - b));
     let tolerance = TRAINING * norm(&mut theirs.data.iter().copied()).max(SMALL);
-    let outcome = if diff <= tolerance { Outcome::Pass } else { Outcome::Fail };
-    Row { name, outcome, max_abs_diff: Some(diff), tolerance: Some(tolerance), note: None }
-}
-
-fn fail(name: String, note: impl Into<String>) -> Row {
-    Row { name, outcome: Outcome::Fail, max_abs_diff: None, tolerance: None, note: Some(note.into()) }
+    Row::compared(name, diff, tolerance)
 }
 
 /// The attention mask of the set (`right.…`, `left.…`) that a per-token quantity belongs to.
@@ -199,7 +228,7 @@ fn row(name: String, value: &Value, expected: &Recorded, keep: Option<&Recorded>
         Value::Integers { shape, data } => (shape, data.iter().map(|&x| f64::from(x)).collect()),
     };
     if shape != expected.shape {
-        return fail(name, format!("shape {shape:?}, recorded {:?}", expected.shape));
+        return Row::failed(name, format!("shape {shape:?}, recorded {:?}", expected.shape));
     }
     // Padded positions are garbage in both: finite numbers that nothing reads.
     let kept = |i: usize| match keep {
@@ -223,6 +252,5 @@ fn row(name: String, value: &Value, expected: &Recorded, keep: Option<&Recorded>
         Value::Floats(_) if name.ends_with("sequences_scores") => SCORE_TOLERANCE * magnitude.max(1.0),
         Value::Floats(_) => relative * magnitude.max(1.0),
     };
-    let outcome = if diff <= tolerance { Outcome::Pass } else { Outcome::Fail };
-    Row { name, outcome, max_abs_diff: Some(diff), tolerance: Some(tolerance), note: None }
+    Row::compared(name, diff, tolerance)
 }

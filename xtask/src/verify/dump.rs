@@ -43,13 +43,18 @@ impl Values {
         self.arrays.insert(name.into(), Value::Integers { shape: vec![rows.len(), width], data });
     }
 
-    /// Writes all values as a safetensors file, or as JSON where the recording is, completely or not at all.
+    /// Writes all values in the recording's form, completely or not at all: a safetensors file, the one JSON file, or an
+    /// object of several JSON files by their names.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> anyhow::Result<()> {
         if !self.files.is_empty() {
-            let text = serde_json::to_string_pretty(&self.files)? + "\n";
+            let mut files = self.files.values();
+            let text = match (files.next(), files.next()) {
+                (Some(only), None) => serde_json::to_string_pretty(only)?,
+                _ => serde_json::to_string_pretty(&self.files)?,
+            } + "\n";
             return flamingo_data::write_whole(path, text.as_bytes())
                 .with_context(|| format!("cannot write {}", path.display()));
         }

@@ -61,7 +61,7 @@ pub fn check(folder: &Path, values: &Values, device: Device) -> anyhow::Result<S
     } else if eval::is_here(folder) {
         eval::check(folder, values)
     } else {
-        compare::check(folder, values, compare::relative_tolerance(device))
+        compare::check(folder, values, device)
     };
     summary.with_context(|| format!("cannot compare with the recording in {}", folder.display()))
 }

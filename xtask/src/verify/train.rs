@@ -32,8 +32,8 @@ pub(super) fn compute(
     if !case["train"].is_null()
         && let Err(reason) = steps(run, case, folder, device, values)
     {
-        // The forward passes are verified all the same; what is missing is listed as not computed.
-        tracing::warn!("the recorded training steps are left out: {reason:#}");
+        // The forward passes are verified all the same; what is missing fails.
+        tracing::warn!("the recorded training steps cannot be taken: {reason:#}");
     }
     Ok(())
 }
