@@ -92,15 +92,17 @@ fn wait_for_lines(run: &Path, lines: usize, child: &mut Child) -> bool {
 fn a_run_that_is_killed_ten_times_ends_as_one_that_is_not() {
     let (whole, killed) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     let whole_recipe = recipe(whole.path(), &shards());
-    succeeds(&mut train(&whole_recipe, &[]));
+    // Sums of losses that no line has yet are in checkpoints, too.
+    let settings = ["logging_steps=2"];
+    succeeds(&mut train(&whole_recipe, &settings));
 
     let (killed_recipe, run) = (recipe(killed.path(), &shards()), killed.path().join("run"));
     let mut kills = Vec::new();
     while kills.len() < 10 {
         let mut child =
-            train(&killed_recipe, &[]).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("a process");
+            train(&killed_recipe, &settings).stderr(Stdio::null()).stdout(Stdio::null()).spawn().expect("a process");
         // At a random moment of the next few steps: in a step, in the writing of a line or of a checkpoint.
-        let lines = 5 + 10 * kills.len();
+        let lines = 3 + 5 * kills.len();
         let microseconds =
             std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("a time").subsec_micros();
         let alive = wait_for_lines(&run, lines, &mut child);
@@ -110,7 +112,7 @@ fn a_run_that_is_killed_ten_times_ends_as_one_that_is_not() {
         child.wait().expect("an end");
         kills.push(lines);
     }
-    succeeds(&mut train(&killed_recipe, &[]));
+    succeeds(&mut train(&killed_recipe, &settings));
 
     assert_eq!(metrics(&run), metrics(&whole.path().join("run")));
     for file in ["model/model.safetensors", "checkpoint.safetensors"] {
@@ -196,6 +198,18 @@ fn a_vision_tower_learns_from_captions() {
         "patch_dropout=0.3",
         "patch_loss=0.5",
     ];
+    for (setting, said) in [
+        ("batch_size_laion=1", "at least 2"),
+        ("max_tokens_laion=65", "places for 64"),
+        (
+            "text_tower={decoder={family=\"gpt_neox\",d_model=16,n_heads=3,n_layers=1,d_ff=32,max_positions=64,\
+          rotary_pct=1.0,rotary_base=10000.0,parallel_residual=false,activation=\"gelu\",tied_head=true,norm_eps=1e-5}}",
+            "is not a multiple of",
+        ),
+    ] {
+        let error = fails(&mut train(&recipe, &[setting]));
+        assert!(error.contains(said), "{setting}: {error}");
+    }
     succeeds(&mut train(&recipe, &settings));
     let run = folder.path().join("run");
     let lines = metrics(&run);
@@ -271,6 +285,104 @@ fn damage_in_a_shard_does_not_stop_a_run() {
     assert!(lines.iter().all(|line| line["loss_laion"].is_f64() && line["loss_mmc4"].is_f64()), "{lines:?}");
 }
 
+/// Which steps have a checkpoint.
+fn checkpoints(run: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(run.join("checkpoints")).expect("a folder").flatten();
+    let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn checkpoints_are_written_when_told_and_rotated() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (recipe, run) = (recipe(folder.path(), &shards()), folder.path().join("run"));
+    let steps = |steps: &[usize]| steps.iter().map(|step| format!("step-{step:08}.safetensors")).collect::<Vec<_>>();
+    // Twelve steps, and one line of metrics.
+    let short = ["train_num_samples_laion=36", "logging_steps=1000", "keep_checkpoints=3", "checkpoint_steps=5"];
+    succeeds(&mut train(&recipe, &short));
+    assert_eq!(checkpoints(&run), steps(&[5, 10, 12]));
+    let by_time = ["checkpoint_steps=0", "checkpoint_minutes=1e-9", "num_epochs=2"];
+    std::fs::remove_dir_all(&run).expect("a folder");
+    succeeds(&mut train(&recipe, &[&short[..3], &by_time].concat()));
+    assert_eq!(checkpoints(&run), steps(&[22, 23, 24]));
+    std::fs::remove_dir_all(&run).expect("a folder");
+    succeeds(&mut train(&recipe, &[&short[..], &["delete_previous_checkpoint=true"]].concat()));
+    assert_eq!(checkpoints(&run), steps(&[12]));
+}
+
+/// Nothing is infinite in JSON.
+#[test]
+fn a_run_with_infinite_settings_goes_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = recipe(folder.path(), &shards());
+    let settings = ["train_num_samples_laion=9", "max_grad_norm=inf", "mmc4_textsim_threshold=-inf"];
+    succeeds(&mut train(&recipe, &settings));
+    // What is no line of metrics is left out.
+    let lines = folder.path().join("run/metrics.jsonl");
+    let before = std::fs::read(&lines).expect("metrics");
+    std::fs::write(&lines, [b"\xff\xfe\n", before.as_slice()].concat()).expect("a file");
+    let said = succeeds(&mut train(&recipe, &settings));
+    assert!(said.contains("going on after step 3 of 3"), "{said}");
+    assert_eq!(std::fs::read(&lines).expect("metrics"), before);
+}
+
+#[test]
+fn losses_that_are_no_numbers_are_told_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = recipe(folder.path(), &shards());
+    // A caption of one token predicts nothing.
+    let none = ["train_num_samples_laion=12", "max_tokens_laion=1"];
+    let said = fails(&mut train(&recipe, &none));
+    assert!(said.contains("the loss was no number: 4 of 4 steps, the last 4 in a row"), "{said}");
+    assert!(said.contains("the loss was no number 4 steps in a row: lower learning_rate"), "{said}");
+    assert!(!folder.path().join("run/model").exists());
+    // Steps before weights that overflow count.
+    let name = format!("run_name={}", folder.path().join("other").display());
+    let diverges = ["train_num_samples_laion=30", "learning_rate=1e30", "warmup_steps=0", "lr_scheduler=constant"];
+    let said = succeeds(&mut train(&recipe, &[&diverges[..], &[&name]].concat()));
+    let lines = metrics(&folder.path().join("other"));
+    let last = lines.last().expect("a line");
+    let (steps, skipped) = (last["step"].as_u64().expect("steps"), last["skipped_steps"].as_u64().expect("steps"));
+    assert!(steps == 10 && 0 < skipped && skipped < steps, "{last}");
+    assert!(said.contains(&format!("the loss was no number: {skipped} of 10 steps")), "{said}");
+}
+
+/// Upstream's loop: an update at the end of each epoch, however few batches are left, and clipping after each batch.
+#[test]
+fn upstreams_loop_can_be_had() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let recipe = recipe(folder.path(), &shards());
+    let settings = [
+        "train_num_samples_laion=12",
+        "num_epochs=2",
+        "gradient_accumulation_steps=3",
+        "max_grad_norm=1e-3",
+        "lr_scheduler=linear",
+        "warmup_steps=0",
+    ];
+    let run = |name: &str, compat: &str| {
+        let path = folder.path().join(name);
+        let name = format!("run_name={}", path.display());
+        succeeds(&mut train(&recipe, &[&settings[..], &[&name, compat]].concat()));
+        metrics(&path)
+    };
+    let numbers = |lines: &[Value], key: &str| -> Vec<f64> {
+        lines.iter().map(|line| line[key].as_f64().expect("a number")).collect()
+    };
+    // Two epochs of four batches, each of three pairs and two documents.
+    let (ours, upstreams) = (run("ours", "upstream_compat=false"), run("upstreams", "upstream_compat=true"));
+    assert_eq!(numbers(&ours, "samples"), [15.0, 30.0]);
+    assert_eq!(numbers(&upstreams, "samples"), [15.0, 20.0, 35.0, 40.0]);
+    // The schedule goes over all eight batches, and advances with updates.
+    let near = |rate: f64, share: f64| (rate - 1e-3 * share).abs() < 1e-9;
+    let rates = numbers(&upstreams, "lr");
+    assert!(rates.iter().enumerate().all(|(update, &rate)| near(rate, 1.0 - update as f64 / 8.0)), "{rates:?}");
+    // All but the last batch's gradients were clipped to nearly nothing before.
+    let (ours, upstreams) = (numbers(&ours, "grad_norm"), numbers(&upstreams, "grad_norm"));
+    assert!(upstreams[0] < 0.8 * ours[0], "{upstreams:?}, {ours:?}");
+}
+
 #[test]
 fn what_is_wrong_is_one_sentence() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -282,6 +394,10 @@ fn what_is_wrong_is_one_sentence() {
         ("laion_shards=nothing.tar", "nothing.tar"),
         ("batch_size_laion=0", "at least 1"),
         ("lm_path=x", "model folder"),
+        ("fsdp=true", "spread over the workers"),
+        ("report_to_wandb=true", "metrics.jsonl"),
+        ("mmc4_textsim_threshold=nan", "must be a number"),
+        ("gradient_accumulation_steps=1000", "fewer batches than gradient_accumulation_steps"),
     ] {
         let error = fails(&mut train(&recipe, &[setting]));
         assert!(error.contains(said), "{setting}: {error}");
@@ -290,11 +406,33 @@ fn what_is_wrong_is_one_sentence() {
     succeeds(&mut train(&recipe, &["num_epochs=1", "train_num_samples_laion=9"]));
     let error = fails(&mut train(&recipe, &["train_num_samples_laion=12", "learning_rate=0.5"]));
     assert!(error.contains("learning_rate") && error.contains("train_num_samples_laion"), "{error}");
+    // So it does with its model only.
+    let moved = folder.path().join("model");
+    std::fs::create_dir(&moved).expect("a folder");
+    for entry in std::fs::read_dir(root().join("models/golden-tiny")).expect("a folder").flatten() {
+        std::fs::copy(entry.path(), moved.join(entry.file_name())).expect("a copy");
+    }
+    let (name, model) =
+        (format!("run_name={}", folder.path().join("moved").display()), format!("model={}", moved.display()));
+    let of_moved = ["train_num_samples_laion=9", &name, &model];
+    succeeds(&mut train(&recipe, &of_moved));
+    let weights = moved.join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).expect("weights");
+    *bytes.last_mut().expect("a byte") ^= 1;
+    std::fs::write(&weights, bytes).expect("weights");
+    let error = fails(&mut train(&recipe, &of_moved));
+    assert!(error.contains("is another model than") && error.contains("run_name"), "{error}");
+    // What the model would replace is known before anything is learnt.
+    let notes = folder.path().join("run/model/notes.txt");
+    std::fs::write(&notes, "mine").expect("a file");
+    let error = fails(&mut train(&recipe, &["train_num_samples_laion=9"]));
+    assert!(error.contains("it also holds notes.txt"), "{error}");
+    std::fs::remove_file(&notes).expect("a file");
     // A damaged checkpoint is named.
     let checkpoints = folder.path().join("run/checkpoints");
     let last =
         std::fs::read_dir(checkpoints).expect("a folder").flatten().map(|entry| entry.path()).max().expect("one");
     std::fs::write(&last, b"nonsense").expect("a file");
     let error = fails(&mut train(&recipe, &["train_num_samples_laion=9"]));
-    assert!(error.contains("step-") && error.contains("delete it"), "{error}");
+    assert!(error.contains("step-") && error.contains("move it away"), "{error}");
 }

@@ -141,6 +141,11 @@ fn lead(args: &TrainArgs, recipe: Recipe, device: Device, group: Group) -> anyho
     for (reason, count) in run.left_out() {
         tell(&format!("left out, {reason}: {count}"));
     }
+    let (lost, in_the_end) = run.lost();
+    if lost > 0 {
+        let last = if in_the_end > 0 { format!(", the last {in_the_end} in a row") } else { String::new() };
+        tell(&format!("left out, the loss was no number: {lost} of {total} steps{last}"));
+    }
     let model = run.export(args.dtype)?;
     tell(&format!("the model is in {}", model.display()));
     Ok(())

@@ -383,8 +383,11 @@ impl DecoderConfig {
         }
     }
 
-    /// Checks the numbers against each other; called by `ModelConfig::check`.
-    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+    /// Whether a model can be made of it.
+    ///
+    /// # Errors
+    /// [`ConfigError`] for sizes that are out of range or do not fit each other.
+    pub fn check(&self) -> Result<(), ConfigError> {
         let (d_model, n_heads, n_layers) = match self {
             Self::MosaicGpt(c) | Self::Mpt(c) => (c.d_model, c.n_heads, c.n_layers),
             Self::GptNeox(c) => (c.d_model, c.n_heads, c.n_layers),

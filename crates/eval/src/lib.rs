@@ -24,7 +24,7 @@ pub use error::EvalError;
 pub use gallery::{Gallery, Seen, Shown};
 pub use random::{Numpy, Python, torch_permutation};
 pub use report::report;
-pub use rices::{FeatureCache, Features, fingerprint};
+pub use rices::{FeatureCache, Features};
 pub use run::{Choice, Entry, Evaluation, Header, Plan, Progress, Results, Subject, Trial, evaluate, open};
 pub use score::{Score, score};
 pub use select::{Choose, Query, Selection, effective_shots};

@@ -169,44 +169,6 @@ fn read(path: &Path) -> Option<HashMap<Key, Vec<f32>>> {
     Some(keys.zip(numbers).collect())
 }
 
-/// Tells models apart by what the folder's files hold; of weights beyond a gigabyte by their size, their time and
-/// parts of them, because reading them would take longer than many an evaluation.
-///
-/// # Errors
-/// [`EvalError::File`] if a file cannot be read.
-pub fn fingerprint(folder: &Path) -> Result<String, EvalError> {
-    use std::io::{Read, Seek, SeekFrom};
-    const WHOLE: u64 = 1 << 30;
-    const PART: u64 = 1 << 16;
-    let entries = std::fs::read_dir(folder).map_err(EvalError::file(folder))?;
-    let mut files: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-    let read = |name: &str| name == "model.toml" || name == "tokenizer.json" || name.ends_with(".safetensors");
-    files.retain(|path| path.file_name().is_some_and(|name| read(&name.to_string_lossy())));
-    files.sort();
-    let mut hash = Sha256::new();
-    for path in files {
-        let error = || EvalError::file(path.clone());
-        let mut file = std::fs::File::open(&path).map_err(error())?;
-        let data = file.metadata().map_err(error())?;
-        hash.update(format!("{} {}\n", path.file_name().unwrap_or_default().to_string_lossy(), data.len()));
-        let step = if data.len() <= WHOLE { PART } else { (data.len() / 1024).max(PART) };
-        if step > PART {
-            let time = data.modified().ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-            hash.update(format!("{}\n", time.map_or(0, |time| time.as_nanos())));
-        }
-        let mut part = Vec::with_capacity(PART as usize);
-        let mut at = 0;
-        while at < data.len() {
-            file.seek(SeekFrom::Start(at)).map_err(error())?;
-            part.clear();
-            file.by_ref().take(PART).read_to_end(&mut part).map_err(error())?;
-            hash.update(&part);
-            at += step;
-        }
-    }
-    Ok(format!("{:x}", hash.finalize()))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

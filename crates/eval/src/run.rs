@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use flamingo_weights::fingerprint;
+use flamingo_zoo::ZooError;
 use serde::{Deserialize, Serialize};
 
 use crate::EvalError;
 use crate::dataset::json_of;
-use crate::rices::{FeatureCache, fingerprint};
+use crate::rices::FeatureCache;
 use crate::score::{Score, score};
 use crate::submission::submission;
 use crate::task::{Metric, Task};
@@ -235,7 +237,7 @@ fn begin(evaluator: &Evaluator, subject: &Subject, benchmarks: &[Benchmark], out
     let name = |benchmark: &Benchmark| benchmark.task.name.clone();
     let mut header = Header {
         model: evaluator.model.config().name.clone(),
-        fingerprint: fingerprint(subject.folder)?,
+        fingerprint: fingerprint(subject.folder, true).map_err(ZooError::from)?,
         precision: subject.precision.clone(),
         settings: evaluator.settings.clone(),
         tasks: benchmarks.iter().map(|benchmark| (name(benchmark), benchmark.task.clone())).collect(),

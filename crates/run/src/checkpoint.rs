@@ -21,13 +21,51 @@ pub(crate) struct Progress {
     pub(crate) updates: usize,
     /// Where each stream stands.
     pub(crate) streams: BTreeMap<String, Position>,
+    /// Steps in a row, up to this one, whose loss was no number.
+    pub(crate) lost: usize,
+    /// What was seen since the last line of metrics.
+    pub(crate) window: Window,
     /// Seconds of training so far.
     pub(crate) seconds: f64,
     /// Tokens and pictures so far.
     pub(crate) tokens: u64,
     pub(crate) pictures: u64,
     /// The settings.
+    #[serde(with = "as_toml")]
     pub(crate) recipe: Recipe,
+    /// Tells the model that the run began with from others.
+    pub(crate) model: String,
+}
+
+/// What was seen since the last line of metrics.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Window {
+    /// Sum and number of each stream's losses.
+    pub(crate) losses: BTreeMap<String, (f64, usize)>,
+    pub(crate) norms: (f64, usize),
+    pub(crate) tokens: u64,
+    pub(crate) pictures: u64,
+    pub(crate) seconds: f64,
+    /// Seconds that each worker computed.
+    pub(crate) computing: Vec<f64>,
+    /// Bytes that this process had sent and fetched before.
+    #[serde(skip)]
+    pub(crate) wire_bytes: u64,
+}
+
+/// Settings may be infinite, for which JSON has no number.
+mod as_toml {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error as _, ser::Error as _};
+
+    use crate::Recipe;
+
+    pub(super) fn serialize<S: Serializer>(recipe: &Recipe, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&toml::to_string(recipe).map_err(S::Error::custom)?)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Recipe, D::Error> {
+        toml::from_str(&String::deserialize(deserializer)?).map_err(D::Error::custom)
+    }
 }
 
 /// The tensors of a checkpoint, by name.
@@ -85,7 +123,10 @@ pub(crate) fn latest(folder: &Path) -> Result<Option<(Progress, State)>, RunErro
     let Some(path) = list(folder)?.pop() else { return Ok(None) };
     let bytes = fs::read(&path).map_err(RunError::io("read", &path))?;
     let damaged = |e: &dyn std::fmt::Display| {
-        RunError::checkpoint(&path, format!("is damaged ({e}): delete it to go on from the one before"))
+        RunError::checkpoint(
+            &path,
+            format!("is damaged, or of another version ({e}): move it away to go on from the one before"),
+        )
     };
     let (_, metadata) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(&e))?;
     let progress = metadata.metadata().as_ref().and_then(|metadata| metadata.get(KEY));

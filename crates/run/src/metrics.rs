@@ -65,13 +65,14 @@ pub(crate) struct MetricsFile {
 }
 
 impl MetricsFile {
-    /// Opens the file and drops lines after `step`, which a run that goes on writes again, and a cut last line.
+    /// Opens the file and drops lines after `step`, which a run that goes on writes again, and what is no line of metrics.
     pub(crate) fn open(path: PathBuf, step: usize) -> Result<Self, RunError> {
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(e) => return Err(RunError::io("read", &path)(e)),
         };
+        let text = String::from_utf8_lossy(&bytes);
         let stays = |line: &&str| serde_json::from_str::<Metrics>(line).is_ok_and(|metrics| metrics.step <= step);
         let kept: String = text.lines().filter(stays).map(|line| format!("{line}\n")).collect();
         if kept != text {

@@ -38,12 +38,13 @@ pub enum RunPrecision {
     #[default]
     #[serde(rename = "fp32")]
     Fp32,
-    /// bf16, but for what trains and its gradients and the optimizer's state, norms, softmax and loss: f32.
+    /// bf16, but for what trains and its gradients and the optimizer's state, norms, softmax and loss: f32. Upstream's
+    /// `bf16`, which makes these bf16 too, is taken for the same.
     #[serde(rename = "amp_bf16", alias = "amp_bfloat16", alias = "bf16")]
     AmpBf16,
 }
 
-/// A run's settings. Those that upstream's `train.py` has bear its names and its defaults.
+/// A run's settings. Those that upstream's `train.py` has bear its names, and its defaults but where a field says another.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
@@ -81,7 +82,7 @@ pub struct Recipe {
     /// Pairs in a batch of each device.
     #[serde(default = "n::<128>")]
     pub batch_size_laion: usize,
-    /// Documents in a batch of each device.
+    /// Documents in a batch of each device; upstream's default is 128.
     #[serde(default = "n::<32>")]
     pub batch_size_mmc4: usize,
     /// Pairs in an epoch.
@@ -184,12 +185,13 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub bf16_gradients: bool,
     /// Upstream's defects where the default differs: order of pictures in documents, gradients clipped before they
-    /// are all there, a schedule that does not know of accumulation, every device's loss counting alike however many
-    /// tokens it predicts.
+    /// are all there, an update of fewer batches at the end of each epoch, a schedule that does not know of accumulation,
+    /// every device's loss counting alike however many tokens it predicts. A loss that is no number is left out either way,
+    /// with its update; upstream looks at documents' only, and lets other batches of that update count.
     #[serde(default)]
     pub upstream_compat: bool,
 
-    /// Updates between two lines of metrics.
+    /// Updates between two lines of metrics; upstream's default is 100.
     #[serde(default = "n::<10>")]
     pub logging_steps: usize,
     /// Updates between two checkpoints; 0 for none.
@@ -255,6 +257,23 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("cross_attn_every_n_layers", "it is in the model folder's model.toml"),
     ("resume_from_checkpoint", "a run goes on from its last checkpoint by itself"),
     ("offline", "nothing is fetched while training"),
+    ("dist_url", "`flamingo train --rendezvous` says where several processes meet"),
+    ("dist_backend", "`flamingo train --device` and `--devices` say what computes"),
+    ("horovod", "`flamingo train --nodes` trains in several processes"),
+    ("no_set_device_rank", "`flamingo train --device` and `--devices` say what computes"),
+    ("fsdp", "gradients and the optimizer's state are always spread over the workers, the weights never"),
+    (
+        "fsdp_use_orig_params",
+        "gradients and the optimizer's state are always spread over the workers, the weights never",
+    ),
+    (
+        "fsdp_sharding_strategy",
+        "gradients and the optimizer's state are always spread over the workers, the weights never",
+    ),
+    ("report_to_wandb", "metrics.jsonl in the run's folder holds all numbers, and `flamingo plot` draws them"),
+    ("wandb_project", "metrics.jsonl in the run's folder holds all numbers, and `flamingo plot` draws them"),
+    ("wandb_entity", "metrics.jsonl in the run's folder holds all numbers, and `flamingo plot` draws them"),
+    ("save_checkpoints_to_wandb", "checkpoints are in the run's folder"),
 ];
 
 impl Recipe {
@@ -310,6 +329,9 @@ impl Recipe {
         if self.max_grad_norm.is_nan() || self.max_grad_norm <= 0.0 {
             return wrong("max_grad_norm must be above 0");
         }
+        if self.mmc4_textsim_threshold.is_nan() {
+            return wrong("mmc4_textsim_threshold must be a number");
+        }
         if !(0.0..1.0).contains(&self.adam_beta2) {
             return wrong("adam_beta2 must be between 0 and 1");
         }
@@ -343,10 +365,27 @@ impl Recipe {
             Objective::Contrastive if self.precision != RunPrecision::Fp32 => {
                 wrong("contrastive training is in fp32: leave precision out")
             }
+            Objective::Contrastive if self.batch_size_laion < 2 => {
+                wrong("contrastive training compares the rows of a batch: batch_size_laion must be at least 2")
+            }
             Objective::NextToken if self.parts().is_empty() => wrong("nothing trains: `train` names no part"),
-            _ if self.updates() == 0 => wrong("an epoch has fewer samples than a batch"),
-            _ => Ok(()),
+            _ if self.batches() == 0 => wrong("an epoch has fewer samples than a batch"),
+            _ if self.updates() == 0 => wrong("the run has fewer batches than gradient_accumulation_steps"),
+            _ => self.check_text_tower(),
         }
+    }
+
+    fn check_text_tower(&self) -> Result<(), RunError> {
+        let Some(TextTowerConfig { decoder }) = &self.text_tower else { return Ok(()) };
+        decoder.check().map_err(|error| RunError::Recipe(format!("text_tower: {error}")))?;
+        let (positions, tokens) = (decoder.architecture().max_positions, self.max_tokens_laion);
+        if tokens > positions {
+            return Err(RunError::Recipe(format!(
+                "captions have up to {tokens} tokens and the text tower places for {positions}: lower max_tokens_laion, \
+                 or raise text_tower.decoder.max_positions"
+            )));
+        }
+        Ok(())
     }
 
     /// The recipe with which one device does what so many do together with this one: what a step learns from, a
@@ -384,19 +423,39 @@ impl Recipe {
         self.train.iter().copied().filter(|part| !frozen(part)).collect()
     }
 
-    /// Batches of each stream in the whole run.
-    pub fn batches(&self) -> usize {
+    /// Batches of each stream in an epoch.
+    fn epoch_batches(&self) -> usize {
         let of = |shards: &Option<String>, samples: usize, batch: usize| shards.as_ref().map(|_| samples / batch);
         let streams = [
             of(&self.laion_shards, self.train_num_samples_laion, self.batch_size_laion),
             of(&self.mmc4_shards, self.train_num_samples_mmc4, self.batch_size_mmc4),
         ];
-        streams.into_iter().flatten().min().unwrap_or(0) * self.num_epochs
+        streams.into_iter().flatten().min().unwrap_or(0)
+    }
+
+    /// Batches of each stream in the whole run.
+    pub fn batches(&self) -> usize {
+        self.epoch_batches().saturating_mul(self.num_epochs)
     }
 
     /// Updates in the whole run.
     pub fn updates(&self) -> usize {
+        if self.upstream_compat {
+            let of_epoch = self.epoch_batches().div_ceil(self.gradient_accumulation_steps);
+            return of_epoch.saturating_mul(self.num_epochs);
+        }
         self.batches() / self.gradient_accumulation_steps
+    }
+
+    /// Batches of each stream that so many updates learn from.
+    pub fn batches_until(&self, updates: usize) -> usize {
+        let (batches, accumulation) = (self.epoch_batches(), self.gradient_accumulation_steps);
+        if self.upstream_compat {
+            // Upstream updates at the last batch of each epoch, too (train_utils.py).
+            let of_epoch = batches.div_ceil(accumulation).max(1);
+            return updates / of_epoch * batches + (updates % of_epoch * accumulation).min(batches);
+        }
+        updates.saturating_mul(accumulation)
     }
 
     /// The learning rate of an update, from 0.
@@ -415,7 +474,7 @@ impl Recipe {
                 RunPrecision::AmpBf16 => Dtype::Bf16,
             },
             gradient_checkpointing: self.gradient_checkpointing,
-            features_bytes: self.vision_cache_mib << 20,
+            features_bytes: self.vision_cache_mib.saturating_mul(1 << 20),
         }
     }
 

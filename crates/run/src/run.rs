@@ -11,11 +11,11 @@ use flamingo_data::{
 };
 use flamingo_distributed::Group;
 use flamingo_engine::{ContrastiveOptions, Device, Ready, Training, open_contrastive, open_training};
-use flamingo_weights::{Dtype, ModelFolder};
+use flamingo_weights::{Dtype, ModelFolder, fingerprint, replaceable};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use crate::batch::{Parts, TrainingBatch, parts};
-use crate::checkpoint::{self, Progress};
+use crate::checkpoint::{self, Progress, Window};
 use crate::lock::Lock;
 use crate::metrics::{MetricsFile, Together};
 use crate::shards::Shards;
@@ -48,8 +48,6 @@ pub struct Run {
     _lock: Option<Lock>,
     tokens: SpecialTokens,
     progress: Progress,
-    window: Window,
-    lost: usize,
     begun: Instant,
     saved: Instant,
 }
@@ -60,20 +58,6 @@ struct OpenStream {
     kind: Stream,
     loader: Loader<Example>,
     weight: f64,
-}
-
-/// What was seen since the last line of metrics.
-#[derive(Default)]
-struct Window {
-    losses: BTreeMap<&'static str, (f64, usize)>,
-    norms: (f64, usize),
-    tokens: u64,
-    pictures: u64,
-    seconds: f64,
-    /// Seconds that each worker computed.
-    computing: Vec<f64>,
-    /// Bytes that had been sent and fetched before.
-    wire_bytes: u64,
 }
 
 /// The gradients of a step, before the update.
@@ -153,7 +137,8 @@ impl Run {
             }
             _ => open_training(&folder, device, &recipe.training_options())?,
         };
-        check_alike(group, &recipe, &folder)?;
+        let fingerprint = fingerprint(&recipe.model, false)?;
+        check_alike(group, &recipe, &folder, &fingerprint)?;
         let shards = Arc::new(Shards::new(&training.parameters(), training.stages(), group.world()));
         training.own(shards.ranges(group.rank()).to_vec());
         let exchanging = ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "exchange".into()).build();
@@ -161,6 +146,8 @@ impl Run {
         let (lock, last) = if first {
             std::fs::create_dir_all(&recipe.run_name).map_err(RunError::io("write", &recipe.run_name))?;
             let lock = Lock::of(&recipe.run_name)?;
+            // What would keep the model from being written in the end.
+            replaceable(&model_of(&recipe))?;
             (Some(lock), checkpoint::latest(&checkpoints(&recipe))?)
         } else {
             (None, None)
@@ -169,11 +156,14 @@ impl Run {
             None => Progress {
                 step: 0,
                 updates: 0,
+                lost: 0,
+                window: Window::default(),
                 streams: BTreeMap::new(),
                 seconds: 0.0,
                 tokens: 0,
                 pictures: 0,
                 recipe: recipe.clone(),
+                model: fingerprint.clone(),
             },
             Some((progress, state)) => {
                 let differs = recipe.differs_from(&progress.recipe);
@@ -182,6 +172,13 @@ impl Run {
                         "{} was begun with other settings ({}): set them back, or give another run_name",
                         recipe.run_name.display(),
                         differs.join(", ")
+                    )));
+                }
+                if progress.model != fingerprint {
+                    return Err(RunError::Recipe(format!(
+                        "{} is another model than {} was begun with: put that back, or give another run_name",
+                        recipe.model.display(),
+                        recipe.run_name.display()
                     )));
                 }
                 training.restore(state)?;
@@ -212,8 +209,6 @@ impl Run {
             _lock: lock,
             tokens,
             progress,
-            window: Window::default(),
-            lost: 0,
             begun: now,
             saved: now,
         })
@@ -232,6 +227,11 @@ impl Run {
     /// Steps of the whole run.
     pub fn total(&self) -> usize {
         self.recipe.updates()
+    }
+
+    /// Steps that were left out because their loss was no number, and how many of them are the last ones in a row.
+    pub fn lost(&self) -> (usize, usize) {
+        (self.progress.step - self.progress.updates, self.progress.lost)
     }
 
     /// Samples that were left out up to the last checkpoint, by stream and reason.
@@ -260,7 +260,7 @@ impl Run {
             if self.group.world() == 1 { self.compute_alone()? } else { self.compute_together()? };
         let names: Vec<&'static str> = self.streams.iter().map(|stream| stream.name).collect();
         for (&name, &loss) in names.iter().cycle().zip(&losses).filter(|(_, loss)| loss.is_finite()) {
-            let sum = self.window.losses.entry(name).or_default();
+            let sum = self.progress.window.losses.entry(name.to_string()).or_default();
             *sum = (sum.0 + f64::from(loss), sum.1 + 1);
         }
         let latest = losses[losses.len() - names.len()..].iter().copied();
@@ -269,22 +269,22 @@ impl Run {
         let rate = self.recipe.rate(self.progress.updates);
         if losses.iter().any(|loss| !loss.is_finite()) || !norm.is_finite() {
             self.training.discard();
-            self.lost += 1;
+            self.progress.lost += 1;
             tracing::warn!(step = self.progress.step + 1, "the loss is no number: the step is left out");
-            if self.lost >= MAX_LOST {
-                return Err(RunError::NotANumber(self.lost));
+            if self.progress.lost >= MAX_LOST {
+                return Err(RunError::NotANumber(self.progress.lost));
             }
         } else {
             self.training.update(rate)?;
             self.share_weights()?;
             self.progress.updates += 1;
-            self.lost = 0;
-            self.window.norms = (self.window.norms.0 + norm, self.window.norms.1 + 1);
+            self.progress.lost = 0;
+            self.progress.window.norms = (self.progress.window.norms.0 + norm, self.progress.window.norms.1 + 1);
         }
         self.progress.step += 1;
         step.step = self.progress.step;
         let seconds = start.elapsed().as_secs_f64();
-        self.window.seconds += seconds;
+        self.progress.window.seconds += seconds;
         self.progress.seconds += seconds;
         if self.progress.step.is_multiple_of(self.recipe.logging_steps) || self.progress.step == self.total() {
             let line = self.line(rate);
@@ -313,8 +313,8 @@ impl Run {
 
     fn count(&mut self, parts: &Parts) {
         for (batch, _) in parts {
-            self.window.tokens += batch.text.keep.iter().filter(|&&keep| keep).count() as u64;
-            self.window.pictures += batch.pictures as u64;
+            self.progress.window.tokens += batch.text.keep.iter().filter(|&&keep| keep).count() as u64;
+            self.progress.window.pictures += batch.pictures as u64;
         }
     }
 
@@ -336,14 +336,15 @@ impl Run {
 
     fn compute_alone(&mut self) -> Result<Computed, RunError> {
         let accumulation = self.recipe.gradient_accumulation_steps;
+        let batches = self.recipe.batches_until(self.progress.step + 1) - self.recipe.batches_until(self.progress.step);
         let (mut losses, mut norm) = (Vec::new(), 0.0);
-        for micro in 0..accumulation {
+        for micro in 0..batches {
             for (index, (parts, _)) in self.next_batches()?.into_iter().enumerate() {
                 self.count(&parts);
                 losses.push(self.backward(parts, self.streams[index].weight / accumulation as f64, None)?);
             }
             // Upstream clips what is there after each batch (train_utils.py:198).
-            if micro + 1 == accumulation || self.recipe.upstream_compat {
+            if micro + 1 == batches || self.recipe.upstream_compat {
                 norm = self.training.clip(self.recipe.max_grad_norm)?;
             }
         }
@@ -351,7 +352,7 @@ impl Run {
     }
 
     fn line(&mut self, lr: f64) -> Metrics {
-        let window = std::mem::take(&mut self.window);
+        let window = std::mem::take(&mut self.progress.window);
         self.progress.tokens += window.tokens;
         self.progress.pictures += window.pictures;
         let mean = |name| window.losses.get(name).map(|(sum, count)| sum / *count as f64);
@@ -370,14 +371,14 @@ impl Run {
             mean_seconds: window.computing.iter().sum::<f64>() / window.computing.len() as f64,
             wire_bytes: wire_bytes - window.wire_bytes,
         });
-        self.window.wire_bytes = wire_bytes;
+        self.progress.window.wire_bytes = wire_bytes;
         Metrics {
             step: self.progress.step,
             loss_laion: mean(PAIRS),
             loss_mmc4: mean(DOCUMENTS),
             grad_norm: window.norms.0 / window.norms.1.max(1) as f64,
             lr,
-            samples: (samples * recipe.gradient_accumulation_steps * self.progress.step) as u64,
+            samples: (samples * recipe.batches_until(self.progress.step)) as u64,
             tokens: self.progress.tokens,
             images: self.progress.pictures,
             skipped_steps: self.progress.step - self.progress.updates,
@@ -396,11 +397,8 @@ impl Run {
 
     fn checkpoint_is_due(&self, by_time: bool) -> bool {
         let recipe = &self.recipe;
-        // Sums that are not yet written down would be lost: checkpoints stand at lines of metrics.
-        let at_line = self.progress.step.is_multiple_of(recipe.logging_steps);
-        let every = recipe.checkpoint_steps.next_multiple_of(recipe.logging_steps);
-        let by_steps = every > 0 && self.progress.step.is_multiple_of(every);
-        by_time && at_line || by_steps || self.progress.step == self.total()
+        let by_steps = recipe.checkpoint_steps > 0 && self.progress.step.is_multiple_of(recipe.checkpoint_steps);
+        by_time || by_steps || self.progress.step == self.total()
     }
 
     /// Writes a checkpoint. Only rank 0 does, and has what it takes from the others.
@@ -422,10 +420,13 @@ impl Run {
     /// trained. Returns the folder.
     ///
     /// # Errors
-    /// [`RunError::Weights`] if it cannot be written.
+    /// [`RunError::Weights`] if it cannot be written, [`RunError::NotANumber`] if no step had a usable loss.
     pub fn export(&self, dtype: Dtype) -> Result<PathBuf, RunError> {
-        let (out, checkpoint) =
-            (self.recipe.run_name.join("model"), self.recipe.run_name.join("checkpoint.safetensors"));
+        // Weights that never changed are no result.
+        if self.progress.updates == 0 && self.progress.step > 0 {
+            return Err(RunError::NotANumber(self.progress.step));
+        }
+        let (out, checkpoint) = (model_of(&self.recipe), self.recipe.run_name.join("checkpoint.safetensors"));
         let upstreams = self.recipe.objective == Objective::NextToken;
         let card = format!(
             "# {}\n\nTrained for {} steps from `{}`. The settings are in `recipe.toml` beside this folder.\n",
@@ -458,6 +459,10 @@ fn in_full(error: &RunError) -> String {
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+}
+
+fn model_of(recipe: &Recipe) -> PathBuf {
+    recipe.run_name.join("model")
 }
 
 fn checkpoints(recipe: &Recipe) -> PathBuf {

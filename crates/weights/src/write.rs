@@ -55,9 +55,7 @@ impl Staging {
         if out.is_file() {
             return Err(WeightsError::format(out, "is a file, not a folder: give another --out"));
         }
-        if occupied {
-            only_ours(out)?;
-        }
+        replaceable(out)?;
         let name = out.file_name().ok_or_else(|| WeightsError::format(out, "is no name for a folder"))?;
         let parent = match out.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -138,13 +136,19 @@ impl Staging {
 }
 
 /// Refuses a folder that holds anything but a converted model: replacing it would delete that.
-fn only_ours(folder: &Path) -> Result<(), WeightsError> {
+///
+/// # Errors
+/// [`WeightsError::Mismatch`] with what else is there.
+pub fn replaceable(folder: &Path) -> Result<(), WeightsError> {
     let refuse = |what: String| {
         WeightsError::Mismatch(format!(
-            "{} is not replaced, because {what}: give another --out, or delete it yourself",
+            "{} is not replaced, because {what}: write to another folder, or move away what is there",
             folder.display()
         ))
     };
+    if !folder.exists() || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none()) {
+        return Ok(());
+    }
     if !folder.join(REPORT).is_file() {
         return Err(refuse(format!("it is no converted model (it has no {REPORT})")));
     }

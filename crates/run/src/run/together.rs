@@ -63,7 +63,7 @@ impl Run {
 
     fn compute_with(&mut self, group: &mut Group) -> Result<Computed, RunError> {
         let (world, rank) = (group.world(), group.rank());
-        let (tokens, pictures) = (self.window.tokens, self.window.pictures);
+        let (tokens, pictures) = (self.progress.window.tokens, self.progress.window.pictures);
         let (mut losses, mut seconds) = (Vec::new(), 0.0);
         for _ in 1..self.recipe.gradient_accumulation_steps {
             for batch in self.shares(group, &mut seconds)? {
@@ -93,17 +93,17 @@ impl Run {
         let exchanged = exchanged.unwrap_or_else(|| unreachable!("the scope waits for it"))?;
         let report = Report {
             losses: losses.into_iter().map(f32::to_bits).collect(),
-            tokens: self.window.tokens - tokens,
-            pictures: self.window.pictures - pictures,
+            tokens: self.progress.window.tokens - tokens,
+            pictures: self.progress.window.pictures - pictures,
             seconds,
             there: exchanged.there,
             save: self.time_is_up(),
         };
         let reports = group.gather(&report)?;
-        self.window.tokens = tokens + reports.iter().map(|report| report.tokens).sum::<u64>();
-        self.window.pictures = pictures + reports.iter().map(|report| report.pictures).sum::<u64>();
-        self.window.computing.resize(world, 0.0);
-        for (sum, report) in self.window.computing.iter_mut().zip(&reports) {
+        self.progress.window.tokens = tokens + reports.iter().map(|report| report.tokens).sum::<u64>();
+        self.progress.window.pictures = pictures + reports.iter().map(|report| report.pictures).sum::<u64>();
+        self.progress.window.computing.resize(world, 0.0);
+        for (sum, report) in self.progress.window.computing.iter_mut().zip(&reports) {
             *sum += report.seconds;
         }
         let sum_of = |index: usize| reports.iter().map(|report| f32::from_bits(report.losses[index])).sum::<f32>();
@@ -255,16 +255,17 @@ fn exchange(
 }
 
 /// What must be the same in all processes, though each reads it for itself: the model, and which shards there are.
-pub(super) fn check_alike(group: &mut Group, recipe: &Recipe, folder: &ModelFolder) -> Result<(), RunError> {
+pub(super) fn check_alike(
+    group: &mut Group,
+    recipe: &Recipe,
+    folder: &ModelFolder,
+    fingerprint: &str,
+) -> Result<(), RunError> {
     if group.world() == 1 {
         return Ok(());
     }
-    let mut seen = vec![serde_json::to_string(folder.config()).unwrap_or_default()];
-    for file in ["model.safetensors", "tokenizer.json"] {
-        let path = recipe.model.join(file);
-        let length = std::fs::metadata(&path).map_err(RunError::io("read", &path))?.len();
-        seen.push(format!("{file} of {length} bytes"));
-    }
+    let config = serde_json::to_string(folder.config()).unwrap_or_default();
+    let mut seen = vec![config, format!("weights and tokenizer of fingerprint {fingerprint}")];
     for shards in [&recipe.laion_shards, &recipe.mmc4_shards].into_iter().flatten() {
         // Where they lie may differ.
         seen.extend(find_shards(shards)?.iter().map(|shard| file_name(Path::new(shard))));
