@@ -403,9 +403,18 @@ fn score_tiny(args: &ScoreArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     println!("{:<10} {:<9} {:>5} {:<9} {:>9} {:>8}", "task", "form", "shots", "concepts", "questions", "accuracy");
-    for s in scores {
-        let concepts = if s.held_out_concepts { "unseen" } else { "seen" };
-        println!("{:<10} {:<9} {:>5} {concepts:<9} {:>9} {:>8.3}", s.task, s.form, s.shots, s.questions, s.accuracy);
+    let line = |s: &tiny::Score, concepts: &str, questions: usize, accuracy: f64| {
+        println!("{:<10} {:<9} {:>5} {concepts:<9} {questions:>9} {accuracy:>8.3}", s.task, s.form, s.shots);
+    };
+    for kind in scores.chunk_by(|a, b| (&a.task, &a.form, a.shots) == (&b.task, &b.form, b.shots)) {
+        for s in kind {
+            line(s, if s.held_out_concepts { "unseen" } else { "seen" }, s.questions, s.accuracy);
+        }
+        if let [first, _, ..] = kind {
+            let questions: usize = kind.iter().map(|s| s.questions).sum();
+            let right: f64 = kind.iter().map(|s| s.accuracy * s.questions as f64).sum();
+            line(first, "all", questions, right / questions as f64);
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

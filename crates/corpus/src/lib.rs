@@ -6,14 +6,7 @@
 //! examples define a task. And pages of scikit-learn's documentation as interleaved documents; from the sequences,
 //! [`Albums`]: documents with pictures that do not belong.
 //!
-//! | package | licence |
-//! |---|---|
-//! | `@iconify-json/noto`, `@iconify-json/noto-v1`, `@iconify-json/fxemoji` | Apache-2.0 |
-//! | `@iconify-json/fluent-emoji`, `@iconify-json/fluent-emoji-flat`, `@lobehub/fluent-emoji-3d` | MIT |
-//! | `@iconify-json/streamline-emojis` | CC-BY-4.0 (Streamline) |
-//! | `emojibase-data` | MIT |
-//! | `easy-vqa` | MIT |
-//! | `python-sklearn-doc` (Debian) | BSD-3-Clause |
+#![doc = include_str!("licences.md")]
 
 mod albums;
 mod colour;
@@ -43,6 +36,9 @@ use concepts::Concept;
 use drawing::Drawing;
 use random::Random;
 use shards::{Member, Shards};
+
+/// The licences of what the corpus is made of, which go where it goes.
+const LICENCES: &str = include_str!("licences.md");
 
 /// Why the corpus cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -252,6 +248,7 @@ pub fn make(
         "left_out": packages.left_out,
         "named": names,
     });
+    shards::write(&out.join("LICENCES.md"), LICENCES.as_bytes())?;
     shards::write(&summary_file, format!("{summary:#}\n").as_bytes())?;
     Ok(summary)
 }
