@@ -394,6 +394,8 @@ fn what_is_wrong_is_one_sentence() {
         ("laion_shards=nothing.tar", "nothing.tar"),
         ("batch_size_laion=0", "at least 1"),
         ("lm_path=x", "model folder"),
+        ("max_tokens_mmc4=0", "at least 1"),
+        ("mmc4_min_num_images=9", "must not be above mmc4_max_num_images"),
         ("fsdp=true", "spread over the workers"),
         ("report_to_wandb=true", "metrics.jsonl"),
         ("mmc4_textsim_threshold=nan", "must be a number"),

@@ -506,14 +506,14 @@ pub struct TrainArgs {
     /// be there more than once.
     #[arg(long, value_name = "DEVICE,…", value_delimiter = ',', conflicts_with = "device")]
     pub devices: Vec<Device>,
-    #[command(flatten)]
-    pub group: GroupArgs,
     /// f32, f16 or bf16: the type of the weights in the model folder that the run leaves.
     #[arg(long, default_value = "f32")]
     pub dtype: Dtype,
     /// A line of JSON on stdout for each line of metrics.
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub group: GroupArgs,
 }
 
 /// Processes that train together. Without these options they find each other as torchrun, srun or a Kubernetes indexed

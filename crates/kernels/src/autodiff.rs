@@ -76,8 +76,9 @@ impl<B: Gradients, const N: usize> Backward<B, N> for LayerNorm<N> {
     fn backward(self, ops: Ops<Self::State, N>, grads: &mut grads::Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<B>(&ops.node);
         let [x, weight] = ops.state;
-        let gradients = B::norm_backward(x, weight, grad, self.0);
-        for (parent, gradient) in ops.parents.into_iter().zip(gradients) {
+        let trained = ops.parents[1..].iter().any(Option::is_some);
+        let (of_x, sums) = B::norm_backward(x, weight, grad, self.0, trained);
+        for (parent, gradient) in ops.parents.into_iter().zip([of_x].into_iter().chain(sums.into_iter().flatten())) {
             register::<B>(grads, parent.map(|node| node.id), gradient);
         }
     }

@@ -102,7 +102,8 @@ pub(crate) fn norm_backward<B: Backend>(
     weight: FloatTensor<B>,
     grad: FloatTensor<B>,
     eps: f64,
-) -> [FloatTensor<B>; 3] {
+    trained: bool,
+) -> (FloatTensor<B>, Option<[FloatTensor<B>; 2]>) {
     let (of_x, of_weight, format) = (x.dtype(), weight.dtype(), wide(x.dtype()));
     let [x, weight, grad] = [x, weight, grad].map(|x| cast::<B>(x, format));
     let shape = x.shape();
@@ -115,13 +116,12 @@ pub(crate) fn norm_backward<B: Backend>(
     let centred = x.clone() - x.mean_dim(1);
     let deviation = ((centred.clone() * centred.clone()).mean_dim(1) + eps).sqrt();
     let normal = centred / deviation.clone();
-    let d_weight = sum_rows(grad.clone() * normal.clone());
-    let d_bias = sum_rows(grad.clone());
+    let sums = trained.then(|| [sum_rows(grad.clone() * normal.clone()), sum_rows(grad.clone())]);
     let scaled = grad * weight.unsqueeze();
     let along = (scaled.clone() * normal.clone()).mean_dim(1);
     let d_x = (scaled.clone() - scaled.mean_dim(1) - normal * along) / deviation;
-    let [d_weight, d_bias] = [d_weight, d_bias].map(|gradient| cast::<B>(primitive(gradient), of_weight));
-    [cast::<B>(B::float_reshape(primitive(d_x), shape), of_x), d_weight, d_bias]
+    let sums = sums.map(|sums| sums.map(|gradient| cast::<B>(primitive(gradient), of_weight)));
+    (cast::<B>(B::float_reshape(primitive(d_x), shape), of_x), sums)
 }
 
 pub(crate) fn attend<B: Kernels>(a: Attention<B>) -> FloatTensor<B> {

@@ -246,14 +246,16 @@ pub trait Gradients: Kernels {
         generic::activate_backward::<Self>(kind, x, grad)
     }
 
-    /// Gradients of [`Kernels::norm`]: of `x`, `weight` and the bias, which has the weight's format.
+    /// Gradients of [`Kernels::norm`]: of `x`, and where the weight is `trained` of `weight` and the bias, which has the
+    /// weight's format.
     fn norm_backward(
         x: FloatTensor<Self>,
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         eps: f64,
-    ) -> [FloatTensor<Self>; 3] {
-        generic::norm_backward::<Self>(x, weight, grad, eps)
+        trained: bool,
+    ) -> (FloatTensor<Self>, Option<[FloatTensor<Self>; 2]>) {
+        generic::norm_backward::<Self>(x, weight, grad, eps, trained)
     }
 
     /// Gradients of [`Kernels::attend`]: of `q`, `k` and `v`.

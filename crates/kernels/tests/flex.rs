@@ -140,9 +140,14 @@ fn norms_and_their_gradients() {
         let found = Flex::norm(raw(&x), raw(&weight), Some(raw(&bias)), 1e-5);
         close(found, Flex::norm(exact(&x), exact(&weight), Some(exact(&bias)), 1e-5), 2e-6);
         close(Flex::norm(raw(&x), raw(&weight), None, 1e-5), Flex::norm(exact(&x), exact(&weight), None, 1e-5), 2e-6);
-        let found = Flex::norm_backward(raw(&x), raw(&weight), raw(&grad), 1e-5);
-        let wanted = Flex::norm_backward(exact(&x), exact(&weight), exact(&grad), 1e-5);
-        found.into_iter().zip(wanted).for_each(|(found, wanted)| close(found, wanted, 2e-6));
+        for trained in [true, false] {
+            let (found, sums) = Flex::norm_backward(raw(&x), raw(&weight), raw(&grad), 1e-5, trained);
+            let (wanted, exact_sums) = Flex::norm_backward(exact(&x), exact(&weight), exact(&grad), 1e-5, trained);
+            close(found, wanted, 2e-6);
+            assert!(sums.is_some() == trained && exact_sums.is_some() == trained);
+            let sums = sums.into_iter().flatten().zip(exact_sums.into_iter().flatten());
+            sums.for_each(|(found, wanted)| close(found, wanted, 2e-6));
+        }
     }
 }
 
@@ -482,7 +487,9 @@ fn results_do_not_depend_on_threads() {
             Flex::columns(raw(&x), 3, 50),
             Flex::attend(a()),
         ];
-        found.extend(Flex::norm_backward(raw(&x), raw(&scale), raw(&x), 1e-5));
+        let (of_x, sums) = Flex::norm_backward(raw(&x), raw(&scale), raw(&x), 1e-5, true);
+        found.push(of_x);
+        found.extend(sums.into_iter().flatten());
         found.extend(Flex::attend_backward(a(), raw(&heads)));
         found.into_iter().map(numbers).collect::<Vec<_>>()
     };

@@ -106,8 +106,12 @@ fn norms<B: Gradients>(inputs: &Inputs) -> Vec<Vec<f64>> {
     results(inputs, inference, || {
         let (x, weight, grad) = (inputs.raw::<B, 3>(0), inputs.raw::<B, 1>(1), inputs.raw::<B, 3>(3));
         let squares = B::sum_squares(vec![x.clone(), weight.clone()]);
-        let [d_x, d_weight, d_bias] = B::norm_backward(x, weight, grad, 1e-5);
-        vec![of::<B, 3>(d_x), of::<B, 1>(d_weight), of::<B, 1>(d_bias), of::<B, 1>(squares)]
+        let (frozen, none) = B::norm_backward(x.clone(), weight.clone(), grad.clone(), 1e-5, false);
+        let (d_x, sums) = B::norm_backward(x, weight, grad, 1e-5, true);
+        let (frozen, d_x) = (of::<B, 3>(frozen), of::<B, 3>(d_x));
+        assert!(none.is_none() && frozen == d_x, "what trains changes the input's gradient");
+        let sums = sums.into_iter().flatten().map(of::<B, 1>);
+        [d_x].into_iter().chain(sums).chain([of::<B, 1>(squares)]).collect()
     })
 }
 

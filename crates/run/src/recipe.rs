@@ -311,6 +311,8 @@ impl Recipe {
             ("logging_steps", self.logging_steps),
             ("keep_checkpoints", self.keep_checkpoints),
             ("workers", self.workers),
+            ("max_tokens_laion", self.max_tokens_laion),
+            ("max_tokens_mmc4", self.max_tokens_mmc4),
         ];
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(RunError::Recipe(format!("{name} must be at least 1")));
@@ -328,6 +330,9 @@ impl Recipe {
         }
         if self.max_grad_norm.is_nan() || self.max_grad_norm <= 0.0 {
             return wrong("max_grad_norm must be above 0");
+        }
+        if self.mmc4_min_num_images > self.mmc4_max_num_images {
+            return wrong("mmc4_min_num_images must not be above mmc4_max_num_images");
         }
         if self.mmc4_textsim_threshold.is_nan() {
             return wrong("mmc4_textsim_threshold must be a number");

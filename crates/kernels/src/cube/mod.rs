@@ -138,8 +138,9 @@ impl<R: CubeRuntime, B: BoolElement> Gradients for CubeBackend<R, f32, i32, B> {
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         eps: f64,
-    ) -> [FloatTensor<Self>; 3] {
-        norm::norm_backward(x, weight, grad, eps)
+        trained: bool,
+    ) -> (FloatTensor<Self>, Option<[FloatTensor<Self>; 2]>) {
+        norm::norm_backward(x, weight, grad, eps, trained)
     }
 
     fn attend_backward(attention: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {

@@ -74,7 +74,7 @@ fn forward<T: Float, W: Float, V: Float, N: Size>(
     }
 }
 
-/// The gradient of the input; the terms of the weight's, to be added up over the rows.
+/// The gradient of the input; where the weight is `trained`, the terms of its gradient, to be added up over the rows.
 #[cube(launch_unchecked)]
 fn backward<T: Float, W: Float, N: Size>(
     x: &Array<Vector<T, N>>,
@@ -85,6 +85,7 @@ fn backward<T: Float, W: Float, N: Size>(
     count: u32,
     width: u32,
     eps: f32,
+    #[comptime] trained: bool,
     #[comptime] planes: bool,
     #[define(T, W)] _dtypes: [StorageType; 2],
 ) {
@@ -102,7 +103,9 @@ fn backward<T: Float, W: Float, N: Size>(
         let at = start + i as usize;
         let normal = (Vector::<f32, N>::cast_from(x[at]) - Vector::new(mean)) * Vector::new(scale);
         let grad = Vector::<f32, N>::cast_from(grad[at]);
-        terms[at] = grad * normal;
+        if comptime!(trained) {
+            terms[at] = grad * normal;
+        }
         let scaled = grad * Vector::cast_from(weight[i as usize]);
         sum += scaled;
         along += scaled * normal;
@@ -168,11 +171,14 @@ pub(super) fn norm_backward<R: CubeRuntime>(
     weight: CubeTensor<R>,
     grad: CubeTensor<R>,
     eps: f64,
-) -> [CubeTensor<R>; 3] {
+    trained: bool,
+) -> (CubeTensor<R>, Option<[CubeTensor<R>; 2]>) {
     let shape = x.meta.shape().clone();
     let [x, grad] = [x, grad].map(into_contiguous);
     let rows = Rows::of(x);
-    let (d_x, terms) = (empty(&grad, shape, grad.dtype), empty(&grad, [rows.count, rows.width], DType::F32));
+    let d_x = empty(&grad, shape, grad.dtype);
+    // Nothing is written where nothing trains.
+    let terms = empty(&grad, [if trained { rows.count } else { 1 }, rows.width], DType::F32);
     let size = vector_size(&terms, &[rows.width]);
     let dtypes = [rows.x.dtype.into(), weight.dtype.into()];
     let dtype: DType = weight.dtype;
@@ -192,10 +198,14 @@ pub(super) fn norm_backward<R: CubeRuntime>(
             rows.count as u32,
             (rows.width / size) as u32,
             eps as f32,
+            trained,
             planes,
             dtypes,
         );
     }
-    let grad = reshape(grad, [rows.count, rows.width].into());
-    [d_x, cast(sum_rows(terms), dtype), cast(sum_rows(grad), dtype)]
+    let sums = trained.then(|| {
+        let grad = reshape(grad, [rows.count, rows.width].into());
+        [terms, grad].map(|terms| cast(sum_rows(terms), dtype))
+    });
+    (d_x, sums)
 }

@@ -278,14 +278,15 @@ impl Gradients for Flex {
         weight: FloatTensor<Self>,
         grad: FloatTensor<Self>,
         eps: f64,
-    ) -> [FloatTensor<Self>; 3] {
+        trained: bool,
+    ) -> (FloatTensor<Self>, Option<[FloatTensor<Self>; 2]>) {
         let (of_x, of_weight) = (x.dtype(), weight.dtype());
         if of_x == DType::F64 {
-            return generic::norm_backward::<Self>(x, weight, grad, eps);
+            return generic::norm_backward::<Self>(x, weight, grad, eps, trained);
         }
         let [x, weight, grad] = [x, weight, grad].map(|x| Self::cast(x, DType::F32));
-        let [d_x, d_weight, d_bias] = norm::backward(x, weight, grad, eps);
-        [narrowed(d_x, of_x), Self::cast(d_weight, of_weight), Self::cast(d_bias, of_weight)]
+        let (d_x, sums) = norm::backward(x, weight, grad, eps, trained);
+        (narrowed(d_x, of_x), sums.map(|sums| sums.map(|sum| Self::cast(sum, of_weight))))
     }
 
     fn attend_backward(a: Attention<Self>, grad: FloatTensor<Self>) -> [FloatTensor<Self>; 3] {

@@ -85,7 +85,13 @@ impl Work for Squares<'_> {
     }
 }
 
-pub(super) fn backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, eps: f64) -> [FlexTensor; 3] {
+pub(super) fn backward(
+    x: FlexTensor,
+    weight: FlexTensor,
+    grad: FlexTensor,
+    eps: f64,
+    trained: bool,
+) -> (FlexTensor, Option<[FlexTensor; 2]>) {
     let (shape, weight_shape) = (x.shape(), weight.shape());
     let (x, weight, grad) = (contiguous(x), contiguous(weight), contiguous(grad));
     let (input, weight, grad) = (values(&x), values(&weight), values(&grad));
@@ -95,19 +101,19 @@ pub(super) fn backward(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, eps:
     let block = rows_at_once(dim) * dim;
     let (d_x, sums) = filled_beside(input.len(), block, |place, d_x| {
         let (x, grad) = (&input[place * block..], &grad[place * block..]);
-        let mut sums = [vec![0.0f32; dim], vec![0.0f32; dim]];
-        let [d_weight, d_bias] = &mut sums;
-        run(Backward { x, weight, grad, eps: eps as f32, d_x, d_weight, d_bias });
+        let mut sums = trained.then(|| [vec![0.0f32; dim], vec![0.0f32; dim]]);
+        let of_weight = sums.as_mut().map(|[d_weight, d_bias]| [d_weight.as_mut_slice(), d_bias.as_mut_slice()]);
+        run(Backward { x, weight, grad, eps: eps as f32, d_x, of_weight });
         sums
     });
-    let mut totals = [vec![0.0f32; dim], vec![0.0f32; dim]];
-    for sums in sums {
-        for (total, sum) in totals.iter_mut().zip(sums) {
-            total.iter_mut().zip(sum).for_each(|(total, x)| *total += x);
+    let totals = trained.then(|| {
+        let mut totals = [vec![0.0f32; dim], vec![0.0f32; dim]];
+        for (total, sum) in sums.into_iter().flatten().flat_map(|sums| [0, 1].into_iter().zip(sums)) {
+            totals[total].iter_mut().zip(sum).for_each(|(total, x)| *total += x);
         }
-    }
-    let [d_weight, d_bias] = totals.map(|total| fresh(total, weight_shape.clone()));
-    [fresh(d_x, shape), d_weight, d_bias]
+        totals.map(|total| fresh(total, weight_shape.clone()))
+    });
+    (fresh(d_x, shape), totals)
 }
 
 /// Some rows, and the sums over them.
@@ -117,27 +123,30 @@ struct Backward<'a> {
     grad: &'a [f32],
     eps: f32,
     d_x: &'a mut [f32],
-    d_weight: &'a mut [f32],
-    d_bias: &'a mut [f32],
+    /// The weight's and the bias's, if they train.
+    of_weight: Option<[&'a mut [f32]; 2]>,
 }
 
 impl Work for Backward<'_> {
     #[inline(always)]
-    unsafe fn with<L: Lanes>(self) {
+    unsafe fn with<L: Lanes>(mut self) {
         let dim = self.weight.len().max(1);
         let mut scaled = vec![0.0f32; self.weight.len()];
         let rows = self.d_x.chunks_exact_mut(dim).zip(self.x.chunks_exact(dim)).zip(self.grad.chunks_exact(dim));
         for ((d_x, x), grad) in rows {
             let (mean, inverse) = statistics(x, self.eps);
-            for ((n, x), (b, g)) in d_x.iter_mut().zip(x).zip(self.d_bias.iter_mut().zip(grad)) {
+            for (n, x) in d_x.iter_mut().zip(x) {
                 *n = (x - mean) * inverse;
-                *b += g;
             }
-            for ((s, (g, w)), (d_w, n)) in
-                scaled.iter_mut().zip(grad.iter().zip(self.weight)).zip(self.d_weight.iter_mut().zip(d_x.iter()))
-            {
+            if let Some([d_weight, d_bias]) = &mut self.of_weight {
+                for ((d_w, d_b), (g, n)) in d_weight.iter_mut().zip(d_bias.iter_mut()).zip(grad.iter().zip(d_x.iter()))
+                {
+                    *d_w += g * n;
+                    *d_b += g;
+                }
+            }
+            for (s, (g, w)) in scaled.iter_mut().zip(grad.iter().zip(self.weight)) {
                 *s = g * w;
-                *d_w += g * n;
             }
             let level = math::sum(&scaled, |s| s) / dim as f32;
             let along = math::dot(&scaled, d_x) / dim as f32;
@@ -164,8 +173,8 @@ mod tests {
             run_as(way, Forward { input: &x, weight: &weight, bias: &bias, eps, output: &mut output });
         });
         let backward = gain(|way| {
-            let (d_x, d_weight, d_bias) = (&mut output[..], &mut d_weight[..], &mut d_bias[..]);
-            run_as(way, Backward { x: &x, weight: &weight, grad: &grad, eps, d_x, d_weight, d_bias });
+            let (d_x, of_weight) = (&mut output[..], Some([&mut d_weight[..], &mut d_bias[..]]));
+            run_as(way, Backward { x: &x, weight: &weight, grad: &grad, eps, d_x, of_weight });
         });
         for gain in [forward, backward].into_iter().flatten() {
             assert!(gain > 1.2, "a norm is {gain:.2} times as fast with registers twice as wide");
