@@ -11,7 +11,15 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("crates/distributed", &[]),
     (
         "crates/eval",
-        &["flamingo-config", "flamingo-data", "flamingo-generate", "flamingo-metrics", "flamingo-plot", "flamingo-zoo"],
+        &[
+            "flamingo-config",
+            "flamingo-data",
+            "flamingo-generate",
+            "flamingo-metrics",
+            "flamingo-plot",
+            "flamingo-weights",
+            "flamingo-zoo",
+        ],
     ),
     ("crates/generate", &[]),
     ("crates/kernels", &["flamingo-config"]),
