@@ -801,7 +801,7 @@ Examples:
 pub struct DoctorArgs {
     #[command(flatten)]
     pub zoo: ZooArgs,
-    /// Seconds that a device may take.
+    /// Seconds that a device may take to answer. Finding devices has no limit.
     #[arg(long, default_value_t = 300, value_name = "SECONDS")]
     pub time_limit: u64,
     /// One JSON object on stdout instead of text.

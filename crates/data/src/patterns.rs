@@ -1,4 +1,5 @@
-//! Patterns that stand for many shards, as the Python package `braceexpand` reads them.
+//! Patterns that stand for many shards, as the Python package `braceexpand` reads them; braces that hold neither a list nor a
+//! range are refused rather than kept.
 
 use crate::DataError;
 

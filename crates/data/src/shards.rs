@@ -24,7 +24,7 @@ pub struct Skipped {
     pub members: usize,
     /// Members of a sample that has their extension already.
     pub duplicates: usize,
-    /// Places where a header is damaged; the next sound one is where reading goes on.
+    /// Places where a header is damaged, or an end comes too early; reading goes on at the next sound header.
     pub damaged: usize,
     /// Shards that end in the middle, or of which nothing sound follows the damage.
     pub cut: usize,
@@ -36,7 +36,11 @@ impl Skipped {
         [
             ("member", self.members, "no file with a name and an extension, WebDataset's own, or too large"),
             ("duplicate member", self.duplicates, "the sample has such a part already"),
-            ("damaged member", self.damaged, "its header is damaged; reading goes on at the next sound one"),
+            (
+                "damaged member",
+                self.damaged,
+                "its header is damaged, or the shard ends before it; reading goes on at the next sound one",
+            ),
             ("cut shard", self.cut, "it ends in the middle, or nothing sound follows the damage"),
         ]
     }

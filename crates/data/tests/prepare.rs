@@ -192,7 +192,7 @@ fn nothing_is_written_when_nothing_can_be() {
     let lines = put(work.path(), "pairs.jsonl", r#"{"image": "empty/b.png", "text": "b"}"#.to_string() + "\n");
     let lines = put(work.path(), "pairs.jsonl", fs::read_to_string(lines).expect("lines").repeat(40));
     let late = pack(&lines, &options, &mut |_, _| drop(put(&output, "late", "")));
-    assert!(matches!(late, Err(PrepareError::Write { .. })));
+    assert!(matches!(late, Err(PrepareError::Occupied(_))));
     let mut left: Vec<_> = fs::read_dir(work.path()).expect("a folder").flatten().map(|e| e.file_name()).collect();
     left.sort();
     assert_eq!(left, ["empty", "mmc4.jsonl", "out", "pairs.jsonl"]);

@@ -55,7 +55,7 @@ pub struct Together {
     pub slowest_seconds: f64,
     /// How long a worker did on average.
     pub mean_seconds: f64,
-    /// Bytes of tensors that the process of rank 0 sent to and fetched from other processes.
+    /// Bytes of tensors that the process of rank 0 sent to and fetched from other processes, since it began if that is later.
     pub wire_bytes: u64,
 }
 

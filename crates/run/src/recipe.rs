@@ -248,6 +248,9 @@ fn upstream_parts() -> Vec<Part> {
     Part::UPSTREAM.to_vec()
 }
 
+const SPREAD: &str = "gradients and the optimizer's state are always spread over the workers, the weights never";
+const METRICS: &str = "metrics.jsonl in the run's folder holds all numbers, and `flamingo plot` draws them";
+
 /// Upstream's options that this project has elsewhere, and where.
 const ELSEWHERE: &[(&str, &str)] = &[
     ("lm_path", "the model folder (`model`) holds the language model"),
@@ -261,18 +264,12 @@ const ELSEWHERE: &[(&str, &str)] = &[
     ("dist_backend", "`flamingo train --device` and `--devices` say what computes"),
     ("horovod", "`flamingo train --nodes` trains in several processes"),
     ("no_set_device_rank", "`flamingo train --device` and `--devices` say what computes"),
-    ("fsdp", "gradients and the optimizer's state are always spread over the workers, the weights never"),
-    (
-        "fsdp_use_orig_params",
-        "gradients and the optimizer's state are always spread over the workers, the weights never",
-    ),
-    (
-        "fsdp_sharding_strategy",
-        "gradients and the optimizer's state are always spread over the workers, the weights never",
-    ),
-    ("report_to_wandb", "metrics.jsonl in the run's folder holds all numbers, and `flamingo plot` draws them"),
-    ("wandb_project", "metrics.jsonl in the run's folder holds all numbers, and `flamingo plot` draws them"),
-    ("wandb_entity", "metrics.jsonl in the run's folder holds all numbers, and `flamingo plot` draws them"),
+    ("fsdp", SPREAD),
+    ("fsdp_use_orig_params", SPREAD),
+    ("fsdp_sharding_strategy", SPREAD),
+    ("report_to_wandb", METRICS),
+    ("wandb_project", METRICS),
+    ("wandb_entity", METRICS),
     ("save_checkpoints_to_wandb", "checkpoints are in the run's folder"),
 ];
 

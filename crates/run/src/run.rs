@@ -165,7 +165,7 @@ impl Run {
                 recipe: recipe.clone(),
                 model: fingerprint.clone(),
             },
-            Some((progress, state)) => {
+            Some((mut progress, state)) => {
                 let differs = recipe.differs_from(&progress.recipe);
                 if first && !differs.is_empty() {
                     return Err(RunError::Recipe(format!(
@@ -182,6 +182,10 @@ impl Run {
                     )));
                 }
                 training.restore(state)?;
+                if progress.window.computing.len() != group.world() {
+                    // Those were other workers.
+                    progress.window.computing.clear();
+                }
                 tracing::info!(step = progress.step, "going on after the last checkpoint");
                 progress
             }
@@ -246,10 +250,11 @@ impl Run {
     /// One update; `None` when the run is complete.
     ///
     /// # Errors
-    /// [`RunError`] if data or device fail, too many losses in a row are no numbers, or another worker is lost.
+    /// [`RunError`] if data or device fail, too many losses in a row or all are no numbers, or another worker is lost.
     pub fn step(&mut self) -> Result<Option<Step>, RunError> {
         if self.progress.step >= self.total() {
-            return Ok(None);
+            // Weights that never changed are no result.
+            return if self.progress.updates == 0 { Err(RunError::NotANumber(self.progress.step)) } else { Ok(None) };
         }
         self.advance().map(Some).inspect_err(|error| self.group.fail(&in_full(error)))
     }
@@ -420,12 +425,8 @@ impl Run {
     /// trained. Returns the folder.
     ///
     /// # Errors
-    /// [`RunError::Weights`] if it cannot be written, [`RunError::NotANumber`] if no step had a usable loss.
+    /// [`RunError::Weights`] if it cannot be written.
     pub fn export(&self, dtype: Dtype) -> Result<PathBuf, RunError> {
-        // Weights that never changed are no result.
-        if self.progress.updates == 0 && self.progress.step > 0 {
-            return Err(RunError::NotANumber(self.progress.step));
-        }
         let (out, checkpoint) = (model_of(&self.recipe), self.recipe.run_name.join("checkpoint.safetensors"));
         let upstreams = self.recipe.objective == Objective::NextToken;
         let card = format!(

@@ -27,11 +27,8 @@ impl ShardWriter {
             return Err(PrepareError::Nothing("shards of no samples: give --samples-per-shard 1 or more".into()));
         }
         // A place that cannot be taken is better known now than after hours.
-        match fs::remove_dir(folder) {
-            Ok(()) => {}
-            Err(source) if source.kind() == ErrorKind::NotFound => {}
-            Err(_) if folder.exists() => return Err(PrepareError::Occupied(folder.into())),
-            Err(source) => return Err(write(folder)(source)),
+        if remove_empty(folder)? {
+            fs::create_dir(folder).map_err(write(folder))?;
         }
         let mut name = folder.file_name().unwrap_or_default().to_owned();
         name.push(".partial");
@@ -74,6 +71,7 @@ impl ShardWriter {
         self.close()?;
         // The names of the shards, too; where a folder cannot be opened, nothing more can be done.
         File::open(&self.partial).and_then(|folder| folder.sync_all()).ok();
+        remove_empty(&self.folder)?;
         fs::rename(&self.partial, &self.folder).map_err(write(&self.folder))?;
         Ok((self.shards, self.bytes))
     }
@@ -95,6 +93,19 @@ impl Drop for ShardWriter {
         self.open = None;
         // What finished is elsewhere. Of the rest nothing can be said that the error did not say.
         fs::remove_dir_all(&self.partial).ok();
+    }
+}
+
+/// Removes an empty folder; says whether one was there.
+fn remove_empty(folder: &Path) -> Result<bool, PrepareError> {
+    match fs::remove_dir(folder) {
+        Ok(()) => Ok(true),
+        Err(source) => match source.kind() {
+            ErrorKind::NotFound => Ok(false),
+            ErrorKind::DirectoryNotEmpty | ErrorKind::NotADirectory => Err(PrepareError::Occupied(folder.into())),
+            // Others write or mount there, or nobody may.
+            _ => Err(write(folder)(source)),
+        },
     }
 }
 

@@ -135,18 +135,28 @@ impl Work for Backward<'_> {
         let rows = self.d_x.chunks_exact_mut(dim).zip(self.x.chunks_exact(dim)).zip(self.grad.chunks_exact(dim));
         for ((d_x, x), grad) in rows {
             let (mean, inverse) = statistics(x, self.eps);
-            for (n, x) in d_x.iter_mut().zip(x) {
-                *n = (x - mean) * inverse;
-            }
-            if let Some([d_weight, d_bias]) = &mut self.of_weight {
-                for ((d_w, d_b), (g, n)) in d_weight.iter_mut().zip(d_bias.iter_mut()).zip(grad.iter().zip(d_x.iter()))
-                {
-                    *d_w += g * n;
-                    *d_b += g;
+            match &mut self.of_weight {
+                Some([d_weight, d_bias]) => {
+                    for ((n, x), (b, g)) in d_x.iter_mut().zip(x).zip(d_bias.iter_mut().zip(grad)) {
+                        *n = (x - mean) * inverse;
+                        *b += g;
+                    }
+                    let weights = grad.iter().zip(self.weight);
+                    for ((s, (g, w)), (d_w, n)) in
+                        scaled.iter_mut().zip(weights).zip(d_weight.iter_mut().zip(d_x.iter()))
+                    {
+                        *s = g * w;
+                        *d_w += g * n;
+                    }
                 }
-            }
-            for (s, (g, w)) in scaled.iter_mut().zip(grad.iter().zip(self.weight)) {
-                *s = g * w;
+                None => {
+                    for ((n, x), (s, (g, w))) in
+                        d_x.iter_mut().zip(x).zip(scaled.iter_mut().zip(grad.iter().zip(self.weight)))
+                    {
+                        *n = (x - mean) * inverse;
+                        *s = g * w;
+                    }
+                }
             }
             let level = math::sum(&scaled, |s| s) / dim as f32;
             let along = math::dot(&scaled, d_x) / dim as f32;
